@@ -1,0 +1,43 @@
+# The two commands a newcomer needs, each from nothing:
+#   make quickstart   environment, pre-training + linear SVM on the built-in data, report
+#   make test         environment, the default test suite
+# PYTHON=python3.12 chooses the interpreter (3.11 to 3.13), VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+WORKERS ?= auto
+
+.PHONY: quickstart test test-slow style native clean
+
+quickstart: $(VENV)/.installed native
+	$(RUN) -m tools.quickstart
+
+# One thread per worker: results do not depend on it, and two workers on two cores do not get in each other's way.
+test: $(VENV)/.installed-dev native
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadgroup
+
+test-slow: $(VENV)/.installed-dev native
+	$(RUN) -m pytest -m slow
+
+style: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+
+# Compiles where there is a compiler and says so where there is none; everything runs either way.
+native: $(VENV)/.installed
+	$(RUN) -m extensions.m2ae_ops.build
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] <= (3, 13); sys.exit(0 if ok else "Python 3.11 to 3.13 is needed, this is %s; choose one with make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,39 @@
+"""What all tests share: the real data, the device, and what was skipped and why."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SHARED = Path(os.environ.get("M2AE_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine lacks, and leave slow tests to `-m slow`."""
+    chosen = config.getoption("markexpr", "")
+    for item in items:
+        if "slow" in item.keywords and "slow" not in chosen:
+            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "data" in item.keywords and not (SHARED / "data").is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs the real data sets: set M2AE_SHARED"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """End by saying how many tests were skipped, and why."""
+    reasons = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reasons[reason.removeprefix("Skipped: ")] += 1
+    listed = "; ".join(f"{count} ({reason})" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"skipped: {sum(reasons.values())}" + (f" = {listed}" if listed else ""))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Return the folder of the real data sets; only for tests marked `data`."""
+    return SHARED / "data"
