@@ -1,0 +1,25 @@
+"""Point-cloud ops: sampling, neighbour search, gathering, interpolation, Chamfer distance.
+
+Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compiled library adds kernels to it.
+See README.md.
+"""
+
+from .chamfer import chamfer_distance
+from .indexing import gather, group, three_interpolate
+from .loader import backend
+from .neighbors import ball_query, knn, three_nn
+from .rows import row_sums
+from .sampling import fps
+
+__all__ = [
+    "backend",
+    "ball_query",
+    "chamfer_distance",
+    "fps",
+    "gather",
+    "group",
+    "knn",
+    "row_sums",
+    "three_interpolate",
+    "three_nn",
+]

@@ -1,0 +1,60 @@
+// Picks the kernels for the processor at hand, once.
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace m2ae {
+namespace {
+
+enum Isa { kBase, kAvx2, kAvx512 };
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  return avx512 ? kAvx512 : avx2 ? kAvx2 : kBase;
+#else
+  return kBase;
+#endif
+}
+
+Isa choose_isa() {
+  const Isa best = best_isa();
+  const char* wanted = std::getenv("M2AE_CPU");
+  if (!wanted) return best;
+  if (!std::strcmp(wanted, "base")) return kBase;
+  if (!std::strcmp(wanted, "avx2") && best >= kAvx2) return kAvx2;
+  return best;
+}
+
+Isa isa() {
+  static const Isa chosen = choose_isa();
+  return chosen;
+}
+
+template <typename T>
+const Kernels<T>& pick() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return avx512::table<T>();
+  if (isa() == kAvx2) return avx2::table<T>();
+#endif
+  return base::table<T>();
+}
+
+}  // namespace
+
+const char* active_isa() {
+  const char* names[] = {"base", "avx2", "avx512"};
+  return names[isa()];
+}
+
+template <> const Kernels<float>& kernels<float>() { return pick<float>(); }
+template <> const Kernels<double>& kernels<double>() { return pick<double>(); }
+
+}  // namespace m2ae
+
+// For build.py, through ctypes.
+extern "C" __attribute__((visibility("default"))) const char* m2ae_active_isa() { return m2ae::active_isa(); }

@@ -1,0 +1,21 @@
+// All vector kernels for one instruction set; see kernels.h for the rule about headers.
+#pragma once
+
+#include "fps_impl.h"
+#include "kernels.h"
+#include "knn_impl.h"
+#include "nearest_impl.h"
+#include "rows_impl.h"
+
+namespace m2ae::M2AE_ISA {
+namespace {
+
+template <typename T>
+constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, row_sums<T>};
+
+}  // namespace
+
+template <> const Kernels<float>& table<float>() { return kTable<float>; }
+template <> const Kernels<double>& table<double>() { return kTable<double>; }
+
+}  // namespace m2ae::M2AE_ISA

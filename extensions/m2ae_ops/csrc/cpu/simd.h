@@ -1,0 +1,212 @@
+// Vectors of one register each, in the compiler's own vector extension (GCC and Clang), and the few steps it lacks.
+//
+// Included by kernels_impl.h only, which sets M2AE_ISA (a namespace) and M2AE_BYTES (register width).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace m2ae::M2AE_ISA {
+namespace {
+
+template <typename T> struct IntOf;
+template <> struct IntOf<float> { using type = int32_t; };
+template <> struct IntOf<double> { using type = int64_t; };
+
+template <typename T>
+struct Lanes {
+  using Int = typename IntOf<T>::type;
+  static constexpr int W = M2AE_BYTES / sizeof(T);
+  typedef T Vec __attribute__((vector_size(M2AE_BYTES)));
+  typedef Int IVec __attribute__((vector_size(M2AE_BYTES)));
+};
+
+template <typename T> using Vec = typename Lanes<T>::Vec;
+template <typename T> using IVec = typename Lanes<T>::IVec;
+template <typename T> using Int = typename Lanes<T>::Int;
+
+template <typename T>
+inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <typename T>
+inline void store(T* to, Vec<T> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+template <typename T>
+inline IVec<T> load_int(const Int<T>* from) {
+  IVec<T> v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <typename T>
+inline Vec<T> all(T value) {
+  return value - Vec<T>{};
+}
+
+template <typename T>
+inline IVec<T> all_int(Int<T> value) {
+  return value - IVec<T>{};
+}
+
+// The order of operations every implementation of this package shares; the build forbids contraction.
+template <typename V>
+inline V squared_distance(V dx, V dy, V dz) {
+  return (dx * dx + dy * dy) + dz * dz;
+}
+
+// Results of comparisons: a mask register with AVX-512, else a vector of 0 and -1. They combine with &, | and ~.
+#if defined(__AVX512DQ__)
+template <typename T> struct MaskOf;
+template <> struct MaskOf<float> { using type = __mmask16; };
+template <> struct MaskOf<double> { using type = __mmask8; };
+template <typename T> using Mask = typename MaskOf<T>::type;
+
+inline Mask<float> lt(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+inline Mask<float> le(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ); }
+inline Mask<float> eq(Vec<float> a, Vec<float> b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+inline Mask<double> lt(Vec<double> a, Vec<double> b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
+inline Mask<double> le(Vec<double> a, Vec<double> b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LE_OQ); }
+inline Mask<double> eq(Vec<double> a, Vec<double> b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_EQ_OQ); }
+inline Mask<float> lt(IVec<float> a, IVec<float> b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+inline Mask<double> lt(IVec<double> a, IVec<double> b) { return _mm512_cmplt_epi64_mask((__m512i)a, (__m512i)b); }
+
+inline Vec<float> select(Mask<float> m, Vec<float> a, Vec<float> b) {
+  return (Vec<float>)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a);
+}
+inline Vec<double> select(Mask<double> m, Vec<double> a, Vec<double> b) {
+  return (Vec<double>)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a);
+}
+inline IVec<float> select(Mask<float> m, IVec<float> a, IVec<float> b) {
+  return (IVec<float>)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
+}
+inline IVec<double> select(Mask<double> m, IVec<double> a, IVec<double> b) {
+  return (IVec<double>)_mm512_mask_blend_epi64(m, (__m512i)b, (__m512i)a);
+}
+
+// One bit per lane, lane 0 lowest.
+inline uint32_t bits(Mask<float> m) { return m; }
+inline uint32_t bits(Mask<double> m) { return m; }
+#else
+template <typename T> using Mask = IVec<T>;
+
+inline Mask<float> lt(Vec<float> a, Vec<float> b) { return a < b; }
+inline Mask<float> le(Vec<float> a, Vec<float> b) { return a <= b; }
+inline Mask<float> eq(Vec<float> a, Vec<float> b) { return a == b; }
+inline Mask<double> lt(Vec<double> a, Vec<double> b) { return a < b; }
+inline Mask<double> le(Vec<double> a, Vec<double> b) { return a <= b; }
+inline Mask<double> eq(Vec<double> a, Vec<double> b) { return a == b; }
+inline Mask<float> lt(IVec<float> a, IVec<float> b) { return a < b; }
+inline Mask<double> lt(IVec<double> a, IVec<double> b) { return a < b; }
+
+template <typename M, typename V>
+inline V select(M m, V a, V b) {
+  return m ? a : b;
+}
+
+// One bit per lane, lane 0 lowest.
+inline uint32_t bits(Mask<float> m) {
+#if defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)m);
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < Lanes<float>::W; ++i) out |= uint32_t(m[i] & 1) << i;
+  return out;
+#endif
+}
+
+inline uint32_t bits(Mask<double> m) {
+#if defined(__AVX2__)
+  return _mm256_movemask_pd((__m256d)m);
+#elif defined(__SSE2__)
+  return _mm_movemask_pd((__m128d)m);
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < Lanes<double>::W; ++i) out |= uint32_t(m[i] & 1) << i;
+  return out;
+#endif
+}
+#endif
+
+// Writes `base` + lane for every lane of the mask to `out`, which has room for all lanes, and returns how many they are.
+template <typename T>
+inline int64_t append_lanes(Mask<T> m, int32_t base, int32_t* out) {
+  uint32_t todo = bits(m);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {  // no branches, whose outcome would be hard to predict
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(todo, _mm512_add_epi32(lanes, _mm512_set1_epi32(base))));
+    return __builtin_popcount(todo);
+  }
+#endif
+  int64_t count = 0;
+  for (; todo; todo &= todo - 1) out[count++] = base + __builtin_ctz(todo);
+  return count;
+}
+
+// Lane-wise minimum and maximum; where one is NaN, `b`.
+template <typename V>
+inline V smaller(V a, V b) {
+  return a < b ? a : b;
+}
+
+template <typename V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
+// A squared distance and an index as one integer: bits of non-negative floats order like the floats themselves, so that
+// smaller keys are nearer, and of equally near points the one with the lower index.
+template <typename T> struct KeyOf;
+template <> struct KeyOf<float> { using type = int64_t; };
+template <> struct KeyOf<double> { using type = __int128; };
+template <typename T> using Key = typename KeyOf<T>::type;
+
+template <typename T>
+inline Key<T> make_key(T sqdist, int64_t index) {
+  Int<T> pattern;
+  __builtin_memcpy(&pattern, &sqdist, sizeof(pattern));
+  return (Key<T>(pattern) << 32) | index;
+}
+
+template <typename T>
+inline void split_key(Key<T> key, T& sqdist, int64_t& index) {
+  const Int<T> pattern = Int<T>(key >> 32);
+  __builtin_memcpy(&sqdist, &pattern, sizeof(pattern));
+  index = int64_t(key & 0xFFFFFFFF);
+}
+
+// Largest lane.
+inline float largest(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#elif defined(__AVX2__)
+  __m128 m = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+  return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+#else
+  float out = v[0];
+  for (int i = 1; i < Lanes<float>::W; ++i) out = v[i] > out ? v[i] : out;
+  return out;
+#endif
+}
+
+inline double largest(Vec<double> v) {
+  double out = v[0];
+  for (int i = 1; i < Lanes<double>::W; ++i) out = v[i] > out ? v[i] : out;
+  return out;
+}
+
+}  // namespace
+}  // namespace m2ae::M2AE_ISA

@@ -1,0 +1,58 @@
+"""Farthest point sampling in plain PyTorch. Shape legend: B batch, N points, S samples."""
+
+import torch
+
+from .distance import squared_distance, to_compute
+
+NEAR_ORIGIN = 1e-3
+"""Squared norm up to which `skip_near_origin` leaves a point out."""
+START_DISTANCE = 1e10
+"""Running squared distance of every point before the first sample."""
+
+
+def pointnet2_order(count: int, device: torch.device | None = None) -> torch.Tensor:
+    """Return the order (count,) in which the published CUDA kernel prefers points of equal distance.
+
+    The kernel strides the points over T = min(512, 2^floor(log2 count)) threads and reduces pairwise, keeping the lower
+    slot: the smallest bit-reversed (index mod T) wins, then the smallest index.
+    """
+    bits = min(9, count.bit_length() - 1)
+    threads = 1 << bits
+    index = torch.arange(count, device=device)
+    slot, reversed_slot = index % threads, torch.zeros_like(index)
+    for _ in range(bits):
+        reversed_slot = (reversed_slot << 1) | (slot & 1)
+        slot = slot >> 1
+    return torch.argsort(reversed_slot * count + index)
+
+
+def fps(points: torch.Tensor, num_samples: int, skip_near_origin: bool, tie_break: str) -> torch.Tensor:
+    """Return the indices (B, S) int64 of a greedy farthest point sample that starts at point 0."""
+    points = to_compute(points)
+    B, N, _ = points.shape
+    order = None
+    if tie_break == "pointnet2":
+        # Ties go to the lowest position, so the points are laid out in order of preference first.
+        order = pointnet2_order(N, points.device)
+        candidates = points[:, order]
+    else:
+        candidates = points
+    x, y, z = candidates.unbind(-1)
+    live = candidates.isfinite().all(-1)  # (B, N)
+    if skip_near_origin:
+        live &= (x * x + y * y) + z * z > NEAR_ORIGIN
+    # Points that may not be chosen stand at -1, below every distance.
+    running = torch.where(live, torch.full_like(x, START_DISTANCE), torch.full_like(x, -1.0))
+    some = live.any(-1)
+    rows = torch.arange(B, device=points.device)
+    chosen = points.new_zeros((B, num_samples), dtype=torch.int64)
+    last = points[:, 0]  # (B, 3)
+    for step in range(1, num_samples):
+        sqdist = squared_distance(candidates, last[:, None])
+        running = torch.where(sqdist < running, sqdist, running)
+        winner = running.argmax(-1)
+        index = winner if order is None else order[winner]
+        index = torch.where(some, index, 0)
+        chosen[:, step] = index
+        last = points[rows, index]
+    return chosen

@@ -1,0 +1,168 @@
+"""Compiled kernels and PyTorch reference agree to the bit, on ordinary and on degenerate clouds."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from extensions import ball_query, chamfer_distance, fps, gather, group, knn, three_interpolate, three_nn
+from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.reference import chamfer as reference_chamfer
+from extensions.m2ae_ops.reference import indexing as reference_indexing
+from extensions.m2ae_ops.reference import neighbors as reference_neighbors
+from extensions.m2ae_ops.reference import sampling as reference_sampling
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+KINDS = ["random", "small", "grid", "duplicates", "equal", "zero", "line", "nan", "nan_first", "huge"]
+
+
+def make_cloud(kind: str, batch: int, count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return points (batch, count, 3) of a kind; "small" lies around the near-origin radius."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(batch, count, 3))
+    if kind == "small":
+        points = rng.uniform(-0.06, 0.06, size=points.shape)
+    elif kind == "grid":
+        cells = np.stack(np.unravel_index(rng.permutation(batch * count) % 125, (5, 5, 5)), -1)
+        points = cells / 4.0 - 0.5
+    elif kind == "duplicates":
+        points = points[:, rng.integers(0, max(1, count // 3), count)]
+    elif kind == "equal":
+        points = np.broadcast_to(points[:, :1], points.shape)
+    elif kind == "zero":
+        points = np.zeros_like(points)
+    elif kind == "line":
+        points = points * [1.0, 0.0, 0.0]
+    elif kind == "nan":
+        points[:, count // 2 :: 7, 1] = np.nan
+        points[:, count // 3 :: 11, 2] = np.inf
+    elif kind == "nan_first":
+        points[:, 0] = np.nan
+    elif kind == "huge":
+        points = points * 1e18
+    return torch.tensor(points.reshape(batch, count, 3), dtype=dtype)
+
+
+def assert_same(ours, expected) -> None:
+    ours, expected = (x if isinstance(x, tuple) else (x,) for x in (ours, expected))
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == other.dtype and one.is_contiguous()
+        assert torch.equal(one, other)
+
+
+def test_the_library_is_what_runs_here():
+    if not backend().startswith("compiled"):
+        pytest.skip(f"no compiled library: {backend()}; the reference is compared with itself")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 3),
+    count=st.sampled_from([1, 2, 3, 15, 16, 17, 64, 100, 216, 333, 700]),
+    percent=st.sampled_from([1, 10, 50, 100, 120]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_fps(device, kind, batch, count, percent, dtype):
+    points = make_cloud(kind, batch, count, count, dtype).to(device)
+    samples = max(1, percent * count // 100)
+    for skip, tie_break in itertools.product([False, True], ["lowest", "pointnet2"]):
+        ours = fps(points, samples, skip_near_origin=skip, tie_break=tie_break)
+        assert_same(ours, reference_sampling.fps(points, samples, skip, tie_break))
+        assert ours.min() >= 0 and ours.max() < count and (ours[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    queries=st.sampled_from([1, 5, 33, 70]),
+    count=st.sampled_from([1, 2, 7, 16, 65, 200, 520]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_neighbors(device, kind, queries, count, dtype):
+    support = make_cloud(kind, 2, count, 3, dtype).to(device)
+    query = torch.cat([support[:, : queries // 2], make_cloud(kind, 2, queries, 4, dtype).to(device)], 1)
+    for k in (1, 2, 8, 16, 20, 32, 64, 100, 128, 300):
+        assert_same(knn(query, support, min(k, count)), reference_neighbors.knn(query, support, min(k, count)))
+        assert_same(ball_query(query, support, 0.5, k), reference_neighbors.ball_query(query, support, 0.5, k))
+    assert_same(three_nn(query, support), reference_neighbors.three_nn(query, support))
+    assert_same(chamfer_distance(query, support), reference_chamfer.chamfer(query, support))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(device, dtype):
+    points = make_cloud("random", 2, 150, 5, dtype).to(device)
+    distance = torch.float64 if dtype == torch.float64 else torch.float32
+    assert_same(fps(points, 40), reference_sampling.fps(points, 40, False, "lowest"))
+    sqdist, idx = knn(points[:, :20], points, 9)
+    assert sqdist.dtype == distance
+    assert_same((sqdist, idx), reference_neighbors.knn(points[:, :20], points, 9))
+    assert chamfer_distance(points, points)[0].dtype == distance
+    assert_same(group(points, points[:, :20], idx), reference_indexing.group(points, points[:, :20], idx))
+    weight = torch.rand(2, 20, 3, device=device)
+    assert_same(
+        three_interpolate(points, idx[..., :3].contiguous(), weight),
+        reference_indexing.three_interpolate(points, idx[..., :3], weight),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_non_contiguous_inputs(device):
+    wide = torch.randn(6, 3, 400, device=device)
+    points, query = wide.transpose(1, 2)[::2, ::2], wide.transpose(1, 2)[1::2, 1::5]
+    assert not points.is_contiguous()
+    assert_same(fps(points, 50), fps(points.contiguous(), 50))
+    assert_same(knn(query, points, 7), knn(query.contiguous(), points.contiguous(), 7))
+    assert_same(three_nn(query, points), three_nn(query.contiguous(), points.contiguous()))
+    assert_same(ball_query(query, points, 0.4, 7), ball_query(query.contiguous(), points.contiguous(), 0.4, 7))
+    assert_same(chamfer_distance(query, points), chamfer_distance(query.contiguous(), points.contiguous()))
+    idx = knn(query, points, 8)[1][..., ::2]
+    assert_same(gather(points, idx), gather(points.contiguous(), idx.contiguous()))
+    assert_same(group(points, query, idx), group(points.contiguous(), query.contiguous(), idx.contiguous()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_of_backward_agree_with_the_reference(device):
+    torch.manual_seed(0)
+    grad, idx = torch.randn(3, 70, 4, 37, device=device), torch.randint(0, 11, (3, 70, 4), device=device)
+    expected = reference_indexing.gather_backward(grad.double(), idx, 11).float()
+    torch.testing.assert_close(torch.ops.m2ae.gather_backward(grad, idx, 11), expected, rtol=1e-5, atol=1e-5)
+    half = torch.ops.m2ae.gather_backward(grad.bfloat16(), idx, 11)
+    torch.testing.assert_close(half, reference_indexing.gather_backward(grad.bfloat16(), idx, 11))
+    values, flow = torch.randn(3, 11, 37, device=device), torch.randn(3, 70, 37, device=device)
+    idx, weight = torch.randint(0, 11, (3, 70, 3), device=device), torch.rand(3, 70, 3, device=device)
+    ours = torch.ops.m2ae.three_interpolate_backward(flow, values, idx, weight)
+    torch.testing.assert_close(ours, reference_indexing.three_interpolate_backward(flow, values, idx, weight))
+    a, b = torch.randn(3, 40, 3, device=device), torch.randn(3, 25, 3, device=device)
+    d1, d2, i1, i2 = chamfer_distance(a, b)
+    ours = torch.ops.m2ae.chamfer_backward(d1, d2, a, b, i1, i2)
+    torch.testing.assert_close(ours, reference_chamfer.chamfer_backward(d1, d2, a, b, i1, i2))
+
+
+def test_thread_count_changes_nothing():
+    points, b = make_cloud("random", 9, 500, 1), make_cloud("random", 9, 300, 2)
+    grad = torch.randn(9, 500, 40)
+
+    def run():
+        chosen = fps(points, 120)
+        sqdist, idx = knn(b, points, 12)
+        pairs = chamfer_distance(points, b)
+        back = torch.ops.m2ae.chamfer_backward(pairs[0], pairs[1], points, b, pairs[2], pairs[3])
+        sums = torch.ops.m2ae.gather_backward(grad, chosen[:, :1].expand(-1, 500).contiguous(), 500)
+        return chosen, sqdist, idx, *pairs, *back, sums, ball_query(b, points, 0.3, 9), *three_nn(b, points)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run()
+        for threads in (2, 5):
+            torch.set_num_threads(threads)
+            assert_same(run(), one)
+    finally:
+        torch.set_num_threads(before)
