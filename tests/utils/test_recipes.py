@@ -1,0 +1,119 @@
+"""Every published configuration path, and the folder of a run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from utils import recipes
+from utils.errors import UserError
+from utils.parser import experiment_folder, parse_args
+from utils.recipes import ROOT, dataset_file, find_recipe, lookup, published_paths
+
+SINGLE = ["pretrain", "finetune_modelnet", "finetune_modelnet_8k", "finetune_scan_hardest", "finetune_scan_objbg"]
+SINGLE += ["finetune_scan_objonly", "fewshot"]
+MULTI = ["linear-svm/modelnet40", "linear-svm/scan_obj-bg", "fine-tuning/modelnet40", "fine-tuning/scan_pb"]
+MULTI += ["fine-tuning/scan_obj", "fine-tuning/scan_obj-bg", "fewshot"]
+# What each published path resolves to, without a checkpoint or --method.
+EXPECTED = {
+    "cfgs/pre-training/point-m2ae.yaml": "cfgs/pre-training/point-m2ae.yaml",
+    "cfgs/pre-training/i2p-mae.yaml": "cfgs/pre-training/i2p-mae.yaml",
+    "cfgs/linear-svm/modelnet40.yaml": "cfgs/linear-svm/point-m2ae/modelnet40.yaml",
+    "cfgs/linear-svm/scan_obj-bg.yaml": "cfgs/linear-svm/point-m2ae/scan_obj-bg.yaml",
+    "cfgs/fine-tuning/modelnet40.yaml": "cfgs/fine-tuning/point-m2ae/modelnet40.yaml",
+    "cfgs/fine-tuning/scan_pb.yaml": "cfgs/fine-tuning/point-m2ae/scan_pb.yaml",
+    "cfgs/fine-tuning/scan_obj.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj.yaml",
+    "cfgs/fine-tuning/scan_obj-bg.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj-bg.yaml",
+    "cfgs/fewshot.yaml": "cfgs/few-shot/point-m2ae/modelnet40.yaml",
+    "cfgs/pretrain.yaml": "cfgs/pre-training/inter-mae.yaml",
+    "cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/point-m2ae/modelnet40.yaml",
+    "cfgs/finetune_modelnet_8k.yaml": "cfgs/fine-tuning/point-mae/modelnet40_8k.yaml",
+    "cfgs/finetune_scan_hardest.yaml": "cfgs/fine-tuning/point-m2ae/scan_pb.yaml",
+    "cfgs/finetune_scan_objbg.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj-bg.yaml",
+    "cfgs/finetune_scan_objonly.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj.yaml",
+    "Point-MAE_SA3D/cfgs/pretrain.yaml": "cfgs/pre-training/gm3d.yaml",
+    "Point-MAE_SA3D/cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/gm3d/modelnet40.yaml",
+    "Point-MAE_SA3D/cfgs/finetune_scan_hardest.yaml": "cfgs/fine-tuning/gm3d/scan_pb.yaml",
+    "Point-MAE_SA3D/cfgs/fewshot.yaml": "cfgs/few-shot/gm3d/modelnet40.yaml",
+    "Point-M2AE_SA3D/cfgs/pretrain.yaml": "cfgs/pre-training/gm3d-point-m2ae.yaml",
+    "Point-M2AE_SA3D/cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/modelnet40.yaml",
+    "Point-M2AE_SA3D/cfgs/finetune_scan_objbg.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/scan_obj-bg.yaml",
+}
+
+
+@pytest.mark.parametrize("path", EXPECTED)
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_published_path(path, prefix):
+    assert lookup(prefix + path).path.as_posix() == EXPECTED[path]
+
+
+def test_the_table_is_complete():
+    assert {f"cfgs/{name}.yaml" for name in SINGLE + MULTI} <= set(published_paths())
+    assert set(EXPECTED) <= set(published_paths())
+
+
+@pytest.mark.parametrize("path", published_paths())
+@pytest.mark.parametrize("method", [None, *recipes.METHODS])
+def test_every_published_path_is_found_or_said_to_be_missing(path, method):
+    expected = lookup(path, method)
+    if (ROOT / expected.path).is_file():
+        recipe = find_recipe(path, method)
+        assert recipe.path == ROOT / expected.path or recipe.path == Path(path)
+        assert recipe.method == expected.method and recipe.task == expected.task
+    else:
+        with pytest.raises(
+            UserError, match=f"resolves to {expected.path.as_posix()}, which this version does not have yet"
+        ):
+            find_recipe(path, method)
+
+
+def test_checkpoint_or_method_decides():
+    assert lookup("cfgs/pretrain.yaml", "point-mae").path == Path("cfgs/pre-training/point-mae.yaml")
+    assert lookup("cfgs/finetune_modelnet.yaml", "inter-mae").path == Path("cfgs/fine-tuning/inter-mae/modelnet40.yaml")
+    # Where the path names the method, nothing else does.
+    assert lookup("cfgs/pre-training/i2p-mae.yaml", "point-mae").method == "i2p-mae"
+    assert lookup("Point-MAE_SA3D/cfgs/finetune_modelnet.yaml", "point-mae").method == "gm3d"
+    with pytest.raises(UserError, match="--method point-m2e: is unknown; did you mean point-m2ae"):
+        find_recipe("cfgs/pretrain.yaml", "point-m2e")
+
+
+def test_recipes_not_there_yet(monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "cfgs" / "debug", tmp_path / "cfgs" / "debug")
+    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    message = (
+        r"cfgs/pretrain.yaml: resolves to cfgs/pre-training/inter-mae.yaml, .* not have yet; available for .*: none"
+    )
+    with pytest.raises(UserError, match=message):
+        find_recipe("cfgs/pretrain.yaml")
+
+
+def test_place_of_a_recipe_says_method_task_and_data_set():
+    recipe = find_recipe("cfgs/linear-svm/point-m2ae/modelnet10.yaml")
+    assert (recipe.method, recipe.task, recipe.dataset) == ("point-m2ae", "linear-svm", "modelnet10")
+    recipe = find_recipe(ROOT / "cfgs/pre-training/point-m2ae.yaml", "point-mae")
+    assert (recipe.method, recipe.task, recipe.dataset) == ("point-m2ae", "pre-training", None)
+
+
+def test_data_set_files_by_name():
+    assert dataset_file("./cfgs/dataset_configs/ModelNet40_SVM.yaml") == ROOT / "cfgs/dataset/ModelNet40_SVM.yaml"
+    assert dataset_file("cfgs/dataset_configs/ScanObjectNN_hardest.yaml") == ROOT / "cfgs/dataset/Scan_PB.yaml"
+    assert dataset_file("cfgs/dataset_configs/Nothing.yaml") is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags", "folder"),
+    [
+        ("cfgs/pre-training/point-m2ae.yaml", ["--exp_name", "a"], "pre-training/point-m2ae/a"),
+        ("cfgs/linear-svm/point-m2ae/modelnet40.yaml", [], "linear-svm/point-m2ae/modelnet40/default"),
+        ("cfgs/debug/point-m2ae.yaml", ["--exp_name", "b", "--mode", "easy"], "debug/point-m2ae/b_easy"),
+        ("cfgs/debug/point-m2ae.yaml", ["--exp_name", "t", "--test", "--ckpts", "x.pth"], "debug/point-m2ae/t"),
+        ("elsewhere/mine/small.yaml", ["--exp_name", "a/b"], "mine/small/a/b"),
+        ("elsewhere/cfgs/x.yaml", [], "cfgs/x/default"),
+    ],
+)
+def test_experiment_folder(recipe, flags, folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = parse_args(["--config", recipe, *flags])
+    assert experiment_folder(args, recipe) == Path("experiments") / folder
+    assert experiment_folder(args, Path(recipe).resolve()) == Path("experiments") / folder

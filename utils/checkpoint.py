@@ -1,0 +1,192 @@
+"""Checkpoint files: written whole or not at all, read without running anything that is in them."""
+
+import contextlib
+import errno
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from utils.errors import UserError
+
+
+def write_atomic(path: str | Path, writer: Callable[[BinaryIO], object]) -> None:
+    """Write a file through a temporary one beside it, so that nobody ever sees half of it.
+
+    `writer` gets a binary file object. A temporary file that a killed process left behind is overwritten by the next
+    write; a path must have one writer at a time.
+
+    Raises:
+        UserError: the folder is missing, read-only or full, and so on. What was there before is unchanged.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            writer(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _discard(temporary)
+        raise UserError(explain_write(path, error)) from error
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _discard(path: Path) -> None:
+    # Best effort: a folder that cannot be written cannot be tidied either, and the first error is the one to tell.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the rename itself to the disk, where the platform lets a folder be opened."""
+    if os.name != "posix":
+        return
+    with contextlib.suppress(OSError):  # Some network file systems refuse; the file is whole all the same.
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def explain_write(path: Path, error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "the disk is full; free space and start again with --resume",
+        errno.EDQUOT: "the disk quota is used up; free space and start again with --resume",
+        errno.EROFS: "the file system is read-only; run in a folder that can be written",
+        errno.EACCES: "no permission to write there; change it or run in another folder",
+        errno.EPERM: "no permission to write there; change it or run in another folder",
+        errno.ENOENT: "the folder does not exist; create it",
+        errno.ENOTDIR: "a part of the path is a file; choose another folder",
+        errno.EISDIR: "a folder of that name is in the way; move it",
+    }
+    reason = remedies.get(error.errno, f"{error.strerror or error}; check the folder")
+    return f"cannot write {path.name} in {path.parent}: {reason}"
+
+
+def save_checkpoint(path: str | Path, state: dict) -> None:
+    """Write a dict of tensors, dicts, lists, numbers and strings, atomically.
+
+    Raises:
+        UserError: the file cannot be written; an earlier checkpoint of that name is unchanged.
+    """
+    write_atomic(path, lambda file: _save(state, file))
+
+
+def _save(state: dict, file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        # torch closes its archive after a failed write, and reports that instead of the full disk.
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or error from None
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU, as plain data: code that a file may carry is never executed.
+
+    Raises:
+        UserError: the file is missing, cut short, no checkpoint at all, or holds more than plain data.
+    """
+    path = Path(path)
+    _check_kind(path)
+    try:
+        with torch.serialization.safe_globals(_plain_numpy()):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(_explain_content(path, str(error))) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
+        # The reader meets damaged bytes with any of these.
+        reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(f"{path}: is damaged or no torch checkpoint ({reason}); copy or download it again") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"{path}: holds a {type(saved).__name__}, expected a dict with weights; is it a checkpoint?")
+    return saved
+
+
+def _check_kind(path: Path) -> None:
+    """Tell apart, by name and first bytes, what needs no attempt to load it."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a checkpoint file in it, for example {path / 'ckpt-best.pth'}")
+    if not path.exists():
+        beside = sorted(entry.name for entry in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        hint = f"checkpoints there: {', '.join(beside[:8])}" if beside else "there is no .pth file in that folder"
+        raise UserError(f"{path}: checkpoint does not exist; {hint}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    again = "copy or download it again"
+    if not head:
+        raise UserError(f"{path}: the file is empty; {again}")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: is a Git LFS pointer, not the checkpoint itself; fetch it with git lfs pull")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise UserError(f"{path}: is a web page, not a checkpoint; the download link led to a page, {again}")
+    if head.startswith(b"PK"):
+        _check_archive(path, again)
+    elif _is_text(head):
+        raise UserError(f"{path}: is a text file, not a checkpoint; give a .pth file")
+
+
+def _check_archive(path: Path, again: str) -> None:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: is cut short ({path.stat().st_size} bytes, the end is missing); {again}")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if not any(name.endswith("data.pkl") for name in names):
+        raise UserError(
+            f"{path}: is a zip archive (of {', '.join(names[:3]) or 'nothing'}), not a checkpoint; unpack it first"
+        )
+
+
+def _is_text(head: bytes) -> bool:
+    """Say whether bytes are printable text and do not begin as a pickle does, protocol 0 included."""
+    return not head.startswith((b"\x80", b"(", b"c", b"}", b"]")) and all(
+        byte in b"\t\n\r\f" or byte >= 32 for byte in head
+    )
+
+
+def _explain_content(path: Path, message: str) -> str:
+    for mark in ("Unsupported global: GLOBAL ", "Trying to load unsupported GLOBAL ", "unsupported GLOBAL "):
+        if mark in message:
+            name = message.split(mark, 1)[1].split()[0].rstrip(".,:")
+            return (
+                f"{path}: holds the Python object {name} besides plain data; it was refused and nothing in the file "
+                "was executed. Use a checkpoint that holds tensors, dicts, lists, numbers and strings only"
+            )
+    reason = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0][:120]
+    return (
+        f"{path}: is damaged or no torch checkpoint, nothing in it was executed ({reason}); copy or download it again"
+    )
+
+
+def _plain_numpy() -> list:
+    """List what official checkpoints hold besides plain data: NumPy numbers, under their old and new module names."""
+    import _codecs
+
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        *kinds,
+        _codecs.encode,
+    ]

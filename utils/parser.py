@@ -1,0 +1,175 @@
+"""The command line of the main program: the published flags, ours, and the checks between them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.recipes import METHODS, below_cfgs
+
+SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic")
+# Published flags that change nothing here: destination -> why.
+NO_EFFECT = {
+    "loss": "the loss is the key model.loss: --set model.loss=cdl1",
+    "local_rank": "torchrun sets LOCAL_RANK",
+    "num_workers": "clouds are read through a memory map, without workers",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of `main.py`, its flags in groups."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Pre-train, judge and fine-tune masked autoencoders of point clouds.",
+        epilog="Example: python main.py --config cfgs/debug/point-m2ae.yaml --exp_name first",
+        allow_abbrev=False,
+    )
+    order = "Without any of these flags: pre-training. Of several, --test comes first, then --test_svm."
+    _add_task(parser.add_argument_group("what to do", order))
+    _add_config(parser.add_argument_group("configuration"))
+    _add_run(parser.add_argument_group("the run"))
+    _add_machine(parser.add_argument_group("machine"))
+    _add_evaluation(parser.add_argument_group("evaluation"))
+    _add_ignored(parser.add_argument_group("accepted without effect", "Published flags that nothing needs any more."))
+    return parser
+
+
+def _add_task(group) -> None:
+    group.add_argument("--finetune_model", action="store_true", help="fine-tune a classifier, from --ckpts if given")
+    group.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
+    group.add_argument("--test", action="store_true", help="evaluate the fine-tuned classifier in --ckpts")
+    group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
+
+
+def _add_config(group) -> None:
+    group.add_argument("--config", metavar="YAML", help="recipe in cfgs/, any YAML file, or a published path")
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE",
+        help="override a key of the recipe; may be repeated: --set optimizer.kwargs.lr=1e-4",
+    )  # fmt: skip
+    group.add_argument("--method", choices=METHODS, help="method, where a published path does not say it")
+    group.add_argument(
+        "--data_root", metavar="DIR", help="folder that replaces a leading data/ in the paths of data sets"
+    )
+    group.add_argument("--as_published", action="store_true", help="repeat the faults of the published program as well")
+
+
+def _add_run(group) -> None:
+    group.add_argument("--exp_name", default="default", help="name of the run: experiments/<recipe>/<exp_name>/")
+    group.add_argument("--mode", choices=("easy", "median", "hard"), help="appended to the name of the run")
+    group.add_argument("--resume", action="store_true", help="continue the run of this name, exactly where it stopped")
+    group.add_argument(
+        "--overwrite", action="store_true", help="start the run of this name again, dropping its outputs"
+    )
+    group.add_argument("--start_ckpts", metavar="PTH", help="initial weights for pre-training")
+    group.add_argument("--ckpts", metavar="PTH", help="weights for fine-tuning, --test and --test_svm")
+    group.add_argument(
+        "--transfer", action="store_true", help="fine-tune a fine-tuned classifier on other classes: new head"
+    )
+    group.add_argument("--seed", type=int, help="seed of the run (default: the recipe's, 0)")
+    group.add_argument(
+        "--seeds", type=int, nargs="+", metavar="SEED", help="run once for each seed, report mean and spread"
+    )
+    group.add_argument("--val_freq", type=int, default=1, metavar="N", help="epochs between evaluations (default: 1)")
+    group.add_argument("--debug", action="store_true", help="show the traceback of errors")
+
+
+def _add_machine(group) -> None:
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
+    group.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the recipe's, fp32)"
+    )
+    group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
+    group.add_argument(
+        "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: several processes, by torchrun"
+    )
+    group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between processes")
+    group.add_argument("--deterministic", action="store_true", help="deterministic kernels, where there are any")
+
+
+def _add_evaluation(group) -> None:
+    group.add_argument("--vote", action="store_true", help="average over augmented passes, with --test or fine-tuning")
+    group.add_argument("--vote_rounds", type=int, default=1, metavar="R", help="rounds of ten passes each (default: 1)")
+    group.add_argument("--way", type=int, default=-1, help="few-shot: classes, 5 or 10")
+    group.add_argument("--shot", type=int, default=-1, help="few-shot: training clouds a class, 10 or 20")
+    group.add_argument("--fold", type=int, default=-1, help="few-shot: fold, 0 to 9")
+
+
+def _add_ignored(group) -> None:
+    group.add_argument("--loss", metavar="NAME", help="key model.loss instead")
+    group.add_argument(
+        "--local_rank", "--local-rank", dest="local_rank", type=int, metavar="N", help="torchrun sets it"
+    )
+    group.add_argument("--num_workers", type=int, metavar="N", help="there are no workers")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line.
+
+    Flags that are also keys of the recipe become overrides in `args.set`, besides what `--set` gave: the resolved
+    configuration then says what was run. `args.notes` lists flags that were given without effect, for the log.
+
+    Raises:
+        UserError: flags that contradict each other or lack another one.
+    """
+    args = build_parser().parse_args(argv)
+    args.notes = [
+        f"--{name} has no effect: {why}" for name, why in NO_EFFECT.items() if getattr(args, name) is not None
+    ]
+    _check(args)
+    first = ["legacy=true", "model.legacy=true"] if args.as_published else []
+    last = [f"{key}={value}" for key in ("seed", "precision") if (value := getattr(args, key)) is not None]
+    args.set = [*first, *args.set, *last]
+    args.seed = 0 if args.seed is None else args.seed
+    args.precision = args.precision or "fp32"
+    return args
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise for flags that contradict each other, lack another one or are out of range."""
+    if args.config is None:
+        raise UserError("--config is missing; give a recipe, for example --config cfgs/debug/point-m2ae.yaml")
+    if args.test and args.resume:
+        raise UserError("--test and --resume contradict each other: one evaluates, the other trains on; leave one out")
+    if args.resume and args.start_ckpts:
+        raise UserError(
+            "--resume and --start_ckpts contradict each other: a resumed run has its weights; leave one out"
+        )
+    if args.resume and args.overwrite:
+        raise UserError("--resume and --overwrite contradict each other: continue the run or drop it; leave one out")
+    if args.test and args.ckpts is None:
+        raise UserError("--test needs --ckpts with a fine-tuned classifier; add --ckpts PATH")
+    if args.test_svm and args.ckpts is None:
+        raise UserError(f"--test_svm {args.test_svm} needs --ckpts with a pre-trained encoder; add --ckpts PATH")
+    if args.scratch_model and args.finetune_model and args.ckpts:
+        raise UserError("--scratch_model trains from random weights, but --ckpts gives weights; leave one out")
+    for name, low in {"val_freq": 1, "vote_rounds": 1}.items():
+        if getattr(args, name) < low:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least {low}")
+    for seed in [args.seed, *(args.seeds or [])]:
+        if seed is not None and seed < 0:
+            raise UserError(f"seed {seed}: must not be negative")
+    shots = {name: getattr(args, name) for name in ("way", "shot", "fold")}
+    if any(value != -1 for value in shots.values()) and any(value < 0 for value in shots.values()):
+        given = " ".join(f"--{name} {value}" for name, value in shots.items() if value != -1)
+        raise UserError(
+            f"{given}: few-shot needs all of --way, --shot and --fold, for example --way 5 --shot 10 --fold 0"
+        )
+    name = Path(args.exp_name)
+    if not name.parts or name.is_absolute() or ".." in name.parts or "\\" in args.exp_name:
+        raise UserError(f"--exp_name {args.exp_name!r}: becomes a folder below experiments/; give a plain name")
+
+
+def experiment_folder(args: argparse.Namespace, recipe_path: str | Path) -> Path:
+    """Return the folder of a run, `experiments/<path below cfgs/ without .yaml>/<exp_name>/`.
+
+    It is relative to the working directory. A recipe that stands elsewhere gives its parent folder and its stem.
+    `--mode` is appended to the name.
+    """
+    path = Path(recipe_path)
+    below = below_cfgs(path)
+    if below is None:
+        parent = path.resolve().parent.name
+        below = Path(parent, path.name) if parent else Path(path.name)
+    name = args.exp_name + (f"_{args.mode}" if args.mode else "")
+    return Path("experiments") / below.with_suffix("") / name

@@ -1,0 +1,192 @@
+"""The keys of a recipe: names, types, defaults and what they mean. The nesting is the published one."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from utils.errors import UserError, suggest
+
+# Faults of the published runners that are fixed by default and can be switched back on (`legacy`).
+RUNNER_LEGACY = ("undivided_accumulation", "double_step")
+
+
+@dataclass
+class OptimizerKwargs:
+    """Arguments of the optimizer; what is None is left to the optimizer's own default."""
+
+    lr: float  # highest learning rate
+    weight_decay: float = 0.0  # of the group that decays
+    betas: list[float] | None = None  # AdamW and Adam
+    eps: float | None = None  # AdamW and Adam
+    momentum: float | None = None  # SGD
+    nesterov: bool | None = None  # SGD
+
+    def __post_init__(self):
+        for key in ("lr", "weight_decay", "eps", "momentum"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"kwargs.{key}: is {value}; it must not be negative")
+        if self.betas is not None and (len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas)):
+            raise ValueError(f"kwargs.betas: are {self.betas}; expected two numbers from 0 to below 1")
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and which parameters decay."""
+
+    kwargs: OptimizerKwargs
+    type: Literal["AdamW", "Adam", "SGD"] = "AdamW"
+    token_rule: bool = (
+        True  # as published: names that contain "token" do not decay, token_embed and token_prop among them
+    )
+
+
+@dataclass
+class SchedulerKwargs:
+    """Arguments of the schedule, in epochs; each type needs some of them."""
+
+    epochs: int | None = None  # CosLR: length of the cosine
+    initial_epochs: int | None = None  # CosLR: length of the warm-up, part of `epochs`
+    lr_decay: float | None = None  # LambdaLR: factor each `decay_step` epochs
+    decay_step: float | None = None  # LambdaLR
+    lowest_decay: float | None = None  # LambdaLR: smallest total factor
+    step_size: int | None = None  # StepLR: factor `gamma` each `step_size` epochs
+    gamma: float | None = None  # StepLR
+
+    def __post_init__(self):
+        for key in ("epochs", "decay_step", "step_size"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"kwargs.{key}: is {value}; it must be above 0")
+        if self.initial_epochs is not None and self.initial_epochs < 0:
+            raise ValueError(f"kwargs.initial_epochs: is {self.initial_epochs}; it must not be negative")
+
+
+@dataclass
+class SchedulerConfig:
+    """The learning rate by epoch."""
+
+    type: Literal["CosLR", "LambdaLR", "StepLR", "function"] = "CosLR"  # "function" = constant
+    kwargs: SchedulerKwargs = field(default_factory=SchedulerKwargs)
+    lag: int = (
+        1  # as published: epoch e runs at the rate of epoch e - lag, so epochs 0 and 1 at the same; 0 = its own rate
+    )
+
+    def __post_init__(self):
+        if self.lag < 0:
+            raise ValueError(f"lag: is {self.lag}; it must not be negative")
+
+
+@dataclass
+class BNMomentumKwargs:
+    """Arguments of the batch-norm momentum: max(bn_momentum * bn_decay ** (epoch / decay_step), lowest_decay)."""
+
+    bn_decay: float
+    bn_momentum: float
+    decay_step: float
+    lowest_decay: float
+
+
+@dataclass
+class BNMomentumConfig:
+    """An optional schedule of the batch-norm momentum; no published recipe has one."""
+
+    kwargs: BNMomentumKwargs
+    type: Literal["Lambda"] = "Lambda"
+
+
+@dataclass
+class SVMDatasets:
+    """The two labelled sets of the linear SVM."""
+
+    train: Any
+    test: Any
+
+
+@dataclass
+class DatasetsConfig:
+    """Data-set entries; each becomes the dataclass of its NAME.
+
+    In a file an entry is `{_base_: file, others: {keys}}` or has NAME and its other keys directly.
+    """
+
+    train: Any = None  # what is trained on
+    val: Any = None  # judged during fine-tuning
+    test: Any = None  # judged by --test
+    svm: SVMDatasets | None = (
+        None  # the linear SVM; GM3D's extra_train_svm and extra_test_svm are read as its two entries
+    )
+    extra_train: Any = None  # second training set of published files; methods that use it say so
+
+
+@dataclass
+class SVMConfig:
+    """How the linear SVM judges features."""
+
+    C: float | None = None  # None = the published value of method and data set
+    cross_validate: bool = True  # also report the accuracy at a C chosen on the training features
+    random_weights: bool = True  # judge the untrained encoder before pre-training, to compare with
+    batch_size: int = 128  # clouds encoded at a time
+
+    def __post_init__(self):
+        if self.C is not None and self.C <= 0:
+            raise ValueError(f"C: is {self.C}; it must be above 0")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: is {self.batch_size}; it must be at least 1")
+
+
+@dataclass
+class RunConfig:
+    """A resolved recipe. Blocks that a task does not use may be there or not."""
+
+    model: Any  # dataclass of the model's NAME
+    dataset: DatasetsConfig = field(default_factory=DatasetsConfig)
+    optimizer: OptimizerConfig | None = None  # None in recipes that do not train
+    scheduler: SchedulerConfig | None = None
+    bnmscheduler: BNMomentumConfig | None = None
+    npoints: int | None = None  # points that the network sees in fine-tuning; pre-training takes dataset.train.npoints
+    total_bs: int = 128  # clouds of a step, over all processes
+    step_per_update: int = 1  # batches whose gradients are added up for one update
+    max_epoch: int | None = None  # index of the last epoch
+    max_epoch_inclusive: bool = True  # as published: epoch max_epoch itself still runs; false stops before it
+    grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
+    augmentation: Literal["scale_translate", "rotate", "none"] = "scale_translate"
+    svm: SVMConfig = field(default_factory=SVMConfig)
+    legacy: bool | list[str] = (
+        False  # faults of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own
+    )
+    log_every: int = 20  # steps between lines of the log and rows of metrics.jsonl
+    keep_from: int = 250  # from this epoch on a checkpoint is kept ...
+    keep_every: int = 25  # ... whenever the epoch divides by this
+    seed: int = 0  # --seed sets it
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # --precision sets it
+    # Dead keys of published files that were left out; not a key itself.
+    ignored: list[str] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self):
+        lowest = {
+            "npoints": 1,
+            "total_bs": 1,
+            "step_per_update": 1,
+            "max_epoch": 0,
+            "log_every": 1,
+            "keep_from": 0,
+            "keep_every": 1,
+        }
+        for key, low in lowest.items():
+            value = getattr(self, key)
+            if value is not None and value < low:
+                raise ValueError(f"{key}: is {value}; it must be at least {low}")
+        if self.grad_norm_clip is not None and self.grad_norm_clip <= 0:
+            raise ValueError(
+                f"grad_norm_clip: is {self.grad_norm_clip}; it must be above 0, leave it out to switch clipping off"
+            )
+        for name in self.legacy if isinstance(self.legacy, list) else ():
+            if name not in RUNNER_LEGACY:
+                hint = suggest(name, RUNNER_LEGACY, what="known to the runner")
+                raise UserError(f"legacy: {name!r} is unknown; {hint}. Names of the model go to model.legacy")
+
+    def legacy_names(self) -> frozenset[str]:
+        """Return the names of the runner's faults that are switched on."""
+        if isinstance(self.legacy, bool):
+            return frozenset(RUNNER_LEGACY if self.legacy else ())
+        return frozenset(self.legacy)
