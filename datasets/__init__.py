@@ -1,0 +1,29 @@
+"""Data sets: `build_dataset(config)` gives a `CloudSet`, `Batches` draws from it, `transforms` change batches."""
+
+from datasets import modelnet, scanobjectnn, shapenet, synthetic
+from datasets.batches import Batch, Batches
+from datasets.clouds import CloudSet
+from datasets.paths import with_root
+from datasets.registry import DATASETS
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Batches",
+    "CloudSet",
+    "build_dataset",
+    "modelnet",
+    "scanobjectnn",
+    "shapenet",
+    "synthetic",
+    "with_root",
+]
+
+
+def build_dataset(config) -> CloudSet:
+    """Read the split that `config` describes: a data-set dataclass, or a mapping with `NAME`.
+
+    Raises:
+        UserError: for an unknown name or key, and for missing or damaged files.
+    """
+    return DATASETS.build(config)

@@ -1,0 +1,138 @@
+"""Batches of a `CloudSet`: what a step sees depends on (seed, epoch, step) alone.
+
+Legend: B clouds a rank sees in one step, N points a sample.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.clouds import CloudSet
+from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices
+from utils.errors import UserError
+from utils.seed import generator
+
+RESIDENT_SHARE = 0.4  # of the free device memory that a resident set may take
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input on the device; `indices` stays on the CPU, for messages."""
+
+    points: Tensor  # (B, N, 3) float32
+    labels: Tensor | None  # (B,) int64
+    indices: Tensor  # (B,) int64, CPU: positions in the set
+    step: int
+
+
+class Batches:
+    """Draw the batches of a set for one rank of a run.
+
+    `batch_size` is the size of the global batch. Order and points of a step are drawn on the CPU for the global batch,
+    so one process and several, CPU and GPU see the same numbers; rank r takes the r-th contiguous slice.
+
+    Args:
+        resident: keep the whole set on a CUDA device when it fits into 40 % of its free memory. Otherwise, and on the
+            CPU, clouds are taken from the memory-mapped file.
+
+    Raises:
+        UserError: if the batch is larger than the set, or not divisible by the number of processes.
+    """
+
+    def __init__(
+        self,
+        cloud_set: CloudSet,
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = True,
+        shuffle: bool = True,
+        resident: bool = True,
+    ) -> None:
+        _check_sizes(cloud_set, batch_size, world_size, drop_last)
+        self.cloud_set, self.batch_size, self.seed = cloud_set, batch_size, seed
+        self.device = torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        self.drop_last, self.shuffle = drop_last, shuffle
+        self.points = _place(torch.from_numpy(cloud_set.points), self.device, resident)
+        self.labels = None if cloud_set.labels is None else torch.from_numpy(cloud_set.labels)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.cloud_set), self.batch_size)
+        return whole if self.drop_last or rest == 0 else whole + 1
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of `epoch` from `first_step` on; the steps before it cost nothing.
+
+        Without `drop_last` the last batch may be smaller, its slices of unequal size and, with fewer clouds than ranks,
+        empty.
+        """
+        count = len(self.cloud_set)
+        order = torch.arange(count)
+        if self.shuffle:
+            order = torch.randperm(count, generator=generator(self.seed, epoch, 0, "order"))
+        for step in range(first_step, len(self)):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            begin, end = (part * len(rows) // self.world_size for part in (self.rank, self.rank + 1))
+            seeds = None
+            if self.cloud_set.sampling == "random":
+                seeds = draw_seeds(len(rows), generator=generator(self.seed, epoch, step, "points"))[begin:end]
+            yield self._batch(rows[begin:end], seeds, step)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Yield all clouds in stored order, the same on every rank, the last partial batch included.
+
+        A set with random sampling draws the points of cloud i from (seed, i): independent of the batch size.
+        """
+        size = max(1, self.batch_size // self.world_size)
+        count = len(self.cloud_set)
+        seeds = None
+        if self.cloud_set.sampling == "random":
+            seeds = draw_seeds(count, generator=generator(self.seed, 0, 0, "evaluation"))
+        for step, begin in enumerate(range(0, count, size)):
+            rows = torch.arange(begin, min(begin + size, count))
+            yield self._batch(rows, None if seeds is None else seeds[rows], step)
+
+    def _batch(self, rows: Tensor, seeds: Tensor | None, step: int) -> Batch:
+        stored, npoints = self.points.shape[1], self.cloud_set.npoints
+        where = self.points.device
+        if seeds is None:
+            points = self.points[rows.to(where), :npoints]  # (B, N, 3)
+        else:
+            idx = sample_indices(seeds, stored, npoints)
+            points = self.points[rows.to(where)[:, None], idx.to(where)]
+        points = points.to(self.device, non_blocking=True)
+        if self.cloud_set.normalize:
+            points = normalize_unit_sphere(points)
+        labels = None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
+        return Batch(points=points, labels=labels, indices=rows, step=step)
+
+
+def _check_sizes(cloud_set: CloudSet, batch_size: int, world_size: int, drop_last: bool) -> None:
+    count, where = len(cloud_set), f"{cloud_set.name} ({cloud_set.subset})"
+    if batch_size < 1:
+        raise UserError(f"batch of {batch_size}: total_bs must be at least 1")
+    if drop_last and batch_size > count:
+        raise UserError(
+            f"{where}: the batch of {batch_size} is larger than the set of {count} clouds, so that an epoch would have "
+            f"no step; set total_bs to {count} or less"
+        )
+    if batch_size % world_size:
+        raise UserError(
+            f"{where}: total_bs {batch_size} is not divisible by the {world_size} processes; "
+            f"use {max(1, batch_size // world_size) * world_size} or another multiple of {world_size}"
+        )
+
+
+def _place(points: Tensor, device: torch.device, resident: bool) -> Tensor:
+    """Move the whole set to a CUDA device if asked and if it fits, else leave it where it is."""
+    if device.type != "cuda" or not resident:
+        return points
+    free, _ = torch.cuda.mem_get_info(device)
+    fits = points.numel() * points.element_size() <= RESIDENT_SHARE * free
+    return points.to(device) if fits else points
