@@ -1,0 +1,16 @@
+"""Models by registered NAME, and the weights that go into them."""
+
+from models import point_m2ae  # noqa: F401  registers its NAMEs
+from models.registry import MODELS
+from models.weights import load_weights
+
+__all__ = ["MODELS", "build_model", "load_weights"]
+
+
+def build_model(config):
+    """Build a model from its configuration: a mapping or dataclass whose NAME is registered, published class names included.
+
+    Raises:
+        UserError: unknown NAME or key, with the close ones; a value of the wrong type.
+    """
+    return MODELS.build(config)

@@ -1,0 +1,171 @@
+"""The multi-scale encoder and decoder that Point-M2AE introduced and I2P-MAE and GM3D reuse.
+
+Shapes: `B` batch, `G` groups, `K` neighbours per group, `V` visible tokens, `C` channels; scale index 0 = finest.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from extensions import gather
+from models.layers.attention import attention_bias
+from models.layers.embed import PatchEmbed, position_embed
+from models.layers.group import Pyramid
+from models.layers.init import init_truncated_normal
+from models.layers.propagate import TokenPropagation
+from models.layers.ragged import Packing, pack, plan_packing, unpack
+from models.layers.transformer import Blocks, drop_path_rates
+
+
+class Encoded(NamedTuple):
+    """What the encoder saw, scale by scale: packed tokens (B, V_s, C_s), not yet normed, and where they belong."""
+
+    tokens: list[Tensor]
+    packings: list[Packing]
+
+
+class HierarchicalEncoder(nn.Module):
+    """Encode a pyramid from fine to coarse; each scale embeds the tokens of the one below (Zhang et al. 2022, Sec. 3.2).
+
+    Args:
+        dims, depths, local_radius: width, number of blocks and attention radius of each scale.
+        embed_widths: hidden widths of the finest patch embedding, as in `PatchEmbed`.
+        with_norms: keep the layer norms that pre-training and part segmentation apply to each scale's output.
+        near_padding: let visible tokens attend to padding nearer than the radius, as the published code does. The output of a
+            sample then depends on the other samples of its batch. One name of `legacy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: int,
+        local_radius: Sequence[float],
+        drop_path_rate: float,
+        embed_widths: Sequence[int] = (128, 256, 512),
+        with_norms: bool = True,
+        near_padding: bool = False,
+    ):
+        super().__init__()
+        self.local_radius = tuple(local_radius)
+        self.near_padding = near_padding
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+
+        self.token_embed = nn.ModuleList()
+        self.encoder_pos_embeds = nn.ModuleList()
+        self.encoder_blocks = nn.ModuleList()
+        self.encoder_norms = nn.ModuleList() if with_norms else None
+        for scale, (width, depth) in enumerate(zip(dims, depths, strict=True)):
+            if scale == 0:
+                self.token_embed.append(PatchEmbed(3, width, widths=tuple(embed_widths)))
+            else:
+                below = dims[scale - 1]
+                self.token_embed.append(PatchEmbed(below, width, widths=(below, below, width)))
+            self.encoder_pos_embeds.append(position_embed(width))
+            self.encoder_blocks.append(Blocks(width, num_heads, drop_paths=[next(rates) for _ in range(depth)]))
+            if with_norms:
+                self.encoder_norms.append(nn.LayerNorm(width))
+        self.apply(init_truncated_normal)
+
+    def forward(self, pyramid: Pyramid, masked: Sequence[Tensor] | None = None) -> Encoded:
+        """Encode the visible groups of each scale.
+
+        Args:
+            masked: one (B, G_s) bool a scale, True = hidden: visible tokens attend to each other wherever they are. None: all groups
+                are visible, and attention reaches only as far as the local radius of the scale.
+        """
+        encoded = Encoded([], [])
+        tokens = None
+        for scale, centers in enumerate(pyramid.centers):
+            members = pyramid.neighborhoods[0] if scale == 0 else gather(tokens, pyramid.idx[scale])
+            tokens = self.token_embed[scale](members)  # (B, G, C), masked groups included
+            if masked is None:
+                visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+                packing = plan_packing(visible, capacity=visible.shape[1])
+            else:
+                packing = plan_packing(~masked[scale])
+            seen = self._encode_scale(scale, tokens, centers, packing, local=masked is None)
+            encoded.tokens.append(seen)
+            encoded.packings.append(packing)
+            tokens = seen if masked is None else unpack(seen, packing, background=tokens)
+        return encoded
+
+    def _encode_scale(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing, *, local: bool) -> Tensor:
+        if not local:
+            tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
+        position = self.encoder_pos_embeds[scale](centers)
+        attend = self._local_pairs(scale, centers) if local else self._visible_pairs(scale, centers, packing)
+        bias = None if attend is None else attention_bias(attend)
+        return self.encoder_blocks[scale](tokens, position, bias)
+
+    def _local_pairs(self, scale: int, centers: Tensor) -> Tensor | None:
+        radius = self.local_radius[scale]
+        return _distance(centers) < radius if radius > 0 else None
+
+    def _visible_pairs(self, scale: int, centers: Tensor, packing: Packing) -> Tensor | None:
+        valid = packing.valid
+        radius = self.local_radius[scale]
+        if self.near_padding and radius > 0:
+            # Padding sits at the origin, so the published code hides it from distant tokens only.
+            return (valid.unsqueeze(2) & valid.unsqueeze(1)) | (_distance(centers) < radius)  # (B, V, V)
+        return valid.unsqueeze(1)  # (B, 1, V)
+
+
+def _distance(centers: Tensor) -> Tensor:
+    """Return all distances (B, G, G) within (B, G, 3)."""
+    difference = centers.float().unsqueeze(2) - centers.float().unsqueeze(1)
+    return difference.square().sum(-1).sqrt()
+
+
+def build_decoder(model: nn.Module, *, dims, depths, up_blocks, num_heads: int, drop_path_rate: float) -> None:
+    """Give a model the parts of the hierarchical decoder, under their published names at its top level.
+
+    `h_decoder`, `decoder_pos_embeds`: one a stage, coarse to fine; `token_prop`: one between two stages; `decoder_norm`.
+    """
+    rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+    model.h_decoder = nn.ModuleList()
+    model.decoder_pos_embeds = nn.ModuleList()
+    model.token_prop = nn.ModuleList()
+    for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
+        model.h_decoder.append(Blocks(width, num_heads, drop_paths=[next(rates) for _ in range(depth)]))
+        model.decoder_pos_embeds.append(position_embed(width))
+        if stage > 0:
+            model.token_prop.append(TokenPropagation(dims[stage - 1] + width, width, blocks=up_blocks[stage - 1]))
+    model.decoder_norm = nn.LayerNorm(dims[-1])
+
+
+def decode(model: nn.Module, pyramid: Pyramid, encoded: Encoded) -> tuple[Tensor, int]:
+    """Decode from coarse to fine with a model's decoder (Zhang et al. 2022, Sec. 3.3).
+
+    The coarsest scale receives mask tokens, visible groups first; finer scales receive what is propagated down, joined
+    with the encoder's tokens at the visible groups and zeros elsewhere.
+
+    Returns:
+        normed tokens (B, G_s, C) of the last decoded scale s in index order, and s.
+    """
+    norms = model.h_encoder.encoder_norms
+    scale = len(pyramid.centers) - 1
+    packing = encoded.packings[scale]
+    groups = packing.visible.shape[1]
+
+    # Coarsest scale: the order is visible centres, then masked ones.
+    everything = plan_packing(packing.visible, groups)
+    centers = gather(pyramid.centers[scale], everything.order)  # (B, G, 3)
+    seen = norms[scale](encoded.tokens[scale])  # (B, V, C)
+    seen = nn.functional.pad(seen, (0, 0, 0, groups - seen.shape[1]))
+    tokens = torch.where(everything.valid.unsqueeze(-1), seen, model.mask_token.to(seen.dtype))
+    tokens = model.h_decoder[0](tokens, model.decoder_pos_embeds[0](centers))
+
+    for stage in range(1, len(model.h_decoder)):
+        scale -= 1
+        finer = pyramid.centers[scale]
+        seen = norms[scale](encoded.tokens[scale])
+        background = seen.new_zeros(*finer.shape[:2], seen.shape[-1])
+        skip = unpack(seen, encoded.packings[scale], background)  # (B, G, C)
+        tokens = model.token_prop[stage - 1](finer, centers, skip, tokens)
+        tokens = model.h_decoder[stage](tokens, model.decoder_pos_embeds[stage](finer))
+        centers = finer
+    return model.decoder_norm(tokens), scale

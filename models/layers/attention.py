@@ -1,0 +1,36 @@
+"""Multi-head self-attention.
+
+Shapes: `B` batch, `L` tokens, `C` channels, `H` heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# A forbidden pair gets this added to its logit. Finite on purpose: a row in which everything is forbidden stays finite too.
+FORBIDDEN = -100000.0
+
+
+class Attention(nn.Module):
+    """Self-attention with a bias-free joint projection laid out as (q | k | v, heads, head channels)."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"Attention: {channels} channels do not divide by {num_heads} heads; change num_heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Attend within (B, L, C); `bias` is added to the logits and broadcasts to (B, H, L, L)."""
+        B, L, C = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return self.proj(x.transpose(1, 2).reshape(B, L, C))
+
+
+def attention_bias(attend: Tensor) -> Tensor:
+    """Turn (B, L, L) or (B, 1, L) bool, True = may attend, into an additive bias with a head dimension."""
+    bias = torch.zeros(attend.shape, device=attend.device).masked_fill_(~attend, FORBIDDEN)
+    return bias.unsqueeze(1)  # (B, 1, L or 1, L)

@@ -1,0 +1,77 @@
+"""Pre-norm transformer blocks.
+
+Shapes: `B` batch, `L` tokens, `C` channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from models.layers.attention import Attention
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples while training, and rescale what is kept (Huang et al. 2016)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        shape = (len(x),) + (1,) * (x.dim() - 1)
+        return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + DropPath(Attention(LN(x))), then x + DropPath(MLP(LN(x)))."""
+
+    def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+        super().__init__()
+        # The order of creation is the order of the published parameter lists.
+        self.norm1 = nn.LayerNorm(channels)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, int(channels * mlp_ratio))
+        self.attn = Attention(channels, num_heads)
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), bias))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Blocks(nn.Module):
+    """A stack of blocks that adds the position before every one of them, to the running stream (Pang et al. 2022)."""
+
+    def __init__(self, channels: int, num_heads: int, *, drop_paths: Sequence[float], mlp_ratio: float = 4.0):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(channels, num_heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths
+        )
+
+    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Run (B, L, C) with positions of the same shape; `bias` as in `Attention`."""
+        for block in self.blocks:
+            x = block(x + position, bias)
+        return x
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Return `depth` rates that rise linearly from 0 to `rate`."""
+    return torch.linspace(0, rate, depth).tolist()

@@ -1,0 +1,44 @@
+"""Losses as plain functions.
+
+Shapes: `L` patches, `n` and `m` points per patch.
+"""
+
+from torch import Tensor
+
+from extensions import chamfer_distance
+from utils.dist import all_reduce_sum, world_size
+
+RECONSTRUCTION_LOSSES = ("cdl1", "cdl2")
+
+
+def reconstruction_loss(rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, synchronise: bool = False) -> Tensor:
+    """Compare rebuilt patches (L, n, 3) with their targets (L, m, 3) by the Chamfer distance; returns a scalar.
+
+    `cdl2`: mean squared nearest distance one way plus the other. `cdl1`: the mean of both ways' mean distances. Distances are
+    computed in fp32.
+
+    Args:
+        synchronise: normalise by the patches of all processes, as training does; all of them must call then.
+
+    Note:
+        The square root of `cdl1` is clamped at 1e-12 squared units, so that points that coincide give no infinite gradient.
+    """
+    forth, back, _, _ = chamfer_distance(rebuilt.float(), target.float())  # (L, n), (L, m)
+    if kind == "cdl2":
+        per_patch = forth.mean(1) + back.mean(1)
+    elif kind == "cdl1":
+        per_patch = (forth.clamp_min(1e-12).sqrt().mean(1) + back.clamp_min(1e-12).sqrt().mean(1)) / 2
+    else:
+        raise ValueError(f"reconstruction loss {kind!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+    return mean_over_processes(per_patch) if synchronise else per_patch.mean()
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average (L,) so that the mean of the processes' results, and of their gradients, is the mean over all values.
+
+    Each process divides by its share of the all-reduced count; L may differ between processes.
+    """
+    if world_size() == 1:
+        return values.mean()
+    count = all_reduce_sum(values.new_tensor(float(len(values))))
+    return values.sum() * world_size() / count

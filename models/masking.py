@@ -1,0 +1,55 @@
+"""Masks: pure functions from a generator, and what else a method looks at, to `masked` (B, G) bool, True = hidden.
+
+Shapes: `B` batch, `G` groups; lists are indexed by scale, 0 = finest.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from utils.dist import rank, world_size
+
+
+def random_mask(batch: int, groups: int, ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
+    """Hide exactly int(ratio * G) groups of each sample, chosen uniformly.
+
+    Drawn for the global batch: every process draws the same numbers and keeps its own rows.
+
+    Args:
+        batch: samples of this process; every process has as many.
+
+    Returns (B, G) bool on the generator's device (CPU without one).
+    """
+    device = generator.device if generator is not None else "cpu"
+    scores = torch.rand(batch * world_size(), groups, generator=generator, device=device)
+    ranks = scores[batch * rank() : batch * (rank() + 1)].argsort(dim=1).argsort(dim=1)
+    return ranks < int(ratio * groups)
+
+
+def back_project(masked: Tensor, member_idx: Sequence[Tensor], num_groups: Sequence[int], *, flat_token: bool = False):
+    """Carry the mask of the coarsest scale down: a group is visible if and only if a visible group above it holds it.
+
+    Multi-scale masking of Zhang et al. 2022, Sec. 3.2. Groups that are in no neighbourhood of the scale above are masked.
+
+    Args:
+        masked: (B, G_coarsest) bool.
+        member_idx: `Pyramid.idx`, one (B, G_s, K_s) a scale.
+        flat_token: reproduce a published fault: where any group above is masked, group 0 of sample 0 of the batch becomes
+            visible. One name of `legacy`.
+
+    Returns:
+        list of (B, G_s) bool, finest scale first; the last one is `masked`.
+    """
+    scales = [masked]
+    for scale in range(len(num_groups) - 1, 0, -1):
+        above = scales[0]
+        B, _, K = member_idx[scale].shape
+        votes = (~above).to(torch.float32).unsqueeze(-1).expand(-1, -1, K).reshape(B, -1)  # (B, G*K)
+        held = torch.zeros(B, num_groups[scale - 1], device=masked.device)
+        held.scatter_add_(1, member_idx[scale].reshape(B, -1), votes)
+        below = held == 0
+        if flat_token:
+            below[0, 0] &= ~above.any()
+        scales.insert(0, below)
+    return scales

@@ -1,0 +1,116 @@
+"""Weights from checkpoints, ours or published ones, into models: strict, and loud when nothing fits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+# Where the published programs, and ours, keep the weights inside a checkpoint.
+_CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
+
+# Which method a state dict belongs to, told by keys that only it has; the first line that matches decides.
+_SIGNATURES = (
+    ("i2p-mae", ("rec_head_3d.", "clip_model.")),
+    ("gm3d", ("MAE_decoder_loss_pred.", "increase_dim_2.", "MAE_encoder.norm_p.", "norm_p.")),
+    ("inter-mae", ("MAE_encoder.encoder.first_trans.", "encoder.first_trans.", "pro_head.")),
+    ("point-m2ae", ("h_encoder.",)),
+    ("point-mae", ("MAE_encoder.", "blocks.blocks.", "cls_pos")),
+)
+
+
+@dataclass
+class LoadReport:
+    """What became of every key of a checkpoint."""
+
+    used: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # wanted by the model, not in the checkpoint, and allowed to be
+    unexpected: list[str] = field(default_factory=list)  # in the checkpoint, not known to the model
+    ignored: list[str] = field(default_factory=list)  # in the checkpoint, known to be of no use here
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.used)} tensors used"]
+        for name in ("missing", "unexpected", "ignored"):
+            keys = getattr(self, name)
+            if keys:
+                parts.append(f"{len(keys)} {name} ({', '.join(sorted({key.split('.')[0] for key in keys}))})")
+        return ", ".join(parts)
+
+
+def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:
+    """Find the weights in a checkpoint or bare state dict and strip `module.`, which one-process training leaves on every key."""
+    weights = next((checkpoint[name] for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), checkpoint)
+    tensors = {key.replace("module.", ""): value for key, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise UserError(
+            f"checkpoint: holds no tensors under {', '.join(_CONTAINERS)} or at its top level; is it a model checkpoint?"
+        )
+    return tensors
+
+
+def method_of(checkpoint: Mapping) -> str | None:
+    """Name the method that a checkpoint was trained with; None where its keys fit none."""
+    keys = state_dict_of(checkpoint)
+    for method, prefixes in _SIGNATURES:
+        if any(key.startswith(prefix) for key in keys for prefix in prefixes):
+            return method
+    return None
+
+
+def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: Sequence[str] = ()) -> LoadReport:
+    """Load a checkpoint into a model, in place.
+
+    Reads our checkpoints and the published layouts, with or without `module.`. Each model class lists the key prefixes that
+    a checkpoint may lack (`checkpoint_missing`, for example an untrained head) or hold in vain (`checkpoint_ignored`).
+
+    Args:
+        source: path of a checkpoint, or one that is read already, or a state dict.
+        allow_missing: further key prefixes that may be missing.
+
+    Raises:
+        UserError: no key fits, a shape differs, or a key outside the lists is missing. The model is unchanged then.
+    """
+    where = f"{source}" if isinstance(source, str | Path) else "checkpoint"
+    checkpoint = read_checkpoint(source) if isinstance(source, str | Path) else source
+    weights = state_dict_of(checkpoint)
+    own = model.state_dict()
+    report = LoadReport(used=[key for key in own if key in weights])
+    kind = f"{type(model).__name__} ({len(own)} tensors)"
+    if not report.used:
+        method = method_of(checkpoint)
+        hint = f"its keys are those of {method}" if method else f"its first keys are {', '.join(list(weights)[:3])}"
+        raise UserError(
+            f"{where}: no tensor fits {kind}; {hint}. Give a checkpoint of this method, or its config with --config."
+        )
+    _check_shapes(where, kind, own, weights, report.used)
+
+    allowed = (*getattr(model, "checkpoint_missing", ()), *allow_missing)
+    report.missing = [key for key in own if key not in weights]
+    lost = [
+        key for key in report.missing if not key.startswith(allowed or "\0") and not key.endswith("num_batches_tracked")
+    ]
+    if lost:
+        raise UserError(
+            f"{where}: lacks {len(lost)} tensors that {kind} needs, first {', '.join(lost[:3])}; "
+            "is it a checkpoint of another model or size?"
+        )
+    ignorable = getattr(model, "checkpoint_ignored", ())
+    for key in weights:
+        if key not in own:
+            (report.ignored if key.startswith(ignorable or "\0") else report.unexpected).append(key)
+    model.load_state_dict({key: weights[key] for key in report.used}, strict=False)
+    return report
+
+
+def _check_shapes(where: str, kind: str, own: Mapping, weights: Mapping, keys: Sequence[str]) -> None:
+    wrong = [key for key in keys if own[key].shape != weights[key].shape]
+    if wrong:
+        key = wrong[0]
+        raise UserError(
+            f"{where}: {len(wrong)} tensors have another shape than in {kind}, first {key}: "
+            f"{tuple(weights[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model. "
+            "Use the configuration that the checkpoint was trained with."
+        )
