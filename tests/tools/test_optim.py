@@ -1,0 +1,83 @@
+"""Schedules and parameter groups against the published ones."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import build_model
+from tools.optim import LOWEST_RATE, build_optimizer, build_schedule, check_training, parameter_groups
+from utils.config import OptimizerConfig, RunConfig, SchedulerConfig, merge
+from utils.errors import UserError
+
+DATA = Path(__file__).parent.parent / "parity" / "data" / "point-m2ae"
+
+
+def schedule(kind="CosLR", base=1e-3, lag=1, **kwargs):
+    config = merge(SchedulerConfig, {"type": kind, "lag": lag, "kwargs": kwargs}, "scheduler")
+    return build_schedule(config, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "epochs"),
+    [
+        ("pretrain_lr_used_in_epoch", 1e-3, 400),
+        ("finetune_lr_used_in_epoch", 5e-4, 300),
+        ("partseg_lr_used_in_epoch", 2e-4, 300),
+    ],
+)
+def test_cosine_runs_at_the_published_rates(name, base, epochs):
+    published = np.load(DATA / "schedules.npz")[name]
+    rate = schedule(base=base, epochs=epochs, initial_epochs=10)
+    np.testing.assert_allclose([rate(epoch, 0.0) for epoch in range(len(published))], published, rtol=1e-9)
+
+
+def test_lag_can_be_switched_off():
+    late, exact = schedule(epochs=20, initial_epochs=4), schedule(epochs=20, initial_epochs=4, lag=0)
+    assert late(0) == late(1) == LOWEST_RATE == exact(0)
+    assert [late(e + 1) for e in range(25)] == [exact(e) for e in range(25)]
+    assert exact(4) < 1e-3 and exact(20) == LOWEST_RATE  # the warm-up is not subtracted from the cosine
+
+
+def test_other_schedules():
+    rate = schedule("LambdaLR", lag=0, lr_decay=0.5, decay_step=2, lowest_decay=0.1)
+    assert [rate(e) for e in (0, 2, 20)] == pytest.approx([1e-3, 5e-4, 1e-4])
+    rate = schedule("StepLR", lag=0, step_size=3, gamma=0.1)
+    assert [rate(e) for e in (0, 2, 3, 6)] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5])
+    assert schedule("function", lag=0)(7) == 1e-3
+
+
+def test_token_rule_spares_the_embeddings():
+    model = build_model({"NAME": "Point_M2AE"})
+    spared, decayed = (group["params"] for group in parameter_groups(model, 0.05))
+    assert (len(spared), len(decayed)) == (187, 79)
+    plain, rest = (group["params"] for group in parameter_groups(model, 0.05, token_rule=False))
+    assert len(plain) < 187 and len(plain) + len(rest) == 266
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adam", "SGD"])
+def test_optimizers_take_a_step(kind):
+    model = torch.nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(
+        model, merge(OptimizerConfig, {"type": kind, "kwargs": {"lr": 0.1, "weight_decay": 0.01}}, "optimizer")
+    )
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.01]
+
+
+def test_recipes_that_cannot_train_say_what_is_missing():
+    with pytest.raises(UserError, match="optimizer: is missing"):
+        check_training(RunConfig(model=None))
+    keys = {
+        "model": {},
+        "optimizer": {"kwargs": {"lr": 1e-3}},
+        "scheduler": {"kwargs": {"epochs": 3}},
+        "max_epoch": 3,
+        "dataset": {"train": {}},
+    }
+    with pytest.raises(UserError, match=r"scheduler\.kwargs\.initial_epochs: is missing, CosLR needs it"):
+        check_training(merge(RunConfig, keys, ""))

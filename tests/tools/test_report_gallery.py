@@ -1,0 +1,123 @@
+"""The gallery: one frame for the clouds of a row, compact packing, values, and its figure."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from tools.report import GalleryItem, write_report
+from tools.report_parts import splat
+from tools.report_parts.clouds import MAX_POINTS, prepare
+from tools.report_parts.figure import gallery_figure
+from tools.report_parts.viewer import _pack_row, gallery_section
+
+
+def cloud(count: int = 50, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("axis", "up"), [("x", (1, 0, 0)), ("y", (0, 1, 0)), ("z", (0, 0, 1))])
+def test_up_axis_points_up_and_nothing_is_mirrored(axis, up):
+    frame = np.concatenate([np.eye(3), -np.eye(3)]) * 2.0
+    (turned,) = prepare(GalleryItem("a", {"input": frame}, axis)).clouds
+    order = np.random.default_rng(0).permutation(6)
+    places = np.empty((6, 3))
+    places[order] = turned.points
+    assert places[list(up).index(1)] == pytest.approx([0, 1, 0])
+    assert np.linalg.det(places[:3]) == pytest.approx(1)
+
+
+def test_clouds_of_a_row_share_the_frame_of_the_first():
+    base = cloud() * 10 + 5
+    row = prepare(GalleryItem("a", {"input": base, "rebuilt": base + np.array([0, 3, 0])}))
+    first, second = (c.points for c in row.clouds)
+    assert np.linalg.norm(first, axis=1).max() <= 1 + 1e-6
+    extent = np.linalg.norm(base - (base.min(0) + base.max(0)) / 2, axis=1).max()
+    assert second - first == pytest.approx(np.broadcast_to([0, 3 / extent, 0], first.shape), abs=1e-5)
+
+
+def test_packing_is_exact_to_a_pixel_even_with_an_outlier():
+    base = cloud(500)
+    far = np.concatenate([base, [[1e30, 0, 0]]]).astype(np.float32)
+    row = prepare(GalleryItem("a", {"input": base, "rebuilt": far}))
+    packed = _pack_row(row)
+    for entry, source in zip(packed["clouds"], row.clouds, strict=True):
+        grid = np.frombuffer(base64.b64decode(entry["xyz"]), "<i2").reshape(-1, 3)
+        assert grid * packed["unit"] == pytest.approx(source.points, abs=1e-3)
+
+
+def test_points_that_are_not_finite_are_left_out_and_counted():
+    broken = cloud()
+    broken[3, 1] = np.nan
+    row = prepare(GalleryItem("a", {"input": broken}))
+    assert (len(row.clouds[0].points), row.clouds[0].total, row.clouds[0].dropped) == (49, 50, 1)
+    assert "50, 1 not finite" in gallery_section([row]).body
+
+
+def test_large_and_empty_clouds():
+    row = prepare(GalleryItem("a", {"input": cloud(MAX_POINTS + 9), "visible": np.zeros((0, 3))}))
+    assert [len(c.points) for c in row.clouds] == [MAX_POINTS, 0]
+    assert "8,192 of 8,201" in gallery_section([row]).body
+    empty = prepare(GalleryItem("b", {"visible": np.zeros((0, 3)), "one": np.ones((1, 3))}))
+    gallery_figure([row, empty, prepare(GalleryItem("c", {}))])
+
+
+def test_values_follow_their_points():
+    points = cloud()
+    row = prepare(GalleryItem("a", {"input": points}, values={"input": points[:, 1]}))
+    (drawn,) = row.clouds
+    assert (np.argsort(drawn.values, kind="stable") == np.argsort(drawn.values)).all()
+    assert np.corrcoef(drawn.values, drawn.points[:, 1])[0, 1] > 0.999
+    assert row.value_range == (points[:, 1].min(), points[:, 1].max())
+
+
+def test_only_the_categories_in_use_are_listed():
+    row = prepare(GalleryItem("a", {"input": cloud()}, values={"input": np.full(50, 1)}, legend=["leg", "seat", "arm"]))
+    body = gallery_section([row]).body
+    assert "seat" in body and "arm" not in body and 'value="value"' in body
+
+
+def test_equal_counts_are_offered_when_a_cloud_is_denser():
+    denser = prepare(GalleryItem("a", {"input": cloud(50), "rebuilt": cloud(100)}))
+    sparser = prepare(GalleryItem("a", {"input": cloud(50), "visible": cloud(20)}))
+    assert ["view-equal" in gallery_section([row]).body for row in (denser, sparser)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"clouds": {"input": np.zeros((4, 2))}}, r"'input' has shape \(4, 2\)"),
+        ({"clouds": {"input": np.zeros((4, 3))}, "up_axis": "w"}, "up_axis='w'"),
+        ({"clouds": {"input": np.zeros((4, 3))}, "values": {"output": np.zeros(4)}}, "not among its clouds"),
+        ({"clouds": {"input": np.zeros((4, 3))}, "values": {"input": np.zeros(5)}}, "4 points"),
+        ({"clouds": {"input": np.zeros((1, 3))}, "values": {"input": np.ones(1, int)}, "legend": ["a"]}, "1 legend"),
+    ],
+)
+def test_bad_items_name_the_item(kwargs, message):
+    with pytest.raises(ValueError, match=f"(?s)'chair 3'.*{message}"):
+        prepare(GalleryItem("chair 3", **kwargs))
+
+
+def test_report_of_a_full_gallery_is_small(tmp_path):
+    names = ("input", "visible", "rebuilt")
+    items = [GalleryItem(f"cloud {i}", {name: cloud(2048, i) for name in names}) for i in range(24)]
+    rows = [prepare(entry) for entry in items]
+    assert len(gallery_section(rows).body) < 2_500_000
+    path = write_report(tmp_path, config={}, gallery=items[:2])
+    assert path.stat().st_size < 250_000
+
+
+def test_drawing_hides_what_is_behind():
+    behind, front = np.array([[0, 0, -0.5]]), np.array([[0, 0, 0.5]])
+    to_scene = splat.view(np.eye(3, dtype=np.float32))  # rows: where each axis goes; its transpose undoes the view
+    points = np.concatenate([front, behind]) @ to_scene.T
+    image = splat.draw(points.astype(np.float32), np.array([[255.0, 0, 0], [0, 0, 255.0]]), 101)
+    red, _, blue = image[50, 50].astype(int)
+    assert red > 150 and blue < 120
+    assert (image[0] == 255).all()
+
+
+def test_drawing_respects_up():
+    image = splat.draw(np.array([[0, 0.9, 0]], np.float32), np.zeros((1, 3)), 100)
+    rows = np.flatnonzero((image < 200).any(axis=(1, 2)))
+    assert len(rows) and rows.max() < 50

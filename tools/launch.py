@@ -1,0 +1,87 @@
+"""From flags to a run: which method, which configuration, which folder; nothing is computed yet."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from datasets import DATASETS
+from models import MODELS
+from models.weights import method_of
+from tools.context import RunContext
+from utils.checkpoint import read_checkpoint, write_atomic
+from utils.config import load_config, save_config
+from utils.dist import barrier, is_main, rank
+from utils.errors import UserError
+from utils.logger import Logger
+from utils.parser import experiment_folder
+from utils.provenance import provenance
+from utils.recipes import find_recipe
+
+
+def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
+    """Load the configuration, make the folder of the run and start its log.
+
+    Raises:
+        UserError: bad flags, configuration or checkpoint; a folder that holds a run already or cannot be written.
+    """
+    method = _method(args)
+    config = load_config(
+        args.config, overrides=args.set, models=MODELS, datasets=DATASETS, method=method, data_root=args.data_root
+    )
+    recipe = find_recipe(args.config, method)
+    folder = experiment_folder(args, recipe.path)
+    _check_folder(args, folder)
+    barrier()  # every process has looked before one writes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be made ({error.strerror}); run from a folder that you may write to"
+        ) from error
+    run = RunContext(config, args, folder, device, Logger(folder, rank()))
+    if is_main():
+        _write_config(run)
+    barrier()
+    if recipe.path.resolve() != Path(args.config).resolve():
+        run.log.info(f"{args.config} stands for {recipe.path} ({recipe.method})")
+    for note in args.notes:
+        run.log.info(note)
+    return run
+
+
+def is_training(args: argparse.Namespace) -> bool:
+    return not (args.test or args.test_svm)
+
+
+def _method(args: argparse.Namespace) -> str | None:
+    """Return the method that a path without one stands for: `--method`, else that of the checkpoint."""
+    path = args.ckpts or args.start_ckpts
+    if args.method or not path:
+        return args.method
+    return method_of(read_checkpoint(path))
+
+
+def _check_folder(args: argparse.Namespace, folder: Path) -> None:
+    last = folder / "ckpt-last.pth"
+    if is_training(args) and last.exists() and not (args.resume or args.overwrite):
+        raise UserError(
+            f"{folder}: holds a run already; go on with --resume, replace it with --overwrite, or choose another --exp_name"
+        )
+    if args.resume and not last.exists():
+        raise UserError(
+            f"--resume: there is no {last}; start the run without --resume, or check --config and --exp_name"
+        )
+
+
+def _write_config(run: RunContext) -> None:
+    """Save the resolved configuration; with `--overwrite`, first remove what this run would append to."""
+    if not is_training(run.args):
+        return
+    if run.args.overwrite:
+        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "gallery.png", "TFBoard/*/events.*"):
+            for path in run.folder.glob(pattern):
+                path.unlink()
+    save_config(run.config, run.folder / "config.yaml")
+    lines = "".join(f"{name}: {version}\n" for name, version in provenance().items())
+    write_atomic(run.folder / "provenance.yaml", lambda file: file.write(lines.encode()))

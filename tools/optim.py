@@ -1,0 +1,106 @@
+"""Optimizers, parameter groups and learning-rate schedules as published."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from utils.config import OptimizerConfig, RunConfig, SchedulerConfig
+from utils.errors import UserError
+from utils.run_config import BNMomentumConfig
+
+OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
+
+# Both ends of the published cosine: the warm-up starts there, the decay stops there.
+LOWEST_RATE = 1e-6
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, *, token_rule: bool = True) -> list[dict]:
+    """Split a model's parameters into [no decay, decay].
+
+    No decay for one-dimensional tensors and biases and, by the published "token" rule, for every name that contains `token`. The rule was
+    meant for mask tokens but spares `token_embed` and `token_prop` as well; it is kept because published numbers were trained with it.
+    """
+    spared, decayed = [], []
+    for name, parameter in model.named_parameters():
+        plain = parameter.dim() <= 1 or name.endswith(".bias") or (token_rule and "token" in name)
+        (spared if plain else decayed).append(parameter)
+    return [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer; parameters without gradient stay in its groups, so that optimizer states keep the published order."""
+    kwargs = {key: value for key, value in vars(config.kwargs).items() if value is not None}
+    weight_decay = kwargs.pop("weight_decay", 0.0)
+    if config.type == "SGD":
+        kwargs.setdefault("nesterov", True)
+        kwargs.setdefault("momentum", 0.9)
+    groups = parameter_groups(model, weight_decay, token_rule=config.token_rule)
+    # The fused step takes a device flag that skips it when a gradient is not finite, without a host synchronisation.
+    return OPTIMIZERS[config.type](groups, fused=True, **kwargs)
+
+
+def build_schedule(config: SchedulerConfig, base_rate: float) -> Callable[[int, float], float]:
+    """Return `schedule(epoch, fraction) -> learning rate`; the published schedules are constant within an epoch.
+
+    The published scheduler is stepped with the index of the epoch that just ended, so epoch e runs at rate(max(e - lag, 0)) with lag 1:
+    epochs 0 and 1 both run at the start of the warm-up. `lag: 0` gives every epoch its own rate.
+    """
+    rate = _RATES[config.type](config.kwargs, base_rate)
+    return lambda epoch, fraction=0.0: rate(max(epoch - config.lag, 0))
+
+
+def _cosine(kwargs, base: float) -> Callable[[int], float]:
+    """Warm up linearly, then half a cosine over `epochs`, the warm-up not subtracted; the lowest rate after that."""
+
+    def rate(epoch: int) -> float:
+        if epoch < kwargs.initial_epochs:
+            return LOWEST_RATE + epoch * (base - LOWEST_RATE) / kwargs.initial_epochs
+        if epoch >= kwargs.epochs:
+            return LOWEST_RATE
+        return LOWEST_RATE + (base - LOWEST_RATE) * (1 + math.cos(math.pi * epoch / kwargs.epochs)) / 2
+
+    return rate
+
+
+def _exponential(kwargs, base: float) -> Callable[[int], float]:
+    return lambda epoch: base * max(kwargs.lr_decay ** (epoch / kwargs.decay_step), kwargs.lowest_decay)
+
+
+def _steps(kwargs, base: float) -> Callable[[int], float]:
+    return lambda epoch: base * kwargs.gamma ** (epoch // kwargs.step_size)
+
+
+def _constant(kwargs, base: float) -> Callable[[int], float]:
+    return lambda epoch: base
+
+
+_RATES = {"CosLR": _cosine, "LambdaLR": _exponential, "StepLR": _steps, "function": _constant}
+
+
+def batch_norm_momentum(config: BNMomentumConfig, epoch: int) -> float:
+    """Return the momentum of batch-norm statistics in an epoch."""
+    kwargs = config.kwargs
+    return max(kwargs.bn_momentum * kwargs.bn_decay ** (epoch / kwargs.decay_step), kwargs.lowest_decay)
+
+
+def check_training(config: RunConfig) -> None:
+    """Raise where a recipe lacks what training needs."""
+    for key in ("optimizer", "scheduler", "max_epoch", "dataset.train"):
+        node = config
+        for part in key.split("."):
+            node = getattr(node, part)
+        if node is None:
+            raise UserError(f"{key}: is missing, training needs it; use a recipe of cfgs/pre-training/ or add the key")
+    config = config.scheduler
+    needed = {
+        "CosLR": ("epochs", "initial_epochs"),
+        "LambdaLR": ("lr_decay", "decay_step", "lowest_decay"),
+        "StepLR": ("step_size", "gamma"),
+    }
+    for key in needed.get(config.type, ()):
+        if getattr(config.kwargs, key) is None:
+            raise UserError(
+                f"scheduler.kwargs.{key}: is missing, {config.type} needs it; add it to the recipe or pass --set"
+            )
