@@ -83,15 +83,12 @@ class EpochLog:
     def __init__(self, flush: Callable[[int, list[dict]], None], *, every: int, rows: Iterable[dict] = ()):
         self.rows = list(rows)
         self._flush, self._every = flush, every
-        self._names: list[str] = []
-        self._window: list[Tensor] = []
+        self._window: list[tuple[Tensor, list[str], float]] = []
 
-    def add(self, values: dict[str, Tensor | float], finite: Tensor) -> None:
+    def add(self, values: dict[str, Tensor], rate: float, finite: Tensor) -> None:
         """Book one step; nothing is read from the device until the interval is over."""
-        self._names = list(values)
-        device = finite.device
-        scalars = [torch.as_tensor(value, dtype=torch.float64, device=device).detach() for value in values.values()]
-        self._window.append(torch.stack([*scalars, finite.to(torch.float64)]))
+        scalars = [value.detach().to(torch.float64) for value in values.values()]
+        self._window.append((torch.stack([*scalars, finite.to(torch.float64)]), list(values), rate))
         if len(self._window) >= self._every:
             self.read()
 
@@ -99,13 +96,13 @@ class EpochLog:
         """Bring the window to the host, averaged over the processes, check that every step was finite, hand it out."""
         if not self._window:
             return
-        table = (all_reduce_sum(torch.stack(self._window)) / world_size()).tolist()
-        self._window = []
+        window, self._window = self._window, []
+        table = all_reduce_sum(torch.stack([scalars for scalars, _, _ in window])) / world_size()
         first = len(self.rows)
-        for offset, (*values, finite) in enumerate(table):
+        for offset, ((*values, finite), (_, names, rate)) in enumerate(zip(table.tolist(), window, strict=True)):
             if finite < 1:  # on any process
                 raise NonFiniteLoss(first + offset)
-            self.rows.append(dict(zip(self._names, values, strict=True)))
+            self.rows.append({**dict(zip(names, values, strict=True)), "lr": rate})
         self._flush(first, self.rows[first:])
 
     def mean(self, name: str) -> float:
@@ -128,12 +125,12 @@ def train_one_epoch(
     after_update: Callable[[], None] | None = None,
     updates_per_batch: int = 1,
     log: EpochLog,
-    may_stop: Callable[[], bool] = lambda: False,
+    may_stop: Callable[[int], bool] = lambda position: False,
 ) -> bool:
     """Train on the batches of one epoch.
 
     Args:
-        step: maps a batch to a dict with the scalar "loss" and further scalars to log.
+        step: maps a batch to a dict of scalar tensors: "loss", and others to log.
         batches: what is left of the epoch; each has `.step`, its index in the epoch.
         steps: batches of a whole epoch.
         schedule: (epoch, fraction of it) -> learning rate, multiplied by each group's "lr_scale" where it has one.
@@ -141,7 +138,7 @@ def train_one_epoch(
             epoch is an update of its own; without (published) losses are summed and left-over gradients wait for the next epoch.
         clip: largest L2 norm of the gradient.
         updates_per_batch: optimizer steps on one gradient; only the last one sees it clipped.
-        may_stop: asked between updates.
+        may_stop: asked between updates, with the number of batches done.
 
     Returns:
         True where the epoch is complete, False where `may_stop` ended it early.
@@ -167,8 +164,8 @@ def train_one_epoch(
             finite &= _update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
             if after_update is not None:
                 after_update()
-        log.add({**values, "lr": rate}, finite)
-        if position % accum == 0 and position < steps and may_stop():
+        log.add(values, rate, finite)
+        if position % accum == 0 and position < steps and may_stop(position):
             return False
     return True
 

@@ -13,7 +13,7 @@ from tools.engine import autocast
 from utils.metrics import accuracy
 
 # Where the search for C looks, beside the published value.
-C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
+C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 FOLDS = 4
 
 

@@ -1,5 +1,6 @@
 """Pre-training: an epoch of masking and rebuilding, a linear SVM on what the encoder learned, and again."""
 
+import json
 import sys
 import time
 
@@ -19,7 +20,7 @@ from tools.run_state import RunState, save_last
 from tools.runner_svm import LinearProbe
 from utils.checkpoint import save_checkpoint
 from utils.config import RunConfig
-from utils.dist import barrier, is_main, rank
+from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
 from utils.logger import MetricsWriter
 from utils.seed import generator, step_seed
@@ -61,8 +62,10 @@ def run_pretrain(run: RunContext) -> RunState:
             _epochs(run, state, batches, probe, writer, stop)
     finally:
         if is_main():
-            _report(run, state, clouds, probe)
             writer.close()
+            _report(run, state, clouds, probe)
+    if is_main() and probe is not None:
+        _conclude(run)
     return state
 
 
@@ -143,7 +146,8 @@ def _train(run: RunContext, state: RunState, wrapped, batches, writer, epoch: in
             precision=config.precision,
             scaler=state.scaler,
             log=log,
-            may_stop=lambda: stop.agreed(device),
+            # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
+            may_stop=lambda position: (world_size() == 1 or position % config.log_every == 0) and stop.agreed(device),
         )
         log.read()
     except NonFiniteLoss as error:
@@ -231,19 +235,33 @@ def _explain(run: RunContext, batches, epoch: int, step: int) -> UserError:
 
 def _report(run: RunContext, state: RunState, clouds, probe) -> None:
     """Write report.html and gallery.png; a report that cannot be written does not lose the run."""
-    gallery = reconstruction_gallery(state.model, clouds, run.seed, run.device)
-    confusion = None if probe is None else probe.confusion()
     try:
         path = write_report(
             run.folder,
             config=run.config_dict(),
-            gallery=gallery,
-            confusion=confusion,
+            gallery=reconstruction_gallery(state.model, clouds, run.seed, run.device),
+            confusion=None if probe is None else probe.confusion(),
             title=f"Pre-training {run.config.model.NAME}: {run.args.exp_name}",
         )
         run.log.info(f"report: {path}")
     except (OSError, ValueError) as error:
         run.log.warning(f"report: could not be written ({error})")
+
+
+def _conclude(run: RunContext) -> None:
+    """Say what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    judged = [row for row in map(json.loads, lines) if row["kind"] == "svm"]
+    compared = {
+        "random weights": judged[:1] if judged and judged[0]["epoch"] is None else [],
+        "pre-trained": judged[-1:],
+    }
+    for name, rows in compared.items():
+        for row in rows:
+            text = f"{name:>14}: linear SVM on {row['data']} {100 * row['accuracy']:.1f} % at C {row['C']:g}"
+            if row.get("chosen_C") is not None:
+                text += f", {100 * row['chosen_accuracy']:.1f} % at C {row['chosen_C']:g} (cross-validated on the training features)"
+            run.log.info(text)
 
 
 def peak_memory_mb(device: torch.device) -> float:

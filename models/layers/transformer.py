@@ -74,4 +74,4 @@ class Blocks(nn.Module):
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Return `depth` rates that rise linearly from 0 to `rate`."""
-    return torch.linspace(0, rate, depth).tolist()
+    return [rate * block / max(depth - 1, 1) for block in range(depth)]

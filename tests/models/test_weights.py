@@ -5,17 +5,8 @@ import torch
 
 from models import build_model, load_weights
 from models.weights import method_of
+from tests.models.small import SMALL
 from utils.errors import UserError
-
-SMALL = {
-    "NAME": "Point_M2AE",
-    "num_groups": [32, 16, 8],
-    "group_sizes": [8, 4, 4],
-    "encoder_dims": [12, 24, 48],
-    "encoder_depths": [1, 1, 1],
-    "decoder_dims": [48, 24],
-    "num_heads": 3,
-}
 
 
 @pytest.fixture

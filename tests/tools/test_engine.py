@@ -9,7 +9,16 @@ from tools.engine import EpochLog, NonFiniteLoss, StopRequest, train_one_epoch
 
 
 def toy(
-    values, *, accum=1, every=100, divide=True, clip=None, may_stop=lambda: False, first=0, updates_per_batch=1, lr=1.0
+    values,
+    *,
+    accum=1,
+    every=100,
+    divide=True,
+    clip=None,
+    may_stop=lambda position: False,
+    first=0,
+    updates_per_batch=1,
+    lr=1.0,
 ):
     """Train one weight on the losses weight * value with plain SGD; returns the weight, the log and the optimizer."""
     weight = torch.nn.Parameter(torch.zeros(1))
@@ -67,7 +76,9 @@ def test_non_finite_steps_change_nothing_and_are_found_at_the_next_reading(bad):
 
 def test_stops_between_updates_only():
     asked = []
-    weight, log, _, complete = toy([1.0] * 5, accum=2, may_stop=lambda: asked.append(1) or len(asked) == 2)
+    weight, log, _, complete = toy(
+        [1.0] * 5, accum=2, may_stop=lambda position: asked.append(position) or position == 4
+    )
     assert not complete and weight.item() == -2.0
     log.read()
     assert len(log.rows) == 4

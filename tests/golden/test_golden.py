@@ -1,0 +1,49 @@
+"""Losses of the first twenty training steps of each method, so that refactoring stays safe.
+
+After a change that is meant to alter numbers (say so in CHANGELOG.md): `M2AE_WRITE_GOLDEN=1 python -m pytest tests/golden`.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets import DATASETS, Batches, build_dataset
+from models import MODELS, build_model
+from tools.augment import augment
+from tools.optim import build_optimizer
+from utils.config import load_config
+from utils.seed import generator
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = sorted((ROOT / "cfgs" / "debug").glob("*.yaml"))
+
+
+def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-5) -> list[float]:
+    """Train the debug recipe of a method for some steps at a small rate, where rounding does not grow."""
+    overrides = ["model.drop_path_rate=0", f"optimizer.kwargs.lr={rate}"]
+    config = load_config(path, overrides=overrides, models=MODELS, datasets=DATASETS)
+    torch.manual_seed(0)
+    model = build_model(config.model).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    batches = Batches(build_dataset(config.dataset.train), batch_size=16, seed=0)
+    losses = []
+    for epoch in range(2):
+        for batch in batches.epoch(epoch):
+            points = augment(batch.points, config.augmentation, "y", generator(0, epoch, batch.step, "augmentation"))
+            loss = model(points, generator=generator(0, epoch, batch.step, "mask"))["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    return losses[:steps]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_golden_losses(path):
+    losses, file = first_losses(path), Path(__file__).parent / f"{path.stem}.json"
+    if os.environ.get("M2AE_WRITE_GOLDEN"):
+        file.write_text(json.dumps(losses, indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(file.read_text()), rel=2e-4)

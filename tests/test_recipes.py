@@ -1,0 +1,57 @@
+"""Every recipe of ours builds, and those of pre-training take a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets import DATASETS, build_dataset
+from models import MODELS, build_model
+from tools.optim import build_optimizer, build_schedule, check_training
+from utils.config import load_config, to_dict
+
+ROOT = Path(__file__).parent.parent
+RECIPES = [path for path in sorted((ROOT / "cfgs").rglob("*.yaml")) if path.parent.name != "dataset"]
+TRAINING = [path for path in RECIPES if path.relative_to(ROOT / "cfgs").parts[0] in ("pre-training", "quickstart", "debug")]
+
+
+def name(path):
+    return str(path.relative_to(ROOT / "cfgs"))
+
+
+def load(path):
+    return load_config(path, models=MODELS, datasets=DATASETS)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_builds_and_survives_a_round_trip(path):
+    config = load(path)
+    with torch.device("meta"):
+        model = build_model(config.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    assert to_dict(MODELS.config(to_dict(config.model))) == to_dict(config.model)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_begins_with_its_command(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith(("# python main.py --config ", "# make "))
+    if "--config" in first:
+        assert (ROOT / first.split("--config ")[1].split()[0]).is_file()
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name)
+def test_recipe_takes_a_step_on_built_in_data(path):
+    config = load(path)
+    check_training(config)
+    points = config.dataset.train.npoints
+    clouds = build_dataset({"NAME": "Synthetic", "clouds": 20, "N_POINTS": points})
+    model = build_model(config.model).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    rates = [build_schedule(config.scheduler, config.optimizer.kwargs.lr)(epoch, 0.0) for epoch in range(config.max_epoch)]
+    assert all(0 < rate <= config.optimizer.kwargs.lr for rate in rates)
+    before = model.mask_token.detach().clone()
+    out = model(torch.from_numpy(clouds.points[:2]), generator=torch.Generator().manual_seed(0))
+    out["loss"].backward()
+    optimizer.step()
+    assert torch.isfinite(out["loss"]) and not torch.equal(before, model.mask_token)
