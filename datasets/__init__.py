@@ -1,6 +1,6 @@
 """Data sets: `build_dataset(config)` gives a `CloudSet`, `Batches` draws from it, `transforms` change batches."""
 
-from datasets import modelnet, scanobjectnn, shapenet, synthetic
+from datasets import modelnet, modelnet_txt, scanobjectnn, shapenet, synthetic
 from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
 from datasets.paths import with_root
@@ -13,6 +13,7 @@ __all__ = [
     "CloudSet",
     "build_dataset",
     "modelnet",
+    "modelnet_txt",
     "scanobjectnn",
     "shapenet",
     "synthetic",

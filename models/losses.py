@@ -1,8 +1,9 @@
 """Losses as plain functions.
 
-Shapes: `L` patches, `n` and `m` points per patch.
+Shapes: `L` patches, `n` and `m` points per patch, `B` batch.
 """
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from extensions import chamfer_distance
@@ -42,3 +43,23 @@ def mean_over_processes(values: Tensor) -> Tensor:
         return values.mean()
     count = all_reduce_sum(values.new_tensor(float(len(values))))
     return values.sum() * world_size() / count
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
+    """Compare logits (B, classes) with labels (B,) int64; returns the mean over the batch, computed in fp32.
+
+    The target is `1 - smooth` for the true class and `smooth / (classes - 1)` for each of the others. 0 is plain cross entropy.
+
+    Note:
+        PyTorch's `label_smoothing` spreads over all classes, the true one included, and gives other numbers
+        (`tests/models/test_classifier.py`).
+    """
+    logits = logits.float()
+    if smooth == 0:
+        return F.cross_entropy(logits, labels)
+    others = logits.shape[1] - 1
+    if others < 1:
+        raise ValueError("smoothed_cross_entropy: smooth needs at least 2 classes, logits have 1; set smooth to 0")
+    log_p = F.log_softmax(logits, dim=1)  # (B, classes)
+    true = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B,)
+    return -((1 - smooth) * true + smooth / others * (log_p.sum(1) - true)).mean()

@@ -32,14 +32,6 @@ def test_recipe_builds_and_survives_a_round_trip(path):
     assert to_dict(MODELS.config(to_dict(config.model))) == to_dict(config.model)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name)
-def test_recipe_begins_with_its_command(path):
-    first = path.read_text().splitlines()[0]
-    assert first.startswith(("# python main.py --config ", "# make "))
-    if "--config" in first:
-        assert (ROOT / first.split("--config ")[1].split()[0]).is_file()
-
-
 @pytest.mark.parametrize("path", TRAINING, ids=name)
 def test_recipe_takes_a_step_on_built_in_data(path):
     config = load(path)

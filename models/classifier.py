@@ -1,0 +1,215 @@
+"""Classifiers: the tokens of any encoder, pooled, and a head on top.
+
+A method adds its classifier with one `EncoderPart` (how its encoder is built and what its tokens are), one configuration
+dataclass and one registered function; see Point-M2AE's at the end.
+
+Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the pooled feature.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.hierarchy import HierarchicalEncoder
+from models.layers.group import group_pyramid
+from models.layers.norm import BatchNorm
+from models.legacy import legacy_names
+from models.losses import smoothed_cross_entropy
+from models.point_m2ae import HierarchyConfig
+from models.registry import MODELS
+
+HEAD_WIDTH = 256
+HEAD_DROPOUT = 0.5
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How tokens (B, G, C) become one feature (B, widths * C)."""
+
+    pool: Callable[[Tensor], Tensor]
+    widths: int = 1
+
+
+POOLINGS = {
+    "mean": Pooling(lambda tokens: tokens.mean(1)),
+    "max": Pooling(lambda tokens: tokens.amax(1)),
+    "mean+max": Pooling(lambda tokens: tokens.mean(1) + tokens.amax(1)),
+    "mean,max": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1), widths=2),
+    # Published for ScanObjectNN: the maximum leaves out token 0, where a class token once stood. Published weights need it.
+    "mean,max[1:]": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens[:, 1:].amax(1)], dim=-1), widths=2),
+}
+
+
+def check_classifier_keys(config: Any) -> None:
+    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`.
+
+    Raises:
+        ValueError: naming the key, its value and what is possible.
+    """
+    if config.cls_dim < 2:
+        raise ValueError(f"model.cls_dim: {config.cls_dim} must be at least 2; give the number of classes")
+    if not 0 <= config.smooth < 1:
+        raise ValueError(f"model.smooth: {config.smooth} must be at least 0 and below 1")
+    if config.pooling not in POOLINGS:
+        raise ValueError(f"model.pooling: {config.pooling!r} is unknown; choose from {', '.join(POOLINGS)}")
+
+
+@dataclass(frozen=True)
+class EncoderPart:
+    """What a method gives to its classifier.
+
+    Args:
+        method: its name, as in `--method`.
+        build: gives a model the encoder's parts under their published names, at its top level, and returns C.
+        tokens: (model, points (B, N, 3)) -> normed tokens (B, G, C) of the coarsest scale.
+        ignored: key prefixes that a pre-training checkpoint holds in vain.
+        legacy: names of published faults that the encoder can switch back on.
+    """
+
+    method: str
+    build: Callable[[nn.Module, Any], int]
+    tokens: Callable[[nn.Module, Tensor], Tensor]
+    ignored: tuple[str, ...] = ()
+    legacy: tuple[str, ...] = ()
+
+
+class Classifier(nn.Module):
+    """Encode, pool, classify.
+
+    Args:
+        config: dataclass with the keys of the encoder and those that `check_classifier_keys` checks.
+        part: the method's encoder.
+    """
+
+    checkpoint_missing = ("norm.", "cls_head_finetune.")  # in a pre-training checkpoint; a runner that tests wants none
+
+    def __init__(self, config: Any, part: EncoderPart):
+        super().__init__()
+        self.config = config
+        self.part = part
+        self.method = part.method
+        self.checkpoint_ignored = part.ignored
+        legacy_names(config.legacy, part.legacy)
+        width = part.build(self, config)
+        self.cls_head_finetune = classification_head(POOLINGS[config.pooling].widths * width, config.cls_dim)
+
+    def patch_tokens(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3) as normed tokens (B, G, C) of the coarsest scale."""
+        return self.part.tokens(self, points)
+
+    def features(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3) as what the head receives, (B, F)."""
+        return POOLINGS[self.config.pooling].pool(self.patch_tokens(points))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Classify points (B, N, 3): logits (B, cls_dim).
+
+        Raises:
+            ValueError: too few points for the groups, or a single cloud in training mode, where the head's batch
+                normalisation has no statistics.
+        """
+        return self.cls_head_finetune(self.features(points))
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compare logits (B, cls_dim) with labels (B,) int64 below `cls_dim`: a scalar."""
+        return smoothed_cross_entropy(logits, labels, self.config.smooth)
+
+
+def classification_head(width: int, classes: int) -> nn.Sequential:
+    """Build the published three-layer head from features (B, width) to logits (B, classes), with PyTorch's initialisation."""
+    return nn.Sequential(
+        LinearBeforeNorm(width, HEAD_WIDTH),
+        BatchNorm(HEAD_WIDTH),
+        nn.ReLU(),
+        nn.Dropout(HEAD_DROPOUT),
+        LinearBeforeNorm(HEAD_WIDTH, HEAD_WIDTH),
+        BatchNorm(HEAD_WIDTH),
+        nn.ReLU(),
+        nn.Dropout(HEAD_DROPOUT),
+        nn.Linear(HEAD_WIDTH, classes),
+    )
+
+
+class LinearBeforeNorm(nn.Linear):
+    """A linear layer that batch normalisation follows.
+
+    That takes any constant away, so the gradient of the bias is zero and is returned as zero while training, as
+    `PointwiseConv(before_norm=True)` does: Adam would turn what fp32 leaves of it into steps of full size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias.detach() + 0.0 * self.bias if self.training else self.bias
+        return F.linear(x, self.weight, bias)
+
+
+def build_local_encoder(model: nn.Module, config: HierarchyConfig) -> int:
+    """Give a model `h_encoder`, without the norms of pre-training, and `norm`; returns the width of its tokens."""
+    model.h_encoder = HierarchicalEncoder(
+        dims=config.encoder_dims,
+        depths=config.encoder_depths,
+        num_heads=config.num_heads,
+        local_radius=config.local_radius,
+        drop_path_rate=config.drop_path_rate,
+        embed_widths=config.embed_widths,
+        with_norms=False,
+    )
+    model.norm = nn.LayerNorm(config.encoder_dims[-1])
+    return config.encoder_dims[-1]
+
+
+def encode_locally(model: nn.Module, points: Tensor) -> Tensor:
+    """Encode points (B, N, 3) with nothing hidden; attention reaches as far as the local radius of each scale."""
+    pyramid = group_pyramid(points, model.config.num_groups, model.config.group_sizes)
+    return model.norm(model.h_encoder(pyramid).tokens[-1])  # (B, G, C)
+
+
+HIERARCHICAL = EncoderPart(
+    method="point-m2ae",
+    build=build_local_encoder,
+    tokens=encode_locally,
+    ignored=(
+        "h_encoder.encoder_norms.",
+        "mask_token",
+        "h_decoder.",
+        "decoder_pos_embeds.",
+        "token_prop.",
+        "decoder_norm.",
+        "rec_head.",
+    ),
+)
+
+
+@dataclass
+class PointM2AEModelNet40Config(HierarchyConfig):
+    """Keys of Point-M2AE's classifier; defaults as published for ModelNet40."""
+
+    NAME: str = "Point_M2AE_ModelNet40"
+    cls_dim: int = 40
+    smooth: float = 0.3  # share of the target that goes to the wrong classes
+    pooling: str = "mean+max"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_classifier_keys(self)
+
+
+@dataclass
+class PointM2AEScanObjectNNConfig(PointM2AEModelNet40Config):
+    """The same keys with the defaults published for ScanObjectNN."""
+
+    NAME: str = "Point_M2AE_ScanObjectNN"
+    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
+    cls_dim: int = 15
+    smooth: float = 0.0
+    pooling: str = "mean,max[1:]"
+
+
+@MODELS.register("Point_M2AE_ModelNet40", config=PointM2AEModelNet40Config)
+@MODELS.register("Point_M2AE_ScanObjectNN", config=PointM2AEScanObjectNNConfig)
+def point_m2ae_classifier(config: PointM2AEModelNet40Config) -> Classifier:
+    """Build the classifier that fine-tunes Point-M2AE's encoder (Zhang et al. 2022, Sec. 4.2)."""
+    return Classifier(config, HIERARCHICAL)
