@@ -11,7 +11,7 @@ WORKERS ?= auto
 .PHONY: quickstart test test-slow style native clean
 
 quickstart: $(VENV)/.installed native
-	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 5 --overwrite
+	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 2 --overwrite
 
 # One thread per worker: results do not depend on it, and two workers on two cores do not get in each other's way.
 test: $(VENV)/.installed-dev native

@@ -45,16 +45,16 @@ def build_schedule(config: SchedulerConfig, base_rate: float) -> Callable[[int, 
     """Return `schedule(epoch, fraction) -> learning rate`; the published schedules are constant within an epoch.
 
     The published scheduler is stepped with the index of the epoch that just ended, so epoch e runs at rate(max(e - lag, 0)) with lag 1:
-    epochs 0 and 1 both run at the start of the warm-up. `lag: 0` gives every epoch its own rate.
+    epochs 0 and 1 both run at the start of the warm-up. `lag: 0` gives every epoch its own rate, `per_step` every step.
     """
     rate = _RATES[config.type](config.kwargs, base_rate)
-    return lambda epoch, fraction=0.0: rate(max(epoch - config.lag, 0))
+    return lambda epoch, fraction=0.0: rate(max(epoch + config.per_step * fraction - config.lag, 0))
 
 
-def _cosine(kwargs, base: float) -> Callable[[int], float]:
+def _cosine(kwargs, base: float) -> Callable[[float], float]:
     """Warm up linearly, then half a cosine over `epochs`, the warm-up not subtracted; the lowest rate after that."""
 
-    def rate(epoch: int) -> float:
+    def rate(epoch: float) -> float:
         if epoch < kwargs.initial_epochs:
             return LOWEST_RATE + epoch * (base - LOWEST_RATE) / kwargs.initial_epochs
         if epoch >= kwargs.epochs:
@@ -64,15 +64,15 @@ def _cosine(kwargs, base: float) -> Callable[[int], float]:
     return rate
 
 
-def _exponential(kwargs, base: float) -> Callable[[int], float]:
+def _exponential(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base * max(kwargs.lr_decay ** (epoch / kwargs.decay_step), kwargs.lowest_decay)
 
 
-def _steps(kwargs, base: float) -> Callable[[int], float]:
+def _steps(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base * kwargs.gamma ** (epoch // kwargs.step_size)
 
 
-def _constant(kwargs, base: float) -> Callable[[int], float]:
+def _constant(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base
 
 

@@ -71,6 +71,8 @@ class SchedulerConfig:
         1  # as published: epoch e runs at the rate of epoch e - lag, so epochs 0 and 1 at the same; 0 = its own rate
     )
 
+    per_step: bool = False  # follow the curve within an epoch; published schedules are constant there
+
     def __post_init__(self):
         if self.lag < 0:
             raise ValueError(f"lag: is {self.lag}; it must not be negative")

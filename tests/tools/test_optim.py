@@ -40,6 +40,13 @@ def test_lag_can_be_switched_off():
     assert exact(4) < 1e-3 and exact(20) == LOWEST_RATE  # the warm-up is not subtracted from the cosine
 
 
+def test_schedules_may_follow_the_curve_within_an_epoch():
+    config = merge(SchedulerConfig, {"lag": 0, "per_step": True, "kwargs": {"epochs": 4, "initial_epochs": 1}}, "scheduler")
+    rate = build_schedule(config, 1e-3)
+    assert rate(0, 0.5) == pytest.approx(0.5e-3, rel=1e-2) and rate(2, 0.0) == pytest.approx(0.5e-3, rel=1e-2)
+    assert rate(3, 0.0) > rate(3, 0.5) > rate(3, 0.99)
+
+
 def test_other_schedules():
     rate = schedule("LambdaLR", lag=0, lr_decay=0.5, decay_step=2, lowest_decay=0.1)
     assert [rate(e) for e in (0, 2, 20)] == pytest.approx([1e-3, 5e-4, 1e-4])
