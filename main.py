@@ -1,26 +1,44 @@
 """The one entry point: arguments -> resolved configuration -> seed, process group, log -> a runner of tools/."""
 
+import argparse
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 
 from utils.errors import UserError
 from utils.parser import parse_args
 
 
+# Published flags whose task is not part of this version.
+LATER = ("test", "finetune_model", "scratch_model", "transfer", "vote", "seeds")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
-    debug = "--debug" in (sys.argv if argv is None else argv)
+    return run_command(argv, _parse, _dispatch)
+
+
+def run_command(
+    argv: Sequence[str] | None, parse: Callable[..., argparse.Namespace], dispatch: Callable[..., int]
+) -> int:
+    """Parse a command line, open its run and hand it to `dispatch(run)`, whose exit status is returned.
+
+    Bad input and full or read-only disks are one message on stderr and the status 2.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        return _run(parse_args(argv))
+        return _open(parse(argv), dispatch)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
-        # Bad input and full or read-only disks: one message, no traceback.
-        if debug:
+        if "--debug" in argv:
             traceback.print_exc()
         print(f"error: {error}" + ("" if isinstance(error, UserError) else " (--debug shows where)"), file=sys.stderr)
         return 2
 
 
-def _run(args) -> int:
+def _open(args: argparse.Namespace, dispatch: Callable[..., int]) -> int:
     # Imported here, so that --help and argument errors answer at once.
     from tools.context import choose_device
     from tools.launch import open_run
@@ -35,19 +53,25 @@ def _run(args) -> int:
         run = open_run(args, device)
         seed_everything(run.seed, args.deterministic)
         with run.log:
-            return _dispatch(run)
+            return dispatch(run)
     finally:
         dist.cleanup()
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line and refuse what this version cannot do yet, rather than ignore it."""
+    args = parse_args(argv)
+    for name in LATER:
+        if getattr(args, name):
+            raise UserError(f"--{name}: fine-tuning is not part of this version; pre-training and --test_svm are")
+    return args
+
+
 def _dispatch(run) -> int:
-    args = run.args
-    if args.test_svm:
+    if run.args.test_svm:
         from tools.runner_svm import run_svm
 
         run_svm(run)
-    elif args.test or args.finetune_model or args.scratch_model:
-        raise UserError("fine-tuning and its evaluation are not part of this version; pre-training and --test_svm are")
     else:
         from tools.engine import Interrupted
         from tools.runner_pretrain import run_pretrain

@@ -46,6 +46,8 @@ def test_imports_run_one_way_and_house_rules_hold(path):
 def test_top_level_of_the_house():
     for name in (
         "main.py",
+        "main_vis.py",
+        "hubconf.py",
         "cfgs",
         "models",
         "datasets",

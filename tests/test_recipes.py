@@ -12,7 +12,9 @@ from utils.config import load_config, to_dict
 
 ROOT = Path(__file__).parent.parent
 RECIPES = [path for path in sorted((ROOT / "cfgs").rglob("*.yaml")) if path.parent.name != "dataset"]
-TRAINING = [path for path in RECIPES if path.relative_to(ROOT / "cfgs").parts[0] in ("pre-training", "quickstart", "debug")]
+TRAINING = [
+    path for path in RECIPES if path.relative_to(ROOT / "cfgs").parts[0] in ("pre-training", "quickstart", "debug")
+]
 
 
 def name(path):
@@ -40,7 +42,9 @@ def test_recipe_takes_a_step_on_built_in_data(path):
     clouds = build_dataset({"NAME": "Synthetic", "clouds": 20, "N_POINTS": points})
     model = build_model(config.model).train()
     optimizer = build_optimizer(model, config.optimizer)
-    rates = [build_schedule(config.scheduler, config.optimizer.kwargs.lr)(epoch, 0.0) for epoch in range(config.max_epoch)]
+    rates = [
+        build_schedule(config.scheduler, config.optimizer.kwargs.lr)(epoch, 0.0) for epoch in range(config.max_epoch)
+    ]
     assert all(0 < rate <= config.optimizer.kwargs.lr for rate in rates)
     before = model.mask_token.detach().clone()
     out = model(torch.from_numpy(clouds.points[:2]), generator=torch.Generator().manual_seed(0))

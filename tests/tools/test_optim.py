@@ -41,7 +41,9 @@ def test_lag_can_be_switched_off():
 
 
 def test_schedules_may_follow_the_curve_within_an_epoch():
-    config = merge(SchedulerConfig, {"lag": 0, "per_step": True, "kwargs": {"epochs": 4, "initial_epochs": 1}}, "scheduler")
+    config = merge(
+        SchedulerConfig, {"lag": 0, "per_step": True, "kwargs": {"epochs": 4, "initial_epochs": 1}}, "scheduler"
+    )
     rate = build_schedule(config, 1e-3)
     assert rate(0, 0.5) == pytest.approx(0.5e-3, rel=1e-2) and rate(2, 0.0) == pytest.approx(0.5e-3, rel=1e-2)
     assert rate(3, 0.0) > rate(3, 0.5) > rate(3, 0.99)

@@ -1,0 +1,18 @@
+"""Numbers of the published protocol that live in the runners."""
+
+import pytest
+
+from tools.runner_pretrain import last_epoch
+from tools.runner_svm import PRETRAINING_C, PUBLISHED_C
+from utils.config import RunConfig
+
+
+def test_published_c_of_the_linear_svm():
+    assert PRETRAINING_C == 0.01
+    assert PUBLISHED_C["Point_M2AE", "modelnet40"] == 0.012
+    assert PUBLISHED_C["Point_M2AE", "scan"] == 0.042
+
+
+@pytest.mark.parametrize(("inclusive", "last"), [(True, 300), (False, 299)])
+def test_max_epoch_itself_runs_as_published(inclusive, last):
+    assert last_epoch(RunConfig(model=None, max_epoch=300, max_epoch_inclusive=inclusive)) == last
