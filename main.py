@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from utils.errors import UserError
 from utils.parser import parse_args
 
-
 # Published flags whose task is not part of this version.
 LATER = ("test", "finetune_model", "scratch_model", "transfer", "vote", "seeds")
 
