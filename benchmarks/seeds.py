@@ -78,7 +78,7 @@ def summarise(runs: dict[int, list[dict]]) -> dict:
         epochs = [row for row in rows if row["kind"] == "epoch"]
         found = {
             "loss x 1000, last epoch": 1000 * epochs[-1]["loss"],
-            "training, core-minutes": sum(row["seconds"] for row in epochs) / 60,
+            "training, wall minutes, one thread of a busy machine": sum(row["seconds"] for row in epochs) / 60,
             "trained, last epoch, published C": 100 * trained[-1]["accuracy"],
             "trained, best epoch (selected on the test set), published C": 100
             * max(row["accuracy"] for row in trained),
