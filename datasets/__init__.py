@@ -3,7 +3,6 @@
 from datasets import modelnet, modelnet_txt, scanobjectnn, shapenet, synthetic
 from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
-from datasets.paths import with_root
 from datasets.registry import DATASETS
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "scanobjectnn",
     "shapenet",
     "synthetic",
-    "with_root",
 ]
 
 

@@ -1,25 +1,8 @@
-"""Paths in data-set configurations: `--data_root` and messages about missing files."""
+"""Files and folders of data sets, and what to say when they are missing."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from utils.errors import UserError
-
-PATH_KEYS = ("DATA_PATH", "PC_PATH", "DATA_DIR", "ROOT")
-
-
-def with_root(config, root: str | None):
-    """Return `config` (a data-set dataclass or mapping) with a leading `data/` of its path keys replaced by `root`."""
-    if not root:
-        return config
-    get = config.get if isinstance(config, dict) else lambda key, default: getattr(config, key, default)
-    changed = {}
-    for key in PATH_KEYS:
-        path = get(key, "")
-        parts = Path(path).parts if path else ()
-        if parts and parts[0] == "data":
-            changed[key] = str(Path(root, *parts[1:]))
-    return {**config, **changed} if isinstance(config, dict) else replace(config, **changed)
 
 
 def require(path: Path, layout: str, kind: str = "folder") -> Path:

@@ -1,6 +1,5 @@
 """Readers on tiny files in the published layouts, and one clear message for each kind of bad input."""
 
-import dataclasses
 import os
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from torch import equal, from_numpy
 
 from datasets import DATASETS, Batches, build_dataset
 from datasets.modelnet import ModelNet10Config, ModelNet40SVMConfig, read_modelnet
-from datasets.paths import with_root
 from datasets.scanobjectnn import ScanObjectNNConfig, read_scanobjectnn
 from datasets.shapenet import ShapeNetConfig, read_shapenet
 from utils.errors import UserError
@@ -248,25 +246,11 @@ def test_bad_scanobjectnn(tmp_path):
         read_scanobjectnn(ScanObjectNNConfig(ROOT=str(tmp_path), subset="test"))
 
 
-def test_with_root():
-    moved = with_root(ShapeNetConfig(), "/disk/sets")
-    assert str(Path("/disk/sets/ShapeNet55-34/ShapeNet-55")) == moved.DATA_PATH
-    assert str(Path("/disk/sets/ShapeNet55-34/shapenet_pc")) == moved.PC_PATH
-    assert dataclasses.replace(moved, DATA_PATH="", PC_PATH="") == ShapeNetConfig(DATA_PATH="", PC_PATH="")
-    assert str(Path("/disk/sets")) == with_root(ModelNet40SVMConfig(), "/disk/sets").DATA_DIR
-    assert with_root({"NAME": "X", "ROOT": "data/a", "DATA_PATH": "database/b"}, "/d") == {
-        "NAME": "X",
-        "ROOT": str(Path("/d/a")),
-        "DATA_PATH": "database/b",
-    }
-    assert with_root(ModelNet10Config(), None) == ModelNet10Config()
-
-
 @pytest.mark.data
 @pytest.mark.skipif(not (SHARED / "data/modelnet10_hdf5_1024").is_dir(), reason="ModelNet10 is absent; set M2AE_SHARED")
 def test_real_modelnet10():
     sets = {
-        subset: read_modelnet(with_root(ModelNet10Config(subset=subset), str(SHARED / "data")))
+        subset: read_modelnet(ModelNet10Config(subset=subset, DATA_DIR=str(SHARED / "data" / "modelnet10_hdf5_1024")))
         for subset in ("train", "test")
     }
     assert [len(sets[subset]) for subset in ("train", "test")] == [3991, 908]
