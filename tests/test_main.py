@@ -246,6 +246,12 @@ def test_bad_arguments(capsys, tmp_path):
     refused(capsys, ["--config", "broken.yaml"], "broken.yaml", "line")
     if not torch.cuda.is_available():
         refused(capsys, [*arguments("x"), "--device", "cuda"], "--device cuda", "cpu")
+    refused(
+        capsys,
+        ["--config", "cfgs/fine-tuning/scan_pb.yaml", "--exp_name", "z", "--device", "cpu"],
+        "Point_M2AE_ScanObjectNN",
+        "classifier",
+    )
     refused(capsys, arguments("x", "--vote"), "--vote", "not part of this version")
     assert not (FOLDER / "x").exists()
     refused(capsys, arguments("y", settings=["total_bs=100000"]), "batch", "256")

@@ -10,6 +10,7 @@ from torch import nn
 
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
+from models import build_model
 from utils.config import RunConfig, to_dict
 from utils.dist import rank, world_size
 from utils.errors import UserError
@@ -70,6 +71,21 @@ def choose_device(name: str | None) -> torch.device:
     elif device.type != "cpu":
         raise UserError(f"--device {name}: is not supported; use cpu or cuda")
     return device
+
+
+def build_pretraining_model(run: RunContext) -> nn.Module:
+    """Build the model of a configuration on the device of the run; it must be one that can be pre-trained.
+
+    Raises:
+        UserError: the configuration names a classifier.
+    """
+    model = build_model(run.config.model)
+    if not hasattr(model, "encode"):
+        raise UserError(
+            f"model.NAME: {run.config.model.NAME} is a classifier, and fine-tuning is not part of this version; "
+            "use a recipe of cfgs/pre-training/"
+        )
+    return model.to(run.device)
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:

@@ -7,11 +7,11 @@ import time
 import torch
 
 from datasets import build_dataset
-from models import build_model, load_weights
+from models import load_weights
 from models.layers.norm import BatchNorm, convert_sync_batchnorm
 from tools.augment import augment
 from tools.compile import compile_regions
-from tools.context import RunContext, distribute
+from tools.context import RunContext, build_pretraining_model, distribute
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
 from tools.gallery_items import reconstruction_gallery
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule, check_training
@@ -38,7 +38,7 @@ def run_pretrain(run: RunContext) -> RunState:
     """
     config, args = run.config, run.args
     check_training(config)
-    model = build_model(config.model).to(run.device)
+    model = build_pretraining_model(run)
     if args.start_ckpts:
         run.log.info(f"{args.start_ckpts}: {load_weights(model, args.start_ckpts)}")
     if args.sync_bn:

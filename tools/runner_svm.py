@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from datasets import build_dataset
-from models import build_model, load_weights
-from tools.context import RunContext
+from models import load_weights
+from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult, extract_features, linear_svm
 from tools.report import write_report
 from utils.checkpoint import write_atomic
@@ -90,7 +90,7 @@ def run_svm(run: RunContext) -> SVMResult:
     config, args = run.config, run.args
     if config.dataset.svm is None:
         raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
-    model = build_model(config.model).to(run.device)
+    model = build_pretraining_model(run)
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
     C = PUBLISHED_C.get((config.model.NAME, args.test_svm), PRETRAINING_C) if config.svm.C is None else config.svm.C
     probe = LinearProbe(run, C)

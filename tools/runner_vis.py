@@ -11,9 +11,9 @@ import numpy as np
 from torch import nn
 
 from datasets import CloudSet, build_dataset
-from models import build_model, load_weights
+from models import load_weights
 from tools.compile import compile_regions
-from tools.context import RunContext
+from tools.context import RunContext, build_pretraining_model
 from tools.engine import autocast
 from tools.gallery_items import reconstruction_gallery
 from tools.ply import write_ply
@@ -40,7 +40,7 @@ def run_vis(run: RunContext) -> Path:
         UserError: the checkpoint does not fit, the configuration is of no pre-training model, or clouds cannot be read.
     """
     args = run.args
-    model = build_model(run.config.model).to(run.device)
+    model = build_pretraining_model(run)
     if not hasattr(model, "group"):
         raise UserError(
             f"--config: {run.config.model.NAME} rebuilds nothing; use a recipe of cfgs/pre-training/ with a pre-trained model"
