@@ -157,6 +157,24 @@ def test_stopped_during_the_evaluation(beside_whole, monkeypatch):
     assert_same_run("whole", "owing")
 
 
+def test_died_before_the_first_checkpoint(beside_whole, monkeypatch):
+    """Nothing is there to go on from: `--resume` starts over, without the rows of the first attempt."""
+    original, calls = runner_pretrain.augment, []
+
+    def augment(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(runner_pretrain, "augment", augment)
+    assert main.main(arguments("early")) == 130
+    assert rows("early") and not (FOLDER / "early" / "ckpt-last.pth").exists()
+    monkeypatch.setattr(runner_pretrain, "augment", original)
+    assert main.main(arguments("early", "--resume")) == 0
+    assert_same_run("whole", "early")
+
+
 def test_sigkill_and_resume_is_exact(beside_whole):
     """Killed in the middle of an epoch, without a chance to save."""
     command = [sys.executable, str(ROOT / "main.py"), *arguments("killed")]

@@ -68,7 +68,8 @@ def _check_folder(args: argparse.Namespace, folder: Path) -> None:
         raise UserError(
             f"{folder}: holds a run already; go on with --resume, replace it with --overwrite, or choose another --exp_name"
         )
-    if args.resume and not last.exists():
+    # A run that was killed before its first checkpoint has a configuration only, and starts over.
+    if args.resume and not last.exists() and not (folder / "config.yaml").exists():
         raise UserError(
             f"--resume: there is no {last}; start the run without --resume, or check --config and --exp_name"
         )

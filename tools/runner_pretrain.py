@@ -49,8 +49,9 @@ def run_pretrain(run: RunContext) -> RunState:
     batches = run.batches(clouds, config.total_bs)
     scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
     state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler)
-    if args.resume:
-        state.restore(run.folder / "ckpt-last.pth")
+    last = run.folder / "ckpt-last.pth"
+    if args.resume and last.exists():
+        state.restore(last)
         run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
     probe = LinearProbe.from_config(run) if is_main() else None
     writer = _open_metrics(run, state) if is_main() else None
@@ -70,8 +71,8 @@ def run_pretrain(run: RunContext) -> RunState:
 
 
 def _open_metrics(run: RunContext, state: RunState) -> MetricsWriter:
-    """Open the metrics; of a resumed run, drop the rows that will be written again."""
-    following = (state.epoch + 1, state.pending["step"]) if run.args.resume else None
+    """Open the metrics and drop the rows that will be written again: all, where an earlier run died before its first checkpoint."""
+    following = (state.epoch + 1, state.pending["step"])
     return MetricsWriter(run.folder, resume_from=following, pending=state.pending["evaluations"])
 
 

@@ -56,6 +56,7 @@ def assert_same(ours, expected) -> None:
 def test_the_library_is_what_runs_here():
     if not backend().startswith("compiled"):
         pytest.skip(f"no compiled library: {backend()}; the reference is compared with itself")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("m2ae::fps", "CPU")
 
 
 @pytest.mark.parametrize("device", DEVICES)
