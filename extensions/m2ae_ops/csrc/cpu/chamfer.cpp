@@ -1,26 +1,9 @@
-// Chamfer distance. Forward: all queries of both directions are shared out; backward: a cloud pair belongs to one thread.
+// Chamfer distance: forward from two nearest-point searches; backward: a cloud pair belongs to one thread.
 #include "common.h"
+#include "nearest.h"
 
 namespace m2ae {
 namespace {
-
-// Nearest point of `to` for every point of `from`, for all clouds.
-template <typename T>
-void nearest_all(const Tensor& from, const Tensor& to, Tensor& sqdist, Tensor& idx) {
-  const int64_t B = from.size(0), n = from.size(1), m = to.size(1);
-  const T *queries = from.const_data_ptr<T>(), *targets = to.const_data_ptr<T>();
-  T* distances = sqdist.mutable_data_ptr<T>();
-  int64_t* indices = idx.mutable_data_ptr<int64_t>();
-  // Slices of a cloud are units of work too, so that few large clouds keep all threads busy.
-  const int64_t slice = 256, slices = (n + slice - 1) / slice;
-  at::parallel_for(0, B * slices, grain(std::min(n, slice) * m / 4), [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t b = unit / slices, first = unit % slices * slice, number = std::min(slice, n - first);
-      const int64_t at = b * n + first;
-      kernels<T>().nearest(queries + at * 3, number, targets + b * m * 3, m, distances + at, indices + at);
-    }
-  });
-}
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_cpu(const Tensor& a, const Tensor& b) {
   const Tensor p = to_compute(a), q = to_compute(b);
