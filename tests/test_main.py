@@ -270,7 +270,7 @@ def test_bad_arguments(capsys, tmp_path):
         "Point_M2AE_ScanObjectNN",
         "classifier",
     )
-    refused(capsys, arguments("x", "--vote"), "--vote", "not part of this version")
+    refused(capsys, arguments("x", "--vote"), "--vote", "--finetune_model")
     assert not (FOLDER / "x").exists()
     refused(capsys, arguments("y", settings=["total_bs=100000"]), "batch", "256")
     assert not list((FOLDER / "y").glob("ckpt*"))

@@ -13,12 +13,10 @@ from utils.checkpoint import write_atomic
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
 
-# C as published for each method and data set; where nothing is published, the value of pre-training.
+# C as published for each method and data set; where nothing is published, that of the data set, else that of pre-training.
 PRETRAINING_C = 0.01
-PUBLISHED_C = {
-    ("Point_M2AE", "modelnet40"): 0.012,
-    ("Point_M2AE", "scan"): 0.042,
-}
+PUBLISHED_C = {("Point_M2AE", "modelnet40"): 0.012}
+DATASET_C = {"scan": 0.042}
 # Data set that each name of --test_svm stands for, by the NAME of its reader.
 TEST_SETS = {
     "modelnet40": "ModelNet40_SVM",
@@ -81,8 +79,10 @@ class LinearProbe:
         return text
 
 
-def run_svm(run: RunContext) -> SVMResult:
+def run_svm(run: RunContext) -> dict[str, float]:
     """Judge a pre-trained checkpoint (`--test_svm`), and write a time-stamped folder with the report.
+
+    Returns accuracies in percent by what they are.
 
     Raises:
         UserError: the configuration's data set is another one than `--test_svm` names, or the checkpoint does not fit.
@@ -92,7 +92,8 @@ def run_svm(run: RunContext) -> SVMResult:
         raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
     model = build_pretraining_model(run)
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    C = PUBLISHED_C.get((config.model.NAME, args.test_svm), PRETRAINING_C) if config.svm.C is None else config.svm.C
+    usual = DATASET_C.get(args.test_svm, PRETRAINING_C)
+    C = PUBLISHED_C.get((config.model.NAME, args.test_svm), usual) if config.svm.C is None else config.svm.C
     probe = LinearProbe(run, C)
     if not probe.name.startswith(TEST_SETS[args.test_svm]):
         raise UserError(
@@ -102,7 +103,10 @@ def run_svm(run: RunContext) -> SVMResult:
     result = probe.judge(model, choose=True)
     run.log.info(probe.describe(result))
     _write(run, probe, result, time.perf_counter() - started)
-    return result
+    results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
+    if result.chosen_C is not None:
+        results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
+    return results
 
 
 def _write(run: RunContext, probe: LinearProbe, result: SVMResult, seconds: float) -> None:
