@@ -179,6 +179,45 @@ def test_seeds_are_run_and_summarised(beside_whole, capsys):
     assert json.loads((FOLDER / "seeds" / "summary.json").read_text()) == summary
 
 
+def test_all_folds_are_run_and_summarised(beside_whole, capsys):
+    from datasets import build_dataset
+    from datasets.few_shot import write_folds
+
+    parts = [
+        build_dataset({"NAME": "Synthetic", "subset": part, "clouds": 200, "npoints": 256, "N_POINTS": 256})
+        for part in ("train", "test")
+    ]
+    write_folds(*parts, Path("folds"), way=5, shot=5, folds=range(10))
+    recipe = ROOT / "cfgs" / "few-shot" / "point-mae" / "debug.yaml"
+    argv = [
+        "--config",
+        str(recipe),
+        "--exp_name",
+        "few",
+        "--device",
+        "cpu",
+        "--scratch_model",
+        "--way",
+        "5",
+        "--shot",
+        "5",
+    ]
+    argv += [part for entry in ("train", "val") for part in ("--set", f"dataset.{entry}.DATA_PATH=folds")]
+    argv += ["--set", "max_epoch=1", "--set", "total_bs=25"]
+    assert main.main([*argv, "--fold", "all"]) == 0
+    folder = Path("experiments/few-shot/point-mae/debug/few")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["runs"] == [f"fold{fold}" for fold in range(10)]
+    values = summary["results"]["accuracy, last epoch"]["values"]
+    judged = [rows(folder / f"fold{fold}", "val")[-1]["accuracy"] for fold in range(10)]
+    assert values == pytest.approx([100 * value for value in judged])
+    assert len(set(values)) > 1, "the folds are different tasks"
+    capsys.readouterr()
+    refused(capsys, [*argv, "--fold", "11"], "11.pkl", "does not exist")
+    way = [part if part != "5" else "30" for part in argv]
+    refused(capsys, [*way, "--fold", "0"], "30way_30shot")
+
+
 def test_a_published_path_follows_the_checkpoint(beside_whole, capsys):
     """`cfgs/finetune_modelnet.yaml` with a Point-MAE checkpoint is Point-MAE's recipe; its data are missing here, which is said."""
     argv = ["--config", "cfgs/finetune_modelnet.yaml", "--finetune_model", "--exp_name", "a", "--ckpts", "pre.pth"]
