@@ -114,8 +114,10 @@ def test_a_run_leaves_everything_behind(beside_whole):
 
 def test_svm_on_demand(beside_whole, capsys):
     flags = ["--test_svm", "synthetic", "--ckpts", str(FOLDER / "whole" / "ckpt-best.pth")]
+    flags += ["--probe", "knn", "--probe", "logistic"]
     assert main.main(arguments("svm", *flags, settings=[s for s in SMALLER if "cross" not in s])) == 0
-    assert "Linear Accuracy : 0." in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "Linear Accuracy : 0." in log and "knn accuracy: 0." in log and "logistic accuracy: 0." in log
     [folder] = (FOLDER / "svm").glob("svm_synthetic_*")
     assert (folder / "report.html").exists()
     assert len((folder / "predictions.txt").read_text().splitlines()) == 41

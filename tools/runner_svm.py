@@ -8,6 +8,7 @@ from datasets import build_dataset
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult, extract_features, linear_svm
+from tools.probes import PROBES
 from tools.report import write_report
 from utils.checkpoint import write_atomic
 from utils.errors import UserError
@@ -51,6 +52,10 @@ class LinearProbe:
 
     def judge(self, model, *, choose: bool = False) -> SVMResult:
         """Fit on the training features and judge on the test features; `choose` also cross-validates C."""
+        return self.judge_features(self.features(model), choose=choose)
+
+    def features(self, model) -> tuple:
+        """Return training features and labels, test features and labels."""
         config = self.run.config.svm
         options = {
             "batch_size": config.batch_size,
@@ -58,9 +63,11 @@ class LinearProbe:
             "device": self.run.device,
             "precision": self.run.config.precision,
         }
-        train_x, train_y = extract_features(model, self.train, **options)
-        test_x, test_y = extract_features(model, self.test, **options)
-        result = linear_svm(train_x, train_y, test_x, test_y, C=self.C, choose=choose and config.cross_validate)
+        return *extract_features(model, self.train, **options), *extract_features(model, self.test, **options)
+
+    def judge_features(self, features: tuple, *, choose: bool) -> SVMResult:
+        """Fit and judge the linear SVM on what `features` returned."""
+        result = linear_svm(*features, C=self.C, choose=choose and self.run.config.svm.cross_validate)
         self._predictions = result.predictions
         return result
 
@@ -100,16 +107,21 @@ def run_svm(run: RunContext) -> dict[str, float]:
             f"--test_svm {args.test_svm}: the configuration judges on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
         )
     started = time.perf_counter()
-    result = probe.judge(model, choose=True)
+    features = probe.features(model)
+    result = probe.judge_features(features, choose=True)
     run.log.info(probe.describe(result))
-    _write(run, probe, result, time.perf_counter() - started)
+    others = {}
+    for name in args.probe:
+        others[f"{name} on {probe.name}"], setting = PROBES[name](*features)
+        run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
+    _write(run, probe, result, others, time.perf_counter() - started)
     results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
     if result.chosen_C is not None:
         results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
-    return results
+    return results | {name: 100 * value for name, value in others.items()}
 
 
-def _write(run: RunContext, probe: LinearProbe, result: SVMResult, seconds: float) -> None:
+def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     folder = Path(run.folder) / f"svm_{run.args.test_svm}_{stamp}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +138,7 @@ def _write(run: RunContext, probe: LinearProbe, result: SVMResult, seconds: floa
         "Accuracy at cross-validated C": f"{100 * result.chosen_accuracy:.2f} % (C {result.chosen_C:g})"
         if result.chosen_C
         else "not computed",
+        **{f"Accuracy of {name}": f"{100 * value:.2f} %" for name, value in others.items()},
         "Test clouds": str(len(probe.test)),
         "Checkpoint": str(run.args.ckpts),
         "Seconds": f"{seconds:.1f}",

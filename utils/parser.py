@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.recipes import METHODS, below_cfgs
 
+PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
 FOLDS = 10  # of few-shot classification
 SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic")
@@ -41,6 +42,10 @@ def _add_task(group) -> None:
     group.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
     group.add_argument("--test", action="store_true", help="evaluate the fine-tuned classifier in --ckpts")
     group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
+    group.add_argument(
+        "--probe", choices=PROBES, action="append", default=[],
+        help="with --test_svm: judge the same features by nearest neighbours or logistic regression as well; may be repeated",
+    )  # fmt: skip
 
 
 def _add_config(group) -> None:
@@ -156,6 +161,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--test needs --ckpts with a fine-tuned classifier; add --ckpts PATH")
     if args.test_svm and args.ckpts is None:
         raise UserError(f"--test_svm {args.test_svm} needs --ckpts with a pre-trained encoder; add --ckpts PATH")
+    if args.probe and not args.test_svm:
+        raise UserError(f"--probe {args.probe[0]} judges the features of --test_svm; add --test_svm and a data set")
     if args.scratch_model and args.finetune_model and args.ckpts:
         raise UserError("--scratch_model trains from random weights, but --ckpts gives weights; leave one out")
     classifies = args.test or args.finetune_model or args.scratch_model

@@ -66,6 +66,7 @@ def test_flags_without_effect_are_noted():
         ("--scratch_model --finetune_model --ckpts a", "--scratch_model trains from random weights, but --ckpts"),
         ("--val_freq 0", "--val_freq 0: must be at least 1"),
         ("--finetune_model --vote_rounds 0", "--vote_rounds 0: must be at least 1"),
+        ("--probe knn", "--probe knn judges the features of --test_svm"),
         ("--vote", "--vote goes with a classifier: add --finetune_model"),
         ("--transfer linear", "--transfer goes with a classifier"),
         ("--seed -1", "seed -1: must not be negative"),
