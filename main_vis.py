@@ -66,11 +66,10 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _visualise(run) -> int:
+def _visualise(run) -> None:
     from tools.runner_vis import run_vis
 
     run_vis(run)
-    return 0
 
 
 if __name__ == "__main__":
