@@ -125,10 +125,21 @@ def test_checks_refuse_what_differs():
         agree.same_values((), (sqdist,), (sqdist * torch.nan,))
     with pytest.raises(Disagreement, match="coordinates"):
         agree.same_groups((), (sqdist,), (sqdist + 1,))
-    with pytest.raises(Disagreement, match="bijection"):
-        agree.near_optimum((), (sqdist[..., 0], torch.zeros(2, 4, dtype=torch.int64)), (sqdist[..., 0], None))
-    with pytest.raises(Disagreement, match="above the optimum"):
-        agree.near_optimum((), (2 * sqdist[..., 0], idx[:, :4]), (sqdist[..., 0], None))
+
+
+def test_a_matching_is_judged_by_its_promise_and_by_its_share_of_the_optimum():
+    order = torch.stack([torch.randperm(4), torch.arange(4)])
+    best = torch.full((2, 4), 0.02)
+    above = (best + 0.001, order)  # 5 % above the optimum
+    assert agree.near_optimum(0.002)((), above, (best, None)).startswith("a bijection, mean cost 5 % above the optimum")
+    with pytest.raises(Disagreement, match="mean cost 5 %"):
+        agree.near_optimum(0.002, share=0.01)((), above, (best, None))
+    with pytest.raises(Disagreement, match=r"1\.0e-03 at most in one cloud"):
+        agree.near_optimum(0.0005)((), above, (best, None))
+    with pytest.raises(Disagreement, match="above the optimum"):  # cheaper than the optimum cannot be a matching
+        agree.near_optimum(0.002)((), (best - 0.001, order), (best, None))
+    with pytest.raises(Disagreement, match="not a bijection"):
+        agree.near_optimum(0.002)((), (best, torch.zeros(2, 4, dtype=torch.int64)), (best, None))
 
 
 def test_compiled_forms_fit_the_cache_of_the_compiler():
