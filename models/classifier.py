@@ -8,7 +8,7 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the poo
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ POOLINGS = {
 
 
 def check_classifier_keys(config: Any) -> None:
-    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`.
+    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`, `head`.
 
     Raises:
         ValueError: naming the key, its value and what is possible.
@@ -97,16 +97,22 @@ class Classifier(nn.Module):
         self.config = config
         self.part = part
         self.method = part.method
-        self.checkpoint_missing = (*part.missing, "cls_head_finetune.")  # a runner that tests wants none missing
+        self.checkpoint_missing = (*part.missing, "cls_head_finetune.")  # a runner that tests wants none
         self.checkpoint_ignored = part.ignored
         self.checkpoint_renamed = part.renamed
         legacy_names(config.legacy, part.legacy)
         width = part.build(self, config)
-        self.cls_head_finetune = classification_head(POOLINGS[config.pooling].widths * width, config.cls_dim)
+        features = POOLINGS[config.pooling].widths * width
+        build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
+        self.cls_head_finetune = build_head(features, config.cls_dim)
 
     def patch_tokens(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as normed tokens (B, G, C) of the coarsest scale."""
         return self.part.tokens(self, points)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters but those of the head."""
+        return [p for name, p in self.named_parameters() if not name.startswith("cls_head_finetune.")]
 
     def features(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as what the head receives, (B, F)."""
@@ -199,6 +205,7 @@ class PointM2AEModelNet40Config(HierarchyConfig):
     cls_dim: int = 40
     smooth: float = 0.3  # share of the target that goes to the wrong classes
     pooling: str = "mean+max"
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
 
     def __post_init__(self):
         super().__post_init__()
@@ -266,6 +273,7 @@ class PointTransformerConfig(SingleScaleConfig):
     cls_dim: int = 40
     smooth: float = 0.0  # share of the target that goes to the wrong classes
     pooling: str = "class,max"
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
     legacy: bool | list[str] = False
 
     def __post_init__(self):

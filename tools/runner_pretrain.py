@@ -27,8 +27,8 @@ from utils.seed import generator
 DISPLAY = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
 
 
-def run_pretrain(run: RunContext) -> RunState:
-    """Pre-train the model of a configuration; returns the final state.
+def run_pretrain(run: RunContext) -> dict[str, float]:
+    """Pre-train the model of a configuration; returns losses and linear-SVM accuracies in percent by what they are.
 
     Raises:
         UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
@@ -63,9 +63,7 @@ def run_pretrain(run: RunContext) -> RunState:
         if is_main():
             writer.close()
             _report(run, state, clouds, probe)
-    if is_main() and probe is not None:
-        _conclude(run)
-    return state
+    return _conclude(run) if is_main() else {}
 
 
 def _epochs(training: Training, probe: LinearProbe | None) -> None:
@@ -146,17 +144,21 @@ def _report(run: RunContext, state: RunState, clouds, probe) -> None:
         run.log.warning(f"report: could not be written ({error})")
 
 
-def _conclude(run: RunContext) -> None:
-    """Say what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    judged = [row for row in map(json.loads, lines) if row["kind"] == "svm"]
+def _conclude(run: RunContext) -> dict[str, float]:
+    """Say and return what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    judged = [row for row in rows if row["kind"] == "svm"]
     compared = {
         "random weights": judged[:1] if judged and judged[0]["epoch"] is None else [],
         "pre-trained": judged[-1:],
     }
-    for name, rows in compared.items():
-        for row in rows:
+    results = {"loss x 1000, last epoch": 1000 * [row["loss"] for row in rows if row["kind"] == "epoch"][-1]}
+    for name, found in compared.items():
+        for row in found:
             text = f"{name:>14}: linear SVM on {row['data']} {100 * row['accuracy']:.1f} % at C {row['C']:g}"
+            results[f"{name}, linear SVM on {row['data']}, C {row['C']:g}"] = 100 * row["accuracy"]
             if row.get("chosen_C") is not None:
                 text += f", {100 * row['chosen_accuracy']:.1f} % at C {row['chosen_C']:g} (cross-validated on the training features)"
+                results[f"{name}, linear SVM on {row['data']}, cross-validated C"] = 100 * row["chosen_accuracy"]
             run.log.info(text)
+    return results
