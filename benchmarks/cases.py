@@ -12,14 +12,9 @@ from torch import Tensor
 from benchmarks import agree, peers, plain
 from benchmarks.case import Case, Side, Target
 from benchmarks.clouds import Clouds, clear_origin
-from extensions import ball_query, chamfer_distance, fps, gather, knn, three_interpolate, three_nn
+from extensions import ball_query, chamfer_distance, emd, fps, gather, knn, three_interpolate, three_nn
 from models.layers.group import group_pyramid
 from models.losses import reconstruction_loss
-
-try:
-    from extensions import emd
-except ImportError:
-    emd = None
 
 TREE = "scipy cKDTree"
 CDIST = "torch.cdist"
