@@ -12,6 +12,7 @@ from pathlib import Path
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.install import install
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -70,7 +71,14 @@ class PlatformDistribution(Distribution):
         return sys.platform == "linux" and load_building()[1].find_torch() is not None
 
 
-commands = {"build_py": BuildWithKernels}
+class PlainInstall(install):
+    """Let `python setup.py install` put plain files in place, not an egg."""
+
+    def run(self):
+        super(install, self).run()
+
+
+commands = {"build_py": BuildWithKernels, "install": PlainInstall}
 if bdist_wheel is not None:
 
     class PlatformWheel(bdist_wheel):

@@ -79,3 +79,28 @@ def test_an_installation_loads_its_own_library_and_compiles_for_another_pytorch(
     cache = os.environ.get("M2AE_CACHE", "")  # holds the library for these sources, so that nothing is compiled
     log = run_installed(tmp_path, cache)
     assert str(library) not in log and "using compiled CPU kernels" in log and "ops-cpu-" in log
+
+
+CALLS = {
+    "chamfer": "d = torch.ones(1, 2, 3); assert chamfer.forward(d, d)[0].tolist() == [[0, 0]]",
+    "emd": "d, i = torch.ones(1, 2), torch.ones(1, 2).int(); a = torch.eye(3)[None, :2]; "
+    "emd.forward(a, a.flip(1), d, i, 0.005, 50); assert i.tolist() == [[1, 0]] and d.tolist() == [[0, 0]]",
+}
+
+
+@pytest.mark.parametrize(("folder", "module"), [("chamfer_dist", "chamfer"), ("emd", "emd")])
+def test_the_published_install_line(tmp_path, folder, module):
+    """`cd extensions/chamfer_dist && python setup.py install --user`, then the import of published code."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip(f"extensions.m2ae_ops.{module}")
+    env = {**os.environ, "PYTHONUSERBASE": str(tmp_path / "user"), "M2AE_CUDA": "0"}
+    command = [sys.executable, "setup.py", "install", "--user"]
+    work = copy_sources(tmp_path) / folder
+    answer = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    (site,) = (tmp_path / "user").glob("lib/python*/site-packages")
+    script = f"import {module}, torch, m2ae_ops; {CALLS[module]}; print(m2ae_ops.__file__)"
+    env["PYTHONPATH"] = str(site)
+    answer = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert Path(answer.stdout.strip()).is_relative_to(site)
