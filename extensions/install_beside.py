@@ -11,10 +11,11 @@ FOLDER = Path(__file__).resolve().parent
 
 
 class InstallBoth(install):
-    """Install m2ae_ops first, with the same options, for `setup.py install` looks after no requirements."""
+    """Install m2ae_ops first, with the same options, for `setup.py install` looks after no requirements. pip does."""
 
     def run(self):
-        subprocess.run([sys.executable, "setup.py", *sys.argv[1:]], cwd=FOLDER, check=True)
+        if "install" in self.distribution.commands:  # typed, not a step of building a wheel
+            subprocess.run([sys.executable, "setup.py", *sys.argv[1:]], cwd=FOLDER, check=True)
         super(install, self).run()  # plain files, not an egg
 
 

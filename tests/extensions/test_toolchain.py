@@ -126,6 +126,13 @@ def test_a_toolkit_of_another_major_version_is_refused(bare, monkeypatch):
         find_cuda(make_torch(bare / "cpu", cuda=None))
 
 
+@posix
+def test_a_toolkit_that_does_not_fit_is_passed_over(bare, monkeypatch):
+    old, fitting = make_toolkit(bare / "old", version="12.4"), make_toolkit(bare / "nvidia" / "cu13")
+    monkeypatch.setenv("PATH", f"{old / 'bin'}:/usr/bin:/bin")
+    assert find_cuda(make_torch(bare)).home == fitting.resolve()
+
+
 def test_the_runtime_of_pytorch_is_preferred(tmp_path):
     files, toolkit = make_torch(tmp_path), CudaToolkit("nvcc", tmp_path / "toolkit", "13.0", ("9.0",))
     with pytest.raises(BuildError, match=r"libcudart.so.13 was found neither beside PyTorch nor in"):

@@ -31,21 +31,24 @@ class CudaToolkit:
 
 
 def find_cuda(torch: TorchFiles) -> CudaToolkit:
-    """Return the toolkit to build with: $CUDA_HOME, nvcc on the PATH, NVIDIA's wheels beside PyTorch, /usr/local/cuda.
+    """Return the toolkit to build with: $CUDA_HOME and no other, nvcc on the PATH, in NVIDIA's wheels, in /usr/local/cuda.
 
     Raises:
-        BuildError: PyTorch has no CUDA, there is no nvcc, or its major version is not that of PyTorch.
+        BuildError: PyTorch has no CUDA, there is no nvcc, or none of PyTorch's major version.
     """
     if torch.cuda is None:
         raise BuildError(f"PyTorch {torch.version} was built without CUDA; install a wheel with CUDA")
+    unfit = []
     for nvcc in _candidates(torch):
         toolkit = _inspect(nvcc)
-        if toolkit.version.split(".")[0] != torch.cuda.split(".")[0]:
-            raise BuildError(
-                f"{nvcc} is CUDA {toolkit.version} but PyTorch {torch.version} has CUDA {torch.cuda}; "
-                "set CUDA_HOME to a toolkit of the same major version"
-            )
-        return toolkit
+        if toolkit.version.split(".")[0] == torch.cuda.split(".")[0]:
+            return toolkit
+        unfit.append(f"{nvcc} is CUDA {toolkit.version}")
+    if unfit:
+        raise BuildError(
+            f"{', '.join(unfit)} but PyTorch {torch.version} has CUDA {torch.cuda}; "
+            "set CUDA_HOME to a toolkit of the same major version"
+        )
     raise BuildError("nvcc not found; install the CUDA toolkit or set CUDA_HOME")
 
 
@@ -133,6 +136,7 @@ def _candidates(torch: TorchFiles) -> Iterator[str]:
         if not nvcc.exists():
             raise BuildError(f"there is no {nvcc}; correct or unset CUDA_HOME")
         yield str(nvcc)
+        return
     if nvcc := shutil.which("nvcc"):
         yield nvcc
     for folder in [*torch.nvidia, Path("/usr/local/cuda")]:

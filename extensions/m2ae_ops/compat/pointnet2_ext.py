@@ -35,23 +35,18 @@ def ball_query(new_xyz: torch.Tensor, xyz: torch.Tensor, radius: float, nsample:
 
 
 def gather_points(points: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """Return (B, C, S) of points (B, C, N) at idx (B, S)."""
+    """Return points (B, C, N) at idx: (B, C, S) for idx (B, S), (B, C, S, K) for idx (B, S, K)."""
     return _channels_first(gather(points.transpose(1, 2), idx.long()))
 
 
 def gather_points_grad(grad_out: torch.Tensor, idx: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the sum of grad_out (B, C, S) at every point, (B, C, N)."""
-    return _sum_rows(grad_out, idx, n)
+    """Return the sum of grad_out, (B, C, S) or (B, C, S, K), at every one of the n points, (B, C, N)."""
+    sums = torch.ops.m2ae.gather_backward(grad_out.movedim(1, -1), idx.long(), n)  # (B, N, C)
+    return sums.transpose(1, 2).contiguous()
 
 
-def group_points(points: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
-    """Return (B, C, S, K) of points (B, C, N) at idx (B, S, K)."""
-    return _channels_first(gather(points.transpose(1, 2), idx.long()))
-
-
-def group_points_grad(grad_out: torch.Tensor, idx: torch.Tensor, n: int) -> torch.Tensor:
-    """Return the sum of grad_out (B, C, S, K) at every point, (B, C, N)."""
-    return _sum_rows(grad_out, idx, n)
+# The published extension has a kernel for each; here one serves indices of any shape.
+group_points, group_points_grad = gather_points, gather_points_grad
 
 
 def three_nn(unknown: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,11 +68,6 @@ def three_interpolate_grad(grad_out: torch.Tensor, idx: torch.Tensor, weight: to
     )  # only the gradient of the weights would read it
     to_values, _ = torch.ops.m2ae.three_interpolate_backward(grad, values, idx.long(), weight)
     return to_values.transpose(1, 2).contiguous()
-
-
-def _sum_rows(grad_out: torch.Tensor, idx: torch.Tensor, n: int) -> torch.Tensor:
-    sums = torch.ops.m2ae.gather_backward(grad_out.movedim(1, -1), idx.long(), n)  # (B, N, C)
-    return sums.transpose(1, 2).contiguous()
 
 
 def _channels_first(values: torch.Tensor) -> torch.Tensor:

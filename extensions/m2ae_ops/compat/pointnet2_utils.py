@@ -86,19 +86,8 @@ class ThreeInterpolate(Function):
         return _ext.three_interpolate_grad(grad, idx, weight, ctx.count), None, None
 
 
-class GroupingOperation(Function):
+class GroupingOperation(GatherOperation):
     """apply(features (B, C, N), idx (B, S, K)) -> (B, C, S, K)."""
-
-    @staticmethod
-    def forward(ctx, features, idx):
-        ctx.save_for_backward(idx)
-        ctx.count = features.shape[2]
-        return _ext.group_points(features, idx)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (idx,) = ctx.saved_tensors
-        return _ext.group_points_grad(grad, idx, ctx.count), None
 
 
 class BallQuery(Function):
