@@ -2,13 +2,15 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from extensions.m2ae_ops.building import BuildError, torch_files
+from extensions.m2ae_ops.building import BuildError, recipe, torch_files
 from extensions.m2ae_ops.building.ahead import find_finished
+from extensions.m2ae_ops.building.compiler import Compiler
 from extensions.m2ae_ops.building.cuda import (
     CudaToolkit,
     architectures_for,
@@ -19,7 +21,7 @@ from extensions.m2ae_ops.building.cuda import (
     find_cuda,
     parse_architectures,
 )
-from extensions.m2ae_ops.building.recipe import sources_digest
+from extensions.m2ae_ops.building.recipe import cpu_half, cuda_half, sources_digest
 
 NVCC = """#!/bin/sh
 case "$1" in
@@ -183,6 +185,38 @@ def test_what_runs_where():
     assert covers(["8.0"], (8, 6)) and not covers(["8.6"], (8, 0)) and not covers(["8.0"], (9, 0))
     assert covers(["8.0+PTX"], (9, 0)) and not covers(["8.0+PTX"], (7, 5))
     assert covers(["9.0a"], (9, 0)) and not covers(["10.0a"], (10, 3))
+
+
+def test_a_key_holds_all_that_decides_the_result(tmp_path, monkeypatch):
+    """The same key in two environments alike, another one as soon as anything differs."""
+    for name, text in (("cpu/a.cpp", '#include "b.h"'), ("cpu/b.h", ""), ("cpu/c.h", ""), ("cuda/a.cu", "")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    one, other = make_torch(tmp_path / "one"), make_torch(tmp_path / "other")
+    toolkit = CudaToolkit("nvcc", tmp_path, "13.0", HOPPER.known)
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64" / "libcudart.so.13").write_text("")
+    gcc, later_gcc = Compiler("g++", "g++ 12", False), Compiler("g++", "g++ 13", False)
+    cpu = cpu_half(tmp_path, one, gcc).key
+    cuda = cuda_half(tmp_path, one, gcc, toolkit, ["9.0"]).key
+    assert cpu_half(tmp_path, other, gcc).key == cpu
+    (tmp_path / "cpu" / "c.h").write_text("nobody includes this")
+    assert cpu_half(tmp_path, one, gcc).key == cpu
+    later_torch = replace(one, version="2.10")
+    later_toolkit = replace(toolkit, version="13.1")
+    assert cuda not in {
+        cuda_half(tmp_path, one, gcc, toolkit, ["9.0", "10.0"]).key,
+        cuda_half(tmp_path, one, gcc, later_toolkit, ["9.0"]).key,
+        cuda_half(tmp_path, later_torch, gcc, toolkit, ["9.0"]).key,
+    }
+    changed = {cpu_half(tmp_path, later_torch, gcc).key, cpu_half(tmp_path, one, later_gcc).key}
+    changed.add(cpu_half(tmp_path, one, replace(gcc, openmp=True)).key)
+    monkeypatch.setattr(recipe, "CPU_FLAGS", ("-O0",))
+    changed.add(cpu_half(tmp_path, one, gcc).key)
+    monkeypatch.undo()
+    (tmp_path / "cpu" / "b.h").write_text("int changed;")
+    changed.add(cpu_half(tmp_path, one, gcc).key)
+    assert len(changed) == 5 and cpu not in changed
 
 
 def test_a_finished_library_must_fit(tmp_path):
