@@ -92,7 +92,6 @@ CALLS = {
 def test_the_published_install_line(tmp_path, folder, module):
     """`cd extensions/chamfer_dist && python setup.py install --user`, then the import of published code."""
     pytest.importorskip("setuptools")
-    pytest.importorskip(f"extensions.m2ae_ops.{module}")
     env = {**os.environ, "PYTHONUSERBASE": str(tmp_path / "user"), "M2AE_CUDA": "0"}
     command = [sys.executable, "setup.py", "install", "--user"]
     work = copy_sources(tmp_path) / folder
