@@ -9,13 +9,14 @@ from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
 from .rows import row_sums
-from .sampling import fps
+from .sampling import fps, fps_nested
 
 __all__ = [
     "backend",
     "ball_query",
     "chamfer_distance",
     "fps",
+    "fps_nested",
     "gather",
     "group",
     "knn",
