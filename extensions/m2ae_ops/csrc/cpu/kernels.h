@@ -30,6 +30,11 @@ struct FpsRules {
   int64_t distinct_steps;
 };
 
+// A bfloat16 number as it lies in memory.
+struct Bfloat16 {
+  uint16_t pattern;
+};
+
 // All points are (x, y, z) triples unless an argument is named `soa`: then all x, all y, all z, `padded(count)` each, NaN in
 // the padding. Scratch is memory of the given size in bytes, aligned to 64.
 template <typename T>
@@ -48,6 +53,14 @@ struct Kernels {
   void (*ball_query)(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
+  // Adds row i of `from` to row idx[i] of `to`, or, with weights, weight[3 i + k] times row i to row idx[3 i + k], k = 0, 1, 2;
+  // `channels` of the `stride` values a row.
+  void (*scatter_rows)(const T* from, const int64_t* idx, const T* weight, int64_t rows, int64_t stride, int64_t channels, T* to);
+  void (*scatter_rows_bf16)(const Bfloat16* from, const int64_t* idx, const T* weight, int64_t rows, int64_t stride,
+                            int64_t channels, T* to);
+  // The products of row i of `from` with rows idx[3 i + k] of `values`, k = 0, 1, 2.
+  void (*dot_rows)(const T* from, const T* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
+  void (*dot_rows_bf16)(const Bfloat16* from, const Bfloat16* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
 };
 
 constexpr size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
