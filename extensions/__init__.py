@@ -3,6 +3,7 @@
 from .m2ae_ops import (
     ball_query,
     chamfer_distance,
+    emd,
     fps,
     fps_nested,
     gather,
@@ -16,6 +17,7 @@ from .m2ae_ops import (
 __all__ = [
     "ball_query",
     "chamfer_distance",
+    "emd",
     "fps",
     "fps_nested",
     "gather",

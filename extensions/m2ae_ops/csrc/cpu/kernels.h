@@ -35,6 +35,14 @@ struct Bfloat16 {
   uint16_t pattern;
 };
 
+// Rules of one auction, see reference/emd.py: the cost of infinitely far pairs, the price steps of the first and the last phase,
+// and how many bids there may be.
+template <typename T>
+struct EmdRules {
+  T far, first_eps, last_eps;
+  int64_t bids;
+};
+
 // All points are (x, y, z) triples unless an argument is named `soa`: then all x, all y, all z, `padded(count)` each, NaN in
 // the padding. Scratch is memory of the given size in bytes, aligned to 64.
 template <typename T>
@@ -61,6 +69,9 @@ struct Kernels {
   // The products of row i of `from` with rows idx[3 i + k] of `values`, k = 0, 1, 2.
   void (*dot_rows)(const T* from, const T* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
   void (*dot_rows_bf16)(const Bfloat16* from, const Bfloat16* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
+  // Matches the points of a with those of b, `count` each. `assignment` holds the nearest point of b on entry, which stays for
+  // whoever the auction leaves without a partner; scratch of emd_scratch<T>(count) bytes.
+  void (*emd)(const T* a, const T* b, int64_t count, const EmdRules<T>& rules, void* scratch, int64_t* assignment);
 };
 
 constexpr size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -88,6 +99,12 @@ constexpr size_t fps_scratch(int64_t count) {
 template <typename T>
 constexpr size_t knn_scratch(int64_t count) {
   return (count + 63) / 64 * 64 * (3 * sizeof(T) + sizeof(int32_t)) + 64;
+}
+
+template <typename T>
+constexpr size_t emd_scratch(int64_t count) {
+  const size_t candidates = 128 / sizeof(T);  // two of every lane of the widest register
+  return padded(count) * 4 * sizeof(T) + count * ((candidates + 1) * sizeof(T) + (candidates + 3) * sizeof(int32_t));
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.
