@@ -3,6 +3,7 @@
 from .m2ae_ops import (
     ball_query,
     chamfer_distance,
+    chamfer_loss,
     fps,
     gather,
     group,
@@ -15,6 +16,7 @@ from .m2ae_ops import (
 __all__ = [
     "ball_query",
     "chamfer_distance",
+    "chamfer_loss",
     "fps",
     "gather",
     "group",

@@ -6,7 +6,7 @@ Shapes: `L` patches, `n` and `m` points per patch, `B` batch.
 import torch.nn.functional as F
 from torch import Tensor
 
-from extensions import chamfer_distance
+from extensions import chamfer_loss
 from utils.dist import all_reduce_sum, world_size
 
 RECONSTRUCTION_LOSSES = ("cdl1", "cdl2")
@@ -24,13 +24,9 @@ def reconstruction_loss(rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, 
     Note:
         The square root of `cdl1` is clamped at 1e-12 squared units, so that points that coincide give no infinite gradient.
     """
-    forth, back, _, _ = chamfer_distance(rebuilt.float(), target.float())  # (L, n), (L, m)
-    if kind == "cdl2":
-        per_patch = forth.mean(1) + back.mean(1)
-    elif kind == "cdl1":
-        per_patch = (forth.clamp_min(1e-12).sqrt().mean(1) + back.clamp_min(1e-12).sqrt().mean(1)) / 2
-    else:
+    if kind not in RECONSTRUCTION_LOSSES:
         raise ValueError(f"reconstruction loss {kind!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+    per_patch = chamfer_loss(rebuilt.float(), target.float(), kind)  # (L,)
     return mean_over_processes(per_patch) if synchronise else per_patch.mean()
 
 

@@ -4,7 +4,7 @@ Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compile
 See README.md.
 """
 
-from .chamfer import chamfer_distance
+from .chamfer import chamfer_distance, chamfer_loss
 from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
@@ -15,6 +15,7 @@ __all__ = [
     "backend",
     "ball_query",
     "chamfer_distance",
+    "chamfer_loss",
     "fps",
     "gather",
     "group",
