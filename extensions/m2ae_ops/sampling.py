@@ -2,7 +2,7 @@
 
 import torch
 
-from .checks import check_points
+from .checks import check_count, check_points, check_size
 from .reference import sampling as reference_sampling
 from .registration import register
 
@@ -32,8 +32,8 @@ def fps(
         ValueError: wrong shape or dtype, no points, S < 1, unknown tie_break.
     """
     check_points("fps", points=points)
-    if num_samples < 1:
-        raise ValueError(f"fps: num_samples={num_samples} must be at least 1")
+    check_count("fps", "num_samples", num_samples)
+    check_size("fps", points.shape[0], num_samples)
     if tie_break is None:
         tie_break = "pointnet2" if skip_near_origin else "lowest"
     if tie_break not in TIE_BREAKS:
