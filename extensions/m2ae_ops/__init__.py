@@ -1,10 +1,11 @@
-"""Point-cloud ops: sampling, neighbour search, gathering, interpolation, Chamfer distance.
+"""Point-cloud ops: sampling, neighbour search, gathering, interpolation, Chamfer and earth mover's distance.
 
 Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compiled library adds kernels to it.
 See README.md.
 """
 
 from .chamfer import chamfer_distance, chamfer_loss
+from .emd import emd
 from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
@@ -16,6 +17,7 @@ __all__ = [
     "ball_query",
     "chamfer_distance",
     "chamfer_loss",
+    "emd",
     "fps",
     "gather",
     "group",

@@ -25,6 +25,14 @@ struct FpsRules {
   const int32_t* order;
 };
 
+// Rules of one auction, see reference/emd.py: the cost of infinitely far pairs, the price steps of the first and the last phase,
+// and how many bids there may be.
+template <typename T>
+struct EmdRules {
+  T far, first_eps, last_eps;
+  int64_t bids;
+};
+
 // All points are (x, y, z) triples unless an argument is named `soa`: then all x, all y, all z, `padded(count)` each, NaN in
 // the padding. Scratch is memory of the given size in bytes, aligned to 64.
 template <typename T>
@@ -44,6 +52,9 @@ struct Kernels {
   void (*patches)(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1, int32_t* i1, T* d2, int32_t* i2);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
+  // Matches the points of a with those of b, `count` each. `assignment` holds the nearest point of b on entry, which stays for
+  // whoever the auction leaves without a partner; scratch of emd_scratch<T>(count) bytes.
+  void (*emd)(const T* a, const T* b, int64_t count, const EmdRules<T>& rules, void* scratch, int64_t* assignment);
 };
 
 template <typename T>
@@ -56,6 +67,12 @@ constexpr size_t fps_scratch(int64_t count) {  // a multiple of 64
 template <typename T>
 constexpr size_t knn_scratch(int64_t count) {
   return (count + 63) / 64 * 64 * (3 * sizeof(T) + sizeof(int32_t)) + 64;
+}
+
+template <typename T>
+constexpr size_t emd_scratch(int64_t count) {
+  const size_t candidates = 128 / sizeof(T);  // two of every lane of the widest register
+  return padded(count) * 4 * sizeof(T) + count * ((candidates + 1) * sizeof(T) + (candidates + 3) * sizeof(int32_t));
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "chamfer_impl.h"
+#include "emd_impl.h"
 #include "fps_impl.h"
 #include "kernels.h"
 #include "knn_impl.h"
@@ -12,7 +13,7 @@ namespace m2ae::M2AE_ISA {
 namespace {
 
 template <typename T>
-constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>, row_sums<T>};
+constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>, row_sums<T>, emd<T>};
 
 }  // namespace
 
