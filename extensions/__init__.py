@@ -3,6 +3,7 @@
 from .m2ae_ops import (
     ball_query,
     chamfer_distance,
+    chamfer_loss,
     emd,
     fps,
     fps_nested,
@@ -17,6 +18,7 @@ from .m2ae_ops import (
 __all__ = [
     "ball_query",
     "chamfer_distance",
+    "chamfer_loss",
     "emd",
     "fps",
     "fps_nested",

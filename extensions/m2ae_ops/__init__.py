@@ -4,7 +4,7 @@ Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compile
 See README.md.
 """
 
-from .chamfer import chamfer_distance
+from .chamfer import chamfer_distance, chamfer_loss
 from .emd import emd
 from .indexing import gather, group, three_interpolate
 from .loader import backend
@@ -16,6 +16,7 @@ __all__ = [
     "backend",
     "ball_query",
     "chamfer_distance",
+    "chamfer_loss",
     "emd",
     "fps",
     "fps_nested",

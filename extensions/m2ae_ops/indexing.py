@@ -2,7 +2,7 @@
 
 import torch
 
-from .checks import FLOATS, check_alike, check_device, check_index, check_values
+from .checks import check_alike, check_device, check_float, check_index, check_size, check_values
 from .reference import indexing as reference
 from .registration import register
 
@@ -24,6 +24,7 @@ def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
     """
     check_values("gather", values)
     check_index("gather", idx, "values", values)
+    check_size("gather", *idx.shape, values.shape[-1])
     return torch.ops.m2ae.gather(values, idx)
 
 
@@ -48,6 +49,7 @@ def group(points: torch.Tensor, centers: torch.Tensor, idx: torch.Tensor) -> tor
         raise ValueError(f"group: centers must have shape (B, G, {points.shape[-1]}), got {tuple(centers.shape)}")
     if idx.dim() != 3 or idx.shape[1] != centers.shape[1]:
         raise ValueError(f"group: idx must have shape (B, {centers.shape[1]}, K), got {tuple(idx.shape)}")
+    check_size("group", *idx.shape, points.shape[-1])
     return torch.ops.m2ae.group(points, centers, idx)
 
 
@@ -67,14 +69,14 @@ def three_interpolate(values: torch.Tensor, idx: torch.Tensor, weight: torch.Ten
     """
     check_values("three_interpolate", values)
     check_index("three_interpolate", idx, "values", values)
+    check_float("three_interpolate", "values", values)
+    check_float("three_interpolate", "weight", weight)
     check_device("three_interpolate", "values", values, "weight", weight)
     if idx.dim() != 3 or idx.shape[-1] != 3:
         raise ValueError(f"three_interpolate: idx must have shape (B, N, 3), got {tuple(idx.shape)}")
     if weight.shape != idx.shape:
         raise ValueError(f"three_interpolate: weight must have shape {tuple(idx.shape)}, got {tuple(weight.shape)}")
-    if values.dtype not in FLOATS or weight.dtype not in FLOATS:
-        dtypes = f"{values.dtype} and {weight.dtype}"
-        raise ValueError(f"three_interpolate: values and weight must be floating, got {dtypes}")
+    check_size("three_interpolate", idx.shape[0], idx.shape[1], values.shape[-1])
     return torch.ops.m2ae.three_interpolate(values, idx, weight)
 
 

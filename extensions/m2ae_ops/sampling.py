@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .checks import check_points
+from .checks import check_count, check_points, check_size
 from .reference import sampling as reference_sampling
 from .registration import register
 
@@ -34,8 +34,8 @@ def fps(
         ValueError: wrong shape or dtype, no points, S < 1, unknown tie_break.
     """
     check_points("fps", points=points)
-    if num_samples < 1:
-        raise ValueError(f"fps: num_samples={num_samples} must be at least 1")
+    check_count("fps", "num_samples", num_samples)
+    check_size("fps", points.shape[0], num_samples)
     tie_break = _tie_break("fps", tie_break, skip_near_origin)
     return torch.ops.m2ae.fps(points, num_samples, skip_near_origin, tie_break)
 
@@ -62,8 +62,11 @@ def fps_nested(
     """
     check_points("fps_nested", points=points)
     num_samples = list(num_samples)
-    if not num_samples or min(num_samples) < 1:
-        raise ValueError(f"fps_nested: num_samples={num_samples} must hold one number of at least 1 for every scale")
+    if not num_samples:
+        raise ValueError("fps_nested: num_samples=[] must hold one number of at least 1 for every scale")
+    for samples in num_samples:
+        check_count("fps_nested", "num_samples", samples)
+        check_size("fps_nested", points.shape[0], samples)
     tie_break = _tie_break("fps_nested", tie_break, skip_near_origin)
     return torch.ops.m2ae.fps_nested(points, num_samples, skip_near_origin, tie_break)
 

@@ -96,6 +96,21 @@ def test_neighbors(device, kind, queries, count, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    pairs=st.sampled_from([1, 3, 4, 16, 19, 33]),
+    n=st.sampled_from([1, 2, 5, 8, 31, 32, 64, 65]),
+    m=st.sampled_from([1, 3, 16, 33, 48, 64]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_chamfer_of_patches(device, kind, pairs, n, m, dtype):
+    a, b = make_cloud(kind, pairs, n, 5, dtype).to(device), make_cloud(kind, pairs, m, 6, dtype).to(device)
+    b[:, 0] = a[:, n // 2]
+    assert_same(chamfer_distance(a, b), reference_chamfer.chamfer(a, b))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(device, dtype):
     points = make_cloud("random", 2, 150, 5, dtype).to(device)

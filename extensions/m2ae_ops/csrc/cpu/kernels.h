@@ -14,6 +14,9 @@ namespace m2ae {
 // What padded lengths are a multiple of.
 constexpr int64_t kBucket = 16;
 
+// Points that the patch kernel takes at most, in either patch of a pair.
+constexpr int64_t kPatch = 64;
+
 constexpr int64_t padded(int64_t count) { return (count + kBucket - 1) / kBucket * kBucket; }
 
 // Points in a leaf of the sampling kernel, leaves in a group, and clouds that it works on at a time.
@@ -59,6 +62,9 @@ struct Kernels {
   void (*three_nn)(const T* query, int64_t queries, const T* target, int64_t count, T* sqdist, int64_t* idx);
   // The first k points closer than sqrt(limit) for every query.
   void (*ball_query)(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx);
+  // Both nearest-point searches of up to kBucket pairs of patches (n and m points, each at most kPatch). Column p of the
+  // outputs, d1 and i1 (n, kBucket), d2 and i2 (m, kBucket), belongs to pair p; columns without a pair hold anything.
+  void (*patches)(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1, int32_t* i1, T* d2, int32_t* i2);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
   // Adds row i of `from` to row idx[i] of `to`, or, with weights, weight[3 i + k] times row i to row idx[3 i + k], k = 0, 1, 2;

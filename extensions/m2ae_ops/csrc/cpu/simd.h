@@ -49,6 +49,11 @@ inline IVec<T> load_int(const Int<T>* from) {
 }
 
 template <typename T>
+inline void store_int(Int<T>* to, IVec<T> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+template <typename T>
 inline Vec<T> all(T value) {
   return value - Vec<T>{};
 }
