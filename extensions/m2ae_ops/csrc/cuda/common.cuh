@@ -52,7 +52,7 @@ template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared_bytes, Args... args) {
   if (blocks == 0) return;
   TORCH_CHECK_VALUE(blocks <= INT_MAX, "m2ae: ", blocks, " blocks exceed the limit of a launch; split the batch");
-  if (shared_bytes > 48 * 1024) {
+  if (shared_bytes > 32 * 1024) {  // together with static memory it may pass the 48 KiB that need no asking
     C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
   }
   kernel<<<unsigned(blocks), threads, shared_bytes, c10::cuda::getCurrentCUDAStream()>>>(Params(args)...);
