@@ -1,4 +1,5 @@
-// Chamfer distance and loss. Gradients add up in the order of the points, own pair and pairs of others, as on the CPU.
+// Chamfer distance and loss. What a point gets through its own pair and what it gets through those that have chosen it, in their
+// order, add up apart, as on the CPU.
 #include "common.cuh"
 #include "nearest.cuh"
 
@@ -29,10 +30,10 @@ struct Way {
 };
 
 // Gradient of one cloud, a thread per point: factor * weight * (offset to the partner) through its own pair, less the same of
-// the points that have chosen it, in their order. `own_first` says which comes first. `slices` blocks serve a cloud.
+// the points that have chosen it, in their order. `slices` blocks serve a cloud.
 template <typename T>
 __global__ void __launch_bounds__(kPairThreads) pair_gradient_kernel(const T* from, int n, const T* to, int m, Way<T> own, Way<T> others,
-                                                                     T factor, bool own_first, int slices, T* grad) {
+                                                                     T factor, int slices, T* grad) {
   __shared__ int4 tile[kPairTile / 4];
   int* partners = reinterpret_cast<int*>(tile);
   const int64_t b = blockIdx.x / slices;
@@ -49,7 +50,6 @@ __global__ void __launch_bounds__(kPairThreads) pair_gradient_kernel(const T* fr
     const T* there = to + partner * 3;
     ox = weight * (x - there[0]), oy = weight * (y - there[1]), oz = weight * (z - there[2]);
   }
-  if (own_first) gx += ox, gy += oy, gz += oz;
   const auto take_off = [&](int j) {
     const T weight = factor * others.weight[b * m + j];
     const T* there = to + int64_t(j) * 3;
@@ -69,21 +69,20 @@ __global__ void __launch_bounds__(kPairThreads) pair_gradient_kernel(const T* fr
     }
   }
   if (!real) return;
-  if (!own_first) gx += ox, gy += oy, gz += oz;
   T* out = grad + (b * n + i) * 3;
-  out[0] = gx, out[1] = gy, out[2] = gz;
+  out[0] = ox + gx, out[1] = oy + gy, out[2] = oz + gz;
 }
 
 // Writes the gradient of `from` (B, n, 3), contiguous as all others are.
 template <typename T>
 void start_pair_gradient(const Tensor& from, const Tensor& to, const Tensor& own_weight, const Tensor& own_partner,
-                         const Tensor& other_weight, const Tensor& other_partner, T factor, bool own_first, Tensor& grad) {
+                         const Tensor& other_weight, const Tensor& other_partner, T factor, Tensor& grad) {
   const int n = small(from.size(1), "chamfer_backward", "points"), m = small(to.size(1), "chamfer_backward", "points");
   const int threads = n <= 32 ? 32 : kPairThreads, slices = int(ceil_div(n, threads));
   const Way<T> own{own_weight.const_data_ptr<T>(), own_partner.const_data_ptr<int64_t>()};
   const Way<T> others{other_weight.const_data_ptr<T>(), other_partner.const_data_ptr<int64_t>()};
   launch(pair_gradient_kernel<T>, from.size(0) * slices, threads, 0, from.const_data_ptr<T>(), n, to.const_data_ptr<T>(), m, own,
-         others, factor, own_first, slices, grad.mutable_data_ptr<T>());
+         others, factor, slices, grad.mutable_data_ptr<T>());
 }
 
 std::tuple<Tensor, Tensor> chamfer_backward_cuda(const Tensor& grad1, const Tensor& grad2, const Tensor& a, const Tensor& b,
@@ -95,8 +94,8 @@ std::tuple<Tensor, Tensor> chamfer_backward_cuda(const Tensor& grad1, const Tens
   Tensor grad_a = at::empty(p.sizes(), p.options()), grad_b = at::empty(q.sizes(), q.options());
   AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer_backward", [&] {
     // The derivative of a squared distance is twice the offset.
-    start_pair_gradient<scalar_t>(p, q, g1, first, g2, second, 2, true, grad_a);
-    start_pair_gradient<scalar_t>(q, p, g2, second, g1, first, 2, false, grad_b);
+    start_pair_gradient<scalar_t>(p, q, g1, first, g2, second, 2, grad_a);
+    start_pair_gradient<scalar_t>(q, p, g2, second, g1, first, 2, grad_b);
   });
   return {grad_a.to(a.scalar_type()), grad_b.to(b.scalar_type())};
 }
@@ -170,17 +169,18 @@ __device__ inline void tell_chosen(int who, int count, unsigned* choosers) {
   if (lane < count && (alike & lanes_below(lane)) == 0) choosers[who] = alike;
 }
 
+// Writes the gradient of a point: through its own pair, and less that of the points of the other patch which have chosen it.
 template <typename T>
-__device__ inline void add_own(const Quad<T>& point, T weight, const Quad<T>& partner, T (&grad)[3]) {
-  grad[0] += weight * (point.x - partner.x), grad[1] += weight * (point.y - partner.y), grad[2] += weight * (point.z - partner.z);
-}
-
-template <typename T>
-__device__ inline void take_off_choosers(const Quad<T>& point, unsigned choosers, const Quad<T>* others, T (&grad)[3]) {
+__device__ inline void write_gradient(const Quad<T>& point, T weight, const Quad<T>& partner, unsigned choosers, const Quad<T>* others,
+                                      T* out) {
+  T x = 0, y = 0, z = 0;
   for (; choosers; choosers &= choosers - 1) {
     const Quad<T> o = others[__ffs(choosers) - 1];
-    grad[0] -= o.weight * (o.x - point.x), grad[1] -= o.weight * (o.y - point.y), grad[2] -= o.weight * (o.z - point.z);
+    x -= o.weight * (o.x - point.x), y -= o.weight * (o.y - point.y), z -= o.weight * (o.z - point.z);
   }
+  out[0] = weight * (point.x - partner.x) + x;
+  out[1] = weight * (point.y - partner.y) + y;
+  out[2] = weight * (point.z - partner.z) + z;
 }
 
 // Loss and gradients of pairs of at most 32 points each, a warp per pair.
@@ -207,16 +207,12 @@ __global__ void __launch_bounds__(kPatchWarps * kWarp)
   tell_chosen(partner_of_b, m, patches.choosers_of_a);
   __syncwarp();
   if (out.grad_a && lane < n) {
-    T grad[3] = {0, 0, 0};
-    add_own(mine_a, forth.weight, patches.b[partner_of_a], grad);
-    take_off_choosers(mine_a, patches.choosers_of_a[lane], patches.b, grad);
-    for (int c = 0; c < 3; ++c) out.grad_a[(pair * n + lane) * 3 + c] = grad[c];
+    write_gradient(mine_a, forth.weight, patches.b[partner_of_a], patches.choosers_of_a[lane], patches.b,
+                   out.grad_a + (pair * n + lane) * 3);
   }
   if (out.grad_b && lane < m) {
-    T grad[3] = {0, 0, 0};
-    take_off_choosers(mine_b, patches.choosers_of_b[lane], patches.a, grad);
-    add_own(mine_b, back.weight, patches.a[partner_of_b], grad);
-    for (int c = 0; c < 3; ++c) out.grad_b[(pair * m + lane) * 3 + c] = grad[c];
+    write_gradient(mine_b, back.weight, patches.a[partner_of_b], patches.choosers_of_b[lane], patches.a,
+                   out.grad_b + (pair * m + lane) * 3);
   }
 }
 
@@ -252,8 +248,8 @@ void cloud_losses(const Tensor& a, const Tensor& b, bool root, Tensor& loss, Ten
   auto [d1, d2, i1, i2] = chamfer_cuda(a, b);
   launch(cloud_terms_kernel<T>, a.size(0), kTermThreads, 0, d1.template mutable_data_ptr<T>(), int(a.size(1)),
          d2.template mutable_data_ptr<T>(), int(b.size(1)), root, loss.mutable_data_ptr<T>());
-  if (want_a) start_pair_gradient<T>(a, b, d1, i1, d2, i2, 1, true, grad_a);
-  if (want_b) start_pair_gradient<T>(b, a, d2, i2, d1, i1, 1, false, grad_b);
+  if (want_a) start_pair_gradient<T>(a, b, d1, i1, d2, i2, 1, grad_a);
+  if (want_b) start_pair_gradient<T>(b, a, d2, i2, d1, i1, 1, grad_b);
 }
 
 std::tuple<Tensor, Tensor, Tensor> chamfer_loss_cuda(const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
