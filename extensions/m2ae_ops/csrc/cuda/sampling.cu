@@ -7,6 +7,8 @@
 #include <c10/util/string_view.h>
 #include <cooperative_groups.h>
 
+#include <vector>
+
 #include "common.cuh"
 
 namespace m2ae {
@@ -65,15 +67,39 @@ __device__ inline Farthest<T> warp_farthest(Farthest<T> own) {
   return {most, warp_min(own.sqdist == most ? own.position : ~0u)};
 }
 
+// What nested sampling asks of a kernel. A sample of a sample is its beginning, 0, 1, 2, ..., if every one of its points was the only
+// farthest one and no point was repeated.
+struct Nesting {
+  const uint8_t* redo = nullptr;  // per cloud: 0 if its sample is 0, 1, 2, ... and nothing is left to do
+  uint8_t* doubtful = nullptr;    // per cloud: set to whether that cannot be said of the samples of this sample
+  int watched = 0;                // steps in which several farthest points are a reason for doubt
+};
+
+// Returns whether the cloud has its sample already, after writing it, by `threads` threads.
+__device__ inline bool is_settled(const Nesting& nesting, int64_t cloud, int samples, int threads, int64_t* chosen) {
+  if (!nesting.redo || nesting.redo[cloud]) return false;
+  for (int i = threadIdx.x; i < samples; i += threads) chosen[i] = i;
+  return true;
+}
+
+// Where ties are watched for, a position is doubled and its lowest bit says whether others are as far.
+template <bool kWatch>
+__device__ inline unsigned plain_position(unsigned position) {
+  return kWatch ? position / 2 : position;
+}
+
 // Combines what the warps have found, in every thread. The slots alternate between two halves from step to step, so that one
 // barrier is enough: nobody writes to a half before all have read it, one barrier ago.
-template <typename T, int kWarps>
+template <typename T, int kWarps, bool kWatch = false>
 __device__ inline Farthest<T> block_farthest(Farthest<T> of_warp, Farthest<T> (*slots)[kWarp], int step) {
   if (kWarps == 1) return of_warp;
   Farthest<T>* half = slots[step % 2];
   if (lane_id() == 0) half[threadIdx.x / kWarp] = of_warp;
   __syncthreads();
-  return warp_farthest<T>(lane_id() < kWarps ? half[lane_id()] : nobody<T>());
+  const Farthest<T> own = lane_id() < kWarps ? half[lane_id()] : nobody<T>();
+  Farthest<T> found = warp_farthest<T>(own);
+  if (kWatch && __popc(__ballot_sync(kAllLanes, own.sqdist == found.sqdist)) > 1) found.position |= 1;
+  return found;
 }
 
 constexpr float kStartDistance = 1e10f;
@@ -109,6 +135,7 @@ struct OwnPoints {
   }
 
   // Takes a new sample into account and returns the farthest point of the warp.
+  template <bool kWatch = false>
   __device__ inline Farthest<float> update(float qx, float qy, float qz, int first) {
     float most = -1.0f;
 #pragma unroll
@@ -119,34 +146,46 @@ struct OwnPoints {
     }
     const int32_t own = int32_t(to_bits(most)), top = warp_max(own);
     unsigned position = ~0u;
+    int hits = 0;
     if (own == top) {
 #pragma unroll
-      for (int p = P - 1; p >= 0; --p) position = running[p] == most ? unsigned(first + p * kThreads) : position;
+      for (int p = P - 1; p >= 0; --p) {
+        position = running[p] == most ? unsigned(first + p * kThreads) : position;
+        hits += running[p] == most;
+      }
     }
-    return {top, warp_min(position)};
+    position = warp_min(position);
+    if (!kWatch) return {top, position};
+    const bool tied = __popc(__ballot_sync(kAllLanes, hits > 0)) > 1 || __any_sync(kAllLanes, hits > 1);
+    return {top, 2 * position + tied};
   }
 };
 
 // One block per cloud. With kShared, a copy of the points in shared memory (positions x 3) serves the coordinates of a sample.
-template <int kThreads, int P, bool kShared>
-__global__ void __launch_bounds__(kThreads) fps_block(const float* points, Layout layout, int samples, int64_t* out) {
+template <int kThreads, int P, bool kShared, bool kWatch>
+__global__ void __launch_bounds__(kThreads)
+    fps_block(const float* points, Layout layout, int samples, Nesting nesting, int64_t* out) {
   __shared__ Farthest<float> slots[2][kWarp];
   float* shared_points = kShared ? dynamic_shared<float>() : nullptr;
   const float* cloud = points + int64_t(blockIdx.x) * layout.count * 3;
   int64_t* chosen = out + int64_t(blockIdx.x) * samples;
+  if (is_settled(nesting, blockIdx.x, samples, kThreads, chosen)) return;
   const int first = threadIdx.x;
   OwnPoints<kThreads, P> own;
   own.load(cloud, layout, first, shared_points);
   if (threadIdx.x == 0) chosen[0] = 0;
   __syncthreads();
   int last = 0;
+  bool doubtful = false;
   for (int step = 1; step < samples; ++step) {
     const float* row = kShared ? shared_points + 3 * last : cloud + int64_t(layout.index_of(last)) * 3;
-    const Farthest<float> of_warp = own.update(row[0], row[1], row[2], first);
-    const Farthest<float> found = block_farthest<float, kThreads / kWarp>(of_warp, slots, step);
-    last = found.sqdist < 0 ? 0 : int(found.position);  // with nobody to choose from, index 0 repeats
+    const Farthest<float> of_warp = own.template update<kWatch>(row[0], row[1], row[2], first);
+    const Farthest<float> found = block_farthest<float, kThreads / kWarp, kWatch>(of_warp, slots, step);
+    last = found.sqdist < 0 ? 0 : int(plain_position<kWatch>(found.position));  // with nobody to choose from, index 0 repeats
     if (threadIdx.x == 0) chosen[step] = layout.index_of(last);
+    if (kWatch) doubtful |= found.sqdist <= 0 || (step < nesting.watched && found.position % 2);
   }
+  if (kWatch && threadIdx.x == 0) nesting.doubtful[blockIdx.x] = doubtful;
 }
 
 constexpr int kClusterThreads = 512, kLargestCluster = 16;
@@ -165,7 +204,8 @@ struct ClusterMemory {
 
 // A cluster of blocks per cloud; block r holds positions r * kClusterThreads * P and on.
 template <int P>
-__global__ void __launch_bounds__(kClusterThreads) fps_cluster(const float* points, Layout layout, int samples, int64_t* out) {
+__global__ void __launch_bounds__(kClusterThreads)
+    fps_cluster(const float* points, Layout layout, int samples, Nesting nesting, int64_t* out) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   constexpr int kOwned = kClusterThreads * P;
   ClusterMemory& memory = *dynamic_shared<ClusterMemory>();
@@ -174,6 +214,7 @@ __global__ void __launch_bounds__(kClusterThreads) fps_cluster(const float* poin
   const int64_t b = blockIdx.x / size;
   const float* cloud = points + b * layout.count * 3;
   int64_t* chosen = out + b * samples;
+  if (is_settled(nesting, b, samples, kClusterThreads, chosen)) return;  // all blocks of the cluster
   const int base = rank * kOwned, first = base + int(threadIdx.x);
   OwnPoints<kClusterThreads, P> own;
   own.load(cloud, layout, first, memory.points);
@@ -208,11 +249,12 @@ constexpr int kStridedThreads = 1024;
 // One block per cloud of any size; `running` (clouds x count) is scratch memory. A thread reads and writes only its own entries.
 template <typename T>
 __global__ void __launch_bounds__(kStridedThreads)
-    fps_strided(const T* points, Layout layout, int samples, T* running, int64_t* out) {
+    fps_strided(const T* points, Layout layout, int samples, Nesting nesting, T* running, int64_t* out) {
   __shared__ Farthest<T> slots[2][kWarp];
   const T* cloud = points + int64_t(blockIdx.x) * layout.count * 3;
   T* own = running + int64_t(blockIdx.x) * layout.count;
   int64_t* chosen = out + int64_t(blockIdx.x) * samples;
+  if (is_settled(nesting, blockIdx.x, samples, kStridedThreads, chosen)) return;
   for (int i = threadIdx.x; i < layout.count; i += kStridedThreads) {
     const T* row = cloud + int64_t(i) * 3;
     own[i] = eligible(row[0], row[1], row[2], layout.skip_near_origin) ? T(1e10) : T(-1);
@@ -239,22 +281,43 @@ __global__ void __launch_bounds__(kStridedThreads)
   }
 }
 
-template <int kThreads, int P>
-void start_block(const Tensor& points, const Layout& layout, int samples, Tensor& out) {
+// What a launch needs to know besides the points.
+struct Task {
+  Layout layout;
+  int samples;
+  Nesting nesting;
+  int64_t* out;
+};
+
+template <int kThreads, int P, bool kWatch>
+void start_block(const Tensor& points, const Task& task) {
   constexpr size_t bytes = size_t(kThreads) * P * 3 * sizeof(float), with_slots = bytes + 1024, on_all_devices = 64 * 1024;
-  const float* data = points.const_data_ptr<float>();
-  int64_t* chosen = out.mutable_data_ptr<int64_t>();
+  auto kernel = fps_block<kThreads, P, true, kWatch>;
+  size_t shared = bytes;
   if constexpr (with_slots > on_all_devices) {
     if (with_slots > size_t(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) {
-      return launch(fps_block<kThreads, P, false>, points.size(0), kThreads, 0, data, layout, samples, chosen);
+      kernel = fps_block<kThreads, P, false, kWatch>, shared = 0;
     }
   }
-  launch(fps_block<kThreads, P, true>, points.size(0), kThreads, bytes, data, layout, samples, chosen);
+  launch(kernel, points.size(0), kThreads, shared, points.const_data_ptr<float>(), task.layout, task.samples, task.nesting, task.out);
+}
+
+constexpr int kBlockPositions = 8192;  // what one block holds in registers
+
+template <bool kWatch>
+void start_blocks(const Tensor& points, const Task& task) {
+  const int positions = task.layout.positions;
+  if (positions <= 128) return start_block<32, 4, kWatch>(points, task);
+  if (positions <= 512) return start_block<128, 4, kWatch>(points, task);
+  if (positions <= 1024) return start_block<256, 4, kWatch>(points, task);
+  if (positions <= 2048) return start_block<256, 8, kWatch>(points, task);
+  if (positions <= 4096) return start_block<512, 8, kWatch>(points, task);
+  start_block<1024, 8, kWatch>(points, task);
 }
 
 // Starts clusters of `size` blocks, if the device can run them.
 template <int P>
-bool start_clusters(const Tensor& points, const Layout& layout, int samples, unsigned size, Tensor& out) {
+bool start_clusters(const Tensor& points, const Task& task, unsigned size) {
   const auto kernel = fps_cluster<P>;
   const size_t bytes = sizeof(ClusterMemory) + size_t(kClusterThreads) * P * 3 * sizeof(float);
   C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
@@ -272,8 +335,8 @@ bool start_clusters(const Tensor& points, const Layout& layout, int samples, uns
   int active = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&active, kernel, &config));
   if (active == 0) return false;
-  C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, points.const_data_ptr<float>(), layout, samples,
-                                    out.mutable_data_ptr<int64_t>()));
+  C10_CUDA_CHECK(
+      cudaLaunchKernelEx(&config, kernel, points.const_data_ptr<float>(), task.layout, task.samples, task.nesting, task.out));
   return true;
 }
 
@@ -284,52 +347,83 @@ unsigned blocks_for(int positions, int per_block) {
 }
 
 // Returns whether a cluster does the work: half-filled registers if there are processors to spare, else full ones.
-bool try_clusters(const Tensor& points, const Layout& layout, int samples, Tensor& out) {
+bool try_clusters(const Tensor& points, const Task& task) {
   const int64_t B = points.size(0);
   if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9 || B * kLargestCluster > INT_MAX) return false;
-  const unsigned wide = blocks_for(layout.positions, kClusterThreads * 8), narrow = blocks_for(layout.positions, kClusterThreads * 16);
+  const int positions = task.layout.positions;
+  const unsigned wide = blocks_for(positions, kClusterThreads * 8), narrow = blocks_for(positions, kClusterThreads * 16);
   const bool spare = B * wide <= device_attribute(cudaDevAttrMultiProcessorCount);
-  if (spare && wide <= kLargestCluster && start_clusters<8>(points, layout, samples, wide, out)) return true;
-  return narrow <= kLargestCluster && start_clusters<16>(points, layout, samples, narrow, out);
+  if (spare && wide <= kLargestCluster && start_clusters<8>(points, task, wide)) return true;
+  return narrow <= kLargestCluster && start_clusters<16>(points, task, narrow);
 }
 
 template <typename T>
-void start_strided(const Tensor& points, const Layout& layout, int samples, Tensor& out) {
+void start_strided(const Tensor& points, const Task& task) {
   Tensor running = at::empty({points.size(0), points.size(1)}, points.options());
-  launch(fps_strided<T>, points.size(0), kStridedThreads, 0, points.const_data_ptr<T>(), layout, samples,
-         running.mutable_data_ptr<T>(), out.mutable_data_ptr<int64_t>());
+  launch(fps_strided<T>, points.size(0), kStridedThreads, 0, points.const_data_ptr<T>(), task.layout, task.samples, task.nesting,
+         running.mutable_data_ptr<T>(), task.out);
+}
+
+bool fits_blocks(const Tensor& points, const Layout& layout) {
+  return points.scalar_type() == at::kFloat && layout.positions <= kBlockPositions;
+}
+
+// Samples all clouds, contiguous and in the precision to compute in. Only blocks can watch for doubt.
+void sample(const Tensor& points, const Task& task) {
+  if (points.size(0) == 0) return;
+  if (fits_blocks(points, task.layout)) {
+    task.nesting.doubtful ? start_blocks<true>(points, task) : start_blocks<false>(points, task);
+  } else if (points.scalar_type() == at::kDouble) {
+    start_strided<double>(points, task);
+  } else if (!try_clusters(points, task)) {
+    start_strided<float>(points, task);
+  }
+}
+
+Layout layout_of(const char* op, const Tensor& points, bool skip_near_origin, c10::string_view tie_break) {
+  return Layout(small(points.size(1), op, "points"), skip_near_origin, tie_break == "pointnet2");
 }
 
 Tensor fps_cuda(const Tensor& points, int64_t samples, bool skip_near_origin, c10::string_view tie_break) {
   const CUDAGuard guard(points.device());
   const Tensor p = to_compute(points);
-  const int64_t B = p.size(0);
-  Tensor out = at::empty({B, samples}, p.options().dtype(at::kLong));
-  if (B == 0) return out;
-  const int S = small(samples, "fps", "num_samples");
-  const Layout layout(small(p.size(1), "fps", "points"), skip_near_origin, tie_break == "pointnet2");
-  if (p.scalar_type() == at::kDouble) {
-    start_strided<double>(p, layout, S, out);
-  } else if (layout.positions <= 128) {
-    start_block<32, 4>(p, layout, S, out);
-  } else if (layout.positions <= 512) {
-    start_block<128, 4>(p, layout, S, out);
-  } else if (layout.positions <= 1024) {
-    start_block<256, 4>(p, layout, S, out);
-  } else if (layout.positions <= 2048) {
-    start_block<256, 8>(p, layout, S, out);
-  } else if (layout.positions <= 4096) {
-    start_block<512, 8>(p, layout, S, out);
-  } else if (layout.positions <= 8192) {
-    start_block<1024, 8>(p, layout, S, out);
-  } else if (!try_clusters(p, layout, S, out)) {
-    start_strided<float>(p, layout, S, out);
+  Tensor out = at::empty({p.size(0), samples}, p.options().dtype(at::kLong));
+  const Layout layout = layout_of("fps", p, skip_near_origin, tie_break);
+  sample(p, {layout, small(samples, "fps", "num_samples"), Nesting(), out.mutable_data_ptr<int64_t>()});
+  return out;
+}
+
+// The first sample says of every cloud whether the others are its beginning; the clouds of which it does not are sampled scale
+// by scale. All is decided on the device.
+std::vector<Tensor> fps_nested_cuda(const Tensor& points, at::IntArrayRef samples, bool skip_near_origin, c10::string_view tie_break) {
+  const CUDAGuard guard(points.device());
+  Tensor members = to_compute(points);
+  const int64_t B = members.size(0);
+  Layout layout = layout_of("fps_nested", members, skip_near_origin, tie_break);
+  const bool watch = samples.size() > 1 && std::is_sorted(samples.rbegin(), samples.rend()) && fits_blocks(members, layout);
+  Tensor doubtful = at::empty({B}, members.options().dtype(at::kByte));
+  if (!watch) doubtful.fill_(1);
+  std::vector<Tensor> out;
+  for (size_t scale = 0; scale < samples.size(); ++scale) {
+    Nesting nesting;
+    if (scale == 0 && watch) {
+      nesting.doubtful = doubtful.mutable_data_ptr<uint8_t>(), nesting.watched = small(samples[1], "fps_nested", "num_samples");
+    } else if (scale > 0) {
+      members = members.gather(1, out.back().unsqueeze(-1).expand({-1, -1, 3})).contiguous();
+      layout = layout_of("fps_nested", members, skip_near_origin, tie_break);
+      nesting.redo = doubtful.const_data_ptr<uint8_t>();
+    }
+    out.push_back(at::empty({B, samples[scale]}, members.options().dtype(at::kLong)));
+    sample(members, {layout, small(samples[scale], "fps_nested", "num_samples"), nesting, out.back().mutable_data_ptr<int64_t>()});
   }
   return out;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(m2ae, CUDA, m) { m.impl("fps", fps_cuda); }
+TORCH_LIBRARY_IMPL(m2ae, CUDA, m) {
+  m.impl("fps", fps_cuda);
+  m.impl("fps_nested", fps_nested_cuda);
+}
 
 }  // namespace m2ae
