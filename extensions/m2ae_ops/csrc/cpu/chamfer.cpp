@@ -12,8 +12,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_cpu(const Tensor& a, const Te
   Tensor d1 = at::empty({B, n}, p.options()), d2 = at::empty({B, m}, p.options());
   Tensor i1 = at::empty({B, n}, indices), i2 = at::empty({B, m}, indices);
   AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer", [&] {
-    nearest_all<scalar_t>(p, q, d1, i1);
-    nearest_all<scalar_t>(q, p, d2, i2);
+    nearest_both<scalar_t>(p, q, d1, i1, d2, i2);
   });
   return {d1, d2, i1, i2};
 }

@@ -36,6 +36,18 @@ struct Kernels {
   void (*three_nn)(const T* query, int64_t queries, const T* target, int64_t count, T* sqdist, int64_t* idx);
   // The first k points closer than sqrt(limit) for every query.
   void (*ball_query)(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx);
+  // Sorts two clouds, of queries and of the points they search, along one curve (buckets_impl.h): memory of
+  // layout_bytes<T>(count) for each, scratch of lay_out_scratch<T>(the larger count). The clouds must outlive the layouts.
+  void (*lay_out)(const T* query, int64_t queries, const T* support, int64_t count, void* scratch, void* query_layout,
+                  void* support_layout);
+  // The searches above on laid-out clouds, for `number` queries from the sorted place `first` on (a multiple of 16). Results
+  // go to the place a query has in its cloud; scratch of search_scratch<T>(points searched).
+  void (*knn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k,
+                     void* scratch, T* sqdist, int64_t* idx);
+  void (*nearest_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                         T* sqdist, int64_t* idx);
+  void (*ball_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, T limit, int64_t k,
+                      void* scratch, int64_t* idx);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
 };
@@ -50,6 +62,22 @@ constexpr size_t fps_scratch(int64_t count) {  // a multiple of 64
 template <typename T>
 constexpr size_t knn_scratch(int64_t count) {
   return (count + 63) / 64 * 64 * (3 * sizeof(T) + sizeof(int32_t)) + 64;
+}
+
+template <typename T>
+constexpr size_t layout_bytes(int64_t count) {  // a multiple of 64
+  const size_t points = padded(count), buckets = padded(points / kBucket), supers = padded(buckets / kBucket);
+  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 512 * 4 + 512 + 20 * 64;
+}
+
+template <typename T>
+constexpr size_t lay_out_scratch(int64_t count) {
+  return padded(count) * (sizeof(T) + 16) + 3 * 64;
+}
+
+template <typename T>
+constexpr size_t search_scratch(int64_t count) {
+  return (padded(count) + 64) * (7 * sizeof(T) + 16) + 16 * 64;
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.

@@ -1,6 +1,8 @@
 // All vector kernels for one instruction set; see kernels.h for the rule about headers.
 #pragma once
 
+#include "ball_impl.h"
+#include "buckets_impl.h"
 #include "fps_impl.h"
 #include "kernels.h"
 #include "knn_impl.h"
@@ -11,7 +13,8 @@ namespace m2ae::M2AE_ISA {
 namespace {
 
 template <typename T>
-constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, row_sums<T>};
+constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>,
+                            lay_out<T>, knn_sorted<T>, nearest_sorted<T>, ball_sorted<T>, row_sums<T>};
 
 }  // namespace
 
