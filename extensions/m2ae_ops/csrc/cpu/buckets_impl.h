@@ -12,9 +12,18 @@
 namespace m2ae::M2AE_ISA {
 namespace {
 
-constexpr int kSortBits = 9;  // of the curve's key in one pass of the sort: 3 bits an axis
-constexpr int kSortCells = 1 << kSortBits;
-constexpr int64_t kFewPoints = 8192;  // up to here two passes (64 cells an axis) are enough, then three (512 cells)
+// How fine the curve is (its cells an axis are 2^depth) and how its keys are sorted: by `passes` digits of `bits` each.
+struct CurveSort {
+  int depth, passes, bits;
+};
+
+constexpr int kMostCells = 4096;  // of one digit
+
+inline CurveSort sort_for(int64_t count) {
+  if (count <= 4096) return {4, 1, 12};
+  if (count <= 32768) return {6, 2, 9};
+  return {9, 3, 9};
+}
 
 // Bounding boxes by coordinate. An empty box has its ends swapped at infinity and is infinitely far from everything.
 template <typename T>
@@ -25,7 +34,7 @@ struct BoundingBoxes {
 template <typename T>
 struct Layout {
   int64_t count, live, buckets, supers;  // points, those with finite coordinates, boxes at both levels
-  int passes;
+  CurveSort sort;
   const T* points;         // as they came
   T* soa;                  // the same, all x, all y, all z, NaN in the padding
   T *x, *y, *z;            // sorted, NaN in the padding
@@ -35,13 +44,14 @@ struct Layout {
   BoundingBoxes<T> box, super;
 };
 
-// Hands out aligned pieces of memory.
+// Hands out aligned pieces of memory, kPieceGap further apart than they need: arrays of a power of two in size would otherwise
+// compete for the same lines of the cache.
 struct Pieces {
   char* next;
   template <typename U>
   U* take(size_t count) {
     U* piece = reinterpret_cast<U*>(next);
-    next += (count * sizeof(U) + 63) / 64 * 64;
+    next += (count * sizeof(U) + 63) / 64 * 64 + kPieceGap;
     return piece;
   }
 };
@@ -54,7 +64,7 @@ inline void place_arrays(Layout<T>& to, int64_t count) {
   to.x = pieces.take<T>(slots), to.y = pieces.take<T>(slots), to.z = pieces.take<T>(slots);
   to.index = pieces.take<Int<T>>(slots);
   to.key = pieces.take<uint32_t>(slots);
-  to.cell_end = pieces.take<uint32_t>(kSortCells);
+  to.cell_end = pieces.take<uint32_t>(kMostCells);
   for (int c = 0; c < 3; ++c) {
     to.box.low[c] = pieces.take<T>(buckets), to.box.high[c] = pieces.take<T>(buckets);
     to.super.low[c] = pieces.take<T>(supers), to.super.high[c] = pieces.take<T>(supers);
@@ -124,7 +134,7 @@ template <typename T>
 inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* keys) {
   constexpr int W = Lanes<T>::W;
   const int64_t slots = padded(of.count);
-  const int depth = 3 * of.passes;
+  const int depth = of.sort.depth;
   const IVec<T> inside = all_int<T>((1 << depth) - 1);
   for (int64_t i = 0; i < slots; i += W) {
     const Vec<T> x = load(of.soa + i), y = load(of.soa + slots + i), z = load(of.soa + 2 * slots + i);
@@ -137,35 +147,70 @@ inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* ke
   }
 }
 
-// Sorts the finite points by key (stable), the others follow; leaves `key`, `index` and `cell_end`.
+// Puts (key, index) pairs in the order of one digit, whose counts are in `ends`; next(i, key, index) says which pair is i-th and
+// whether it takes part, put(place, key, index) takes it.
+template <typename Next, typename Put>
+inline void sort_by_digit(int64_t count, int cells, int shift, uint32_t* ends, const Next& next, const Put& put) {
+  uint32_t sum = 0;
+  for (int cell = 0; cell < cells; ++cell) {
+    const uint32_t here = ends[cell];
+    ends[cell] = sum;
+    sum += here;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t key, index;
+    if (next(i, key, index)) put(ends[(key >> shift) & (cells - 1)]++, key, index);
+  }
+}
+
+// Sorts the finite points by key (stable) and notes the others behind them.
 template <typename T>
-inline void sort_by_key(Layout<T>& to, const Int<T>* keys, uint64_t* one, uint64_t* other) {
-  uint32_t ends[3][kSortCells];  // first counts, then where the next element of a digit goes
-  __builtin_memset(ends, 0, sizeof(ends));
-  int64_t kept = 0, dropped = to.live;
+inline void sort_points(Layout<T>& to, const Int<T>* keys, uint64_t* one, uint64_t* other) {
+  const CurveSort sort = to.sort;
+  const int cells = 1 << sort.bits;
+  uint32_t lower[2][1 << 9];  // counts of all digits but the upper one
+  __builtin_memset(lower, 0, sizeof(lower));
+  __builtin_memset(to.cell_end, 0, cells * sizeof(uint32_t));
+  int64_t dropped = to.live;
   for (int64_t i = 0; i < to.count; ++i) {
     if (keys[i] < 0) {
       to.index[dropped++] = Int<T>(i);
       continue;
     }
-    const uint32_t key = uint32_t(keys[i]);
-    one[kept++] = (uint64_t(key) << 32) | uint64_t(i);
-    for (int pass = 0; pass < to.passes; ++pass) ++ends[pass][(key >> (pass * kSortBits)) & (kSortCells - 1)];
+    ++to.cell_end[keys[i] >> ((sort.passes - 1) * sort.bits)];
+    for (int pass = 0; pass + 1 < sort.passes; ++pass) ++lower[pass][(keys[i] >> (pass * sort.bits)) & (cells - 1)];
   }
-  for (int pass = 0; pass < to.passes; ++pass) {
-    uint32_t sum = 0;
-    for (int cell = 0; cell < kSortCells; ++cell) {
-      const uint32_t here = ends[pass][cell];
-      ends[pass][cell] = sum;
-      sum += here;
-    }
-    const int shift = 32 + pass * kSortBits;
-    for (int64_t i = 0; i < kept; ++i) other[ends[pass][(one[i] >> shift) & (kSortCells - 1)]++] = one[i];
+  const auto as_given = [&](int64_t i, uint32_t& key, uint32_t& index) {
+    key = uint32_t(keys[i]), index = uint32_t(i);
+    return keys[i] >= 0;
+  };
+  const auto as_sorted = [&](int64_t i, uint32_t& key, uint32_t& index) {
+    key = uint32_t(one[i] >> 32), index = uint32_t(one[i]);
+    return true;
+  };
+  const auto to_list = [&](uint32_t place, uint32_t key, uint32_t index) { other[place] = (uint64_t(key) << 32) | index; };
+  const T* points = to.points;
+  T *x = to.x, *y = to.y, *z = to.z;
+  uint32_t* sorted_key = to.key;
+  Int<T>* sorted_index = to.index;
+  const auto to_layout = [=](uint32_t place, uint32_t key, uint32_t index) {
+    const T* p = points + 3 * int64_t(index);
+    sorted_key[place] = key, sorted_index[place] = Int<T>(index);
+    x[place] = p[0], y[place] = p[1], z[place] = p[2];
+  };
+  if (sort.passes == 1) {
+    sort_by_digit(to.count, cells, 0, to.cell_end, as_given, to_layout);
+    return;
+  }
+  sort_by_digit(to.count, cells, 0, lower[0], as_given, to_list);
+  for (int pass = 1;; ++pass) {
     uint64_t* swapped = one;
     one = other, other = swapped;
+    if (pass == sort.passes - 1) break;
+    sort_by_digit(to.live, cells, pass * sort.bits, lower[pass], as_sorted, to_list);
   }
-  __builtin_memcpy(to.cell_end, ends[to.passes - 1], sizeof(ends[0]));
-  for (int64_t i = 0; i < kept; ++i) to.key[i] = uint32_t(one[i] >> 32), to.index[i] = Int<T>(one[i] & 0xFFFFFFFF);
+  sort_by_digit(to.live, cells, (sort.passes - 1) * sort.bits, to.cell_end, as_sorted, to_list);
+  for (int64_t i = 0; i < to.live; ++i) to_layout(uint32_t(i), uint32_t(other[i] >> 32), uint32_t(other[i]));
 }
 
 // Boxes around runs of 16 of the given intervals (for points both ends are the same array), empty ones up to `slots`.
@@ -185,13 +230,11 @@ inline void make_boxes(const T* const* low, const T* const* high, int64_t boxes,
   }
 }
 
+// Bounds the sorted points.
 template <typename T>
-inline void fill_buckets(Layout<T>& to) {
+inline void box_points(Layout<T>& to) {
   to.buckets = padded(to.live) / kBucket, to.supers = padded(to.buckets) / kBucket;
-  for (int64_t i = 0; i < to.live; ++i) {
-    const T* p = to.points + 3 * int64_t(to.index[i]);
-    to.x[i] = p[0], to.y[i] = p[1], to.z[i] = p[2];
-  }
+  if (to.live == 0) return;
   // The last point stands in for the padding while boxes are made.
   const int64_t slots = padded(to.live), last = to.live - 1;
   for (int64_t i = to.live; i < slots; ++i) to.x[i] = to.x[last], to.y[i] = to.y[last], to.z[i] = to.z[last];
@@ -210,25 +253,25 @@ void lay_out(const T* query, int64_t queries, const T* support, int64_t count, v
   take_points(*both[0], query, queries, lowest, highest);
   take_points(*both[1], support, count, lowest, highest);
   for (int c = 0; c < 3; ++c) extent = highest[c] - lowest[c] > extent ? highest[c] - lowest[c] : extent;
-  const int passes = queries <= kFewPoints && count <= kFewPoints ? 2 : 3;
+  const CurveSort sort = sort_for(queries > count ? queries : count);
   // The layout is only a matter of speed: a cloud too large or too small to be scaled stays in its order.
-  T factor = T(0.9999) * T(1 << (3 * passes)) / extent;
+  T factor = T(0.9999) * T(1 << sort.depth) / extent;
   if (!(extent < T(1e30) && factor < T(1e30))) factor = 0;
   for (Layout<T>* one : both) {
-    one->passes = passes;
+    one->sort = sort;
     Pieces pieces{static_cast<char*>(scratch)};
     Int<T>* keys = pieces.take<Int<T>>(padded(one->count));
     uint64_t *first = pieces.take<uint64_t>(one->count), *second = pieces.take<uint64_t>(one->count);
     make_keys(*one, lowest, factor, keys);
-    sort_by_key(*one, keys, first, second);
-    if (one->live) fill_buckets(*one);
+    sort_points(*one, keys, first, second);
+    box_points(*one);
   }
 }
 
 // About where a key would stand among the sorted points.
 template <typename T>
 inline int64_t place_of(const Layout<T>& in, uint32_t key) {
-  const uint32_t cell = key >> ((in.passes - 1) * kSortBits);
+  const uint32_t cell = key >> ((in.sort.passes - 1) * in.sort.bits);
   int64_t from = cell ? in.cell_end[cell - 1] : 0, size = in.cell_end[cell] - from;
   for (; size > kBucket / 2; size -= size / 2) from += in.key[from + size / 2] < key ? size / 2 : 0;
   return from + size / 2;

@@ -44,8 +44,11 @@ struct Kernels {
   // go to the place a query has in its cloud; scratch of search_scratch<T>(points searched).
   void (*knn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k,
                      void* scratch, T* sqdist, int64_t* idx);
+  // `nearest` and `three_nn` take 16 queries together, which suits clouds of queries that are not much sparser than the targets.
   void (*nearest_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
                          T* sqdist, int64_t* idx);
+  void (*three_nn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                          T* sqdist, int64_t* idx);
   void (*ball_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, T limit, int64_t k,
                       void* scratch, int64_t* idx);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
@@ -64,20 +67,22 @@ constexpr size_t knn_scratch(int64_t count) {
   return (count + 63) / 64 * 64 * (3 * sizeof(T) + sizeof(int32_t)) + 64;
 }
 
+constexpr size_t kPieceGap = 192;  // between the arrays of a layout
+
 template <typename T>
 constexpr size_t layout_bytes(int64_t count) {  // a multiple of 64
   const size_t points = padded(count), buckets = padded(points / kBucket), supers = padded(buckets / kBucket);
-  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 512 * 4 + 512 + 20 * 64;
+  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 4096 * 4 + 512 + 20 * (64 + kPieceGap);
 }
 
 template <typename T>
 constexpr size_t lay_out_scratch(int64_t count) {
-  return padded(count) * (sizeof(T) + 16) + 3 * 64;
+  return padded(count) * (sizeof(T) + 16) + 3 * (64 + kPieceGap);
 }
 
 template <typename T>
 constexpr size_t search_scratch(int64_t count) {
-  return (padded(count) + 64) * (7 * sizeof(T) + 16) + 16 * 64;
+  return (padded(count) + 64) * (7 * sizeof(T) + 16) + 16 * (64 + kPieceGap);
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.

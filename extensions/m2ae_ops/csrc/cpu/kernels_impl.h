@@ -14,7 +14,7 @@ namespace {
 
 template <typename T>
 constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>,
-                            lay_out<T>, knn_sorted<T>, nearest_sorted<T>, ball_sorted<T>, row_sums<T>};
+                            lay_out<T>, knn_sorted<T>, nearest_sorted<T, 1>, nearest_sorted<T, 3>, ball_sorted<T>, row_sums<T>};
 
 }  // namespace
 

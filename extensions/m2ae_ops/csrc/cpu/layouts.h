@@ -10,6 +10,7 @@ struct Slice {
   const void *queries, *support;  // layouts
   int64_t first, number;
   void* scratch;
+  bool sparse;  // far fewer queries than points to search: neighbouring queries have little in common
 };
 
 // Whether sorting the clouds pays, given in nanoseconds what it costs to look at one point without and to search with a layout.
@@ -35,7 +36,7 @@ void for_laid_out(const Tensor& first, const Tensor& second, int directions, con
     const bool back = unit >= slices;
     const int64_t from = (back ? unit - slices : unit) * kSlice, count = back ? m : n;
     const void *here = memory + (back ? a_bytes : 0), *there = memory + (back ? 0 : a_bytes);
-    search(int(back), cloud, Slice{here, there, from, std::min(kSlice, count - from), scratch});
+    search(int(back), cloud, Slice{here, there, from, std::min(kSlice, count - from), scratch, count < (n + m - count) / 2});
   };
   if (B % at::get_num_threads() == 0 || B >= 8 * at::get_num_threads()) {
     // A cloud belongs to one thread, which lays out the next one in the memory of the last.

@@ -5,8 +5,21 @@
 
 namespace m2ae {
 
+namespace {
+
 // Costs in nanoseconds: of looking at a target, and of finding the nearest in a laid-out cloud.
-constexpr double kLook = 0.13, kSearch = 30;
+constexpr double kLook = 0.13, kSearch = 25;
+
+template <typename T>
+void search(const Slice& slice, T* sqdist, int64_t* idx) {
+  if (slice.sparse) {
+    kernels<T>().knn_sorted(slice.queries, slice.first, slice.number, slice.support, 1, slice.scratch, sqdist, idx);
+  } else {
+    kernels<T>().nearest_sorted(slice.queries, slice.first, slice.number, slice.support, slice.scratch, sqdist, idx);
+  }
+}
+
+}  // namespace
 
 template <typename T>
 void nearest_all(const Tensor& from, const Tensor& to, Tensor& sqdist, Tensor& idx) {
@@ -15,7 +28,7 @@ void nearest_all(const Tensor& from, const Tensor& to, Tensor& sqdist, Tensor& i
   int64_t* indices = idx.mutable_data_ptr<int64_t>();
   if (worth_layout(n, m, kLook, kSearch)) {
     for_laid_out<T>(from, to, 1, [&](int, int64_t b, const Slice& slice) {
-      kernels<T>().nearest_sorted(slice.queries, slice.first, slice.number, slice.support, slice.scratch, distances + b * n, indices + b * n);
+      search(slice, distances + b * n, indices + b * n);
     });
     return;
   }
@@ -43,8 +56,7 @@ void nearest_both(const Tensor& a, const Tensor& b, Tensor& d1, Tensor& i1, Tens
   int64_t* indices[2] = {i1.mutable_data_ptr<int64_t>(), i2.mutable_data_ptr<int64_t>()};
   for_laid_out<T>(a, b, 2, [&](int direction, int64_t cloud, const Slice& slice) {
     const int64_t at = cloud * (direction ? m : n);
-    kernels<T>().nearest_sorted(slice.queries, slice.first, slice.number, slice.support, slice.scratch, distances[direction] + at,
-                                indices[direction] + at);
+    search(slice, distances[direction] + at, indices[direction] + at);
   });
 }
 

@@ -9,7 +9,7 @@ namespace {
 struct Costs {
   double look, search;
 };
-constexpr Costs kKnn{0.23, 200}, kThreeNn{0.4, 80}, kBall{0.18, 60};
+constexpr Costs kKnn{0.23, 200}, kThreeNn{0.4, 40}, kBall{0.18, 60};
 
 template <typename T>
 void knn_laid_out(const Tensor& query, const Tensor& support, int64_t k, Tensor& sqdist, Tensor& idx) {
@@ -52,6 +52,21 @@ void for_queries(int64_t B, int64_t Q, int64_t cost, const F& work) {
   });
 }
 
+template <typename T>
+void three_nn_laid_out(const Tensor& query, const Tensor& support, Tensor& sqdist, Tensor& idx) {
+  T* distances = sqdist.mutable_data_ptr<T>();
+  int64_t *indices = idx.mutable_data_ptr<int64_t>(), row = query.size(1) * 3;
+  for_laid_out<T>(query, support, 1, [&](int, int64_t b, const Slice& slice) {
+    T* to = distances + b * row;
+    int64_t* chosen = indices + b * row;
+    if (slice.sparse) {
+      kernels<T>().knn_sorted(slice.queries, slice.first, slice.number, slice.support, 3, slice.scratch, to, chosen);
+    } else {
+      kernels<T>().three_nn_sorted(slice.queries, slice.first, slice.number, slice.support, slice.scratch, to, chosen);
+    }
+  });
+}
+
 std::tuple<Tensor, Tensor> knn_cpu(const Tensor& query, const Tensor& support, int64_t k) {
   const Tensor q = to_compute(query), s = to_compute(support);
   const int64_t B = q.size(0), Q = q.size(1), N = s.size(1);
@@ -77,7 +92,7 @@ std::tuple<Tensor, Tensor> three_nn_cpu(const Tensor& query, const Tensor& suppo
   const int64_t B = q.size(0), Q = q.size(1), M = s.size(1);
   Tensor sqdist = at::empty({B, Q, 3}, q.options()), idx = at::empty({B, Q, 3}, q.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "m2ae::three_nn", [&] {
-    if (worth_layout(Q, M, kThreeNn.look, kThreeNn.search)) return knn_laid_out<scalar_t>(q, s, 3, sqdist, idx);
+    if (worth_layout(Q, M, kThreeNn.look, kThreeNn.search)) return three_nn_laid_out<scalar_t>(q, s, sqdist, idx);
     const scalar_t *from = q.const_data_ptr<scalar_t>(), *targets = s.const_data_ptr<scalar_t>();
     scalar_t* distances = sqdist.mutable_data_ptr<scalar_t>();
     int64_t* indices = idx.mutable_data_ptr<int64_t>();
