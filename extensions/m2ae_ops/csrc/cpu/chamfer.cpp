@@ -57,8 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chamfer_cpu(const Tensor& a, const Te
   Tensor i1 = at::empty({B, n}, indices), i2 = at::empty({B, m}, indices);
   AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer", [&] {
     if (!are_patches(B, n, m)) {
-      nearest_all<scalar_t>(p, q, d1, i1);
-      nearest_all<scalar_t>(q, p, d2, i2);
+      nearest_both<scalar_t>(p, q, d1, i1, d2, i2);
       return;
     }
     scalar_t *forth = d1.mutable_data_ptr<scalar_t>(), *back = d2.mutable_data_ptr<scalar_t>();

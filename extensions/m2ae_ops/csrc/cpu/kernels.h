@@ -65,6 +65,21 @@ struct Kernels {
   // Both nearest-point searches of up to kBucket pairs of patches (n and m points, each at most kPatch). Column p of the
   // outputs, d1 and i1 (n, kBucket), d2 and i2 (m, kBucket), belongs to pair p; columns without a pair hold anything.
   void (*patches)(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1, int32_t* i1, T* d2, int32_t* i2);
+  // Sorts two clouds, of queries and of the points they search, along one curve (buckets_impl.h): memory of
+  // layout_bytes<T>(count) for each, scratch of lay_out_scratch<T>(the larger count). The clouds must outlive the layouts.
+  void (*lay_out)(const T* query, int64_t queries, const T* support, int64_t count, void* scratch, void* query_layout,
+                  void* support_layout);
+  // The searches above on laid-out clouds, for `number` queries from the sorted place `first` on (a multiple of 16). Results
+  // go to the place a query has in its cloud; scratch of search_scratch<T>(points searched).
+  void (*knn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k,
+                     void* scratch, T* sqdist, int64_t* idx);
+  // `nearest` and `three_nn` take 16 queries together, which suits clouds of queries that are not much sparser than the targets.
+  void (*nearest_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                         T* sqdist, int64_t* idx);
+  void (*three_nn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                          T* sqdist, int64_t* idx);
+  void (*ball_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, T limit, int64_t k,
+                      void* scratch, int64_t* idx);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
   // Adds row i of `from` to row idx[i] of `to`, or, with weights, weight[3 i + k] times row i to row idx[3 i + k], k = 0, 1, 2;
@@ -111,6 +126,24 @@ template <typename T>
 constexpr size_t emd_scratch(int64_t count) {
   const size_t candidates = 128 / sizeof(T);  // two of every lane of the widest register
   return padded(count) * 4 * sizeof(T) + count * ((candidates + 1) * sizeof(T) + (candidates + 3) * sizeof(int32_t));
+}
+
+constexpr size_t kPieceGap = 192;  // between the arrays of a layout
+
+template <typename T>
+constexpr size_t layout_bytes(int64_t count) {  // a multiple of 64
+  const size_t points = padded(count), buckets = padded(points / kBucket), supers = padded(buckets / kBucket);
+  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 4096 * 4 + 512 + 20 * (64 + kPieceGap);
+}
+
+template <typename T>
+constexpr size_t lay_out_scratch(int64_t count) {
+  return padded(count) * (sizeof(T) + 16) + 3 * (64 + kPieceGap);
+}
+
+template <typename T>
+constexpr size_t search_scratch(int64_t count) {
+  return (padded(count) + 64) * (7 * sizeof(T) + 16) + 16 * (64 + kPieceGap);
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.

@@ -1,6 +1,8 @@
 // All vector kernels for one instruction set; see kernels.h for the rule about headers.
 #pragma once
 
+#include "ball_impl.h"
+#include "buckets_impl.h"
 #include "chamfer_impl.h"
 #include "emd_impl.h"
 #include "fps_impl.h"
@@ -14,7 +16,8 @@ namespace m2ae::M2AE_ISA {
 namespace {
 
 template <typename T>
-constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>, row_sums<T>,
+constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>,
+                            lay_out<T>, knn_sorted<T>, nearest_sorted<T, 1>, nearest_sorted<T, 3>, ball_sorted<T>, row_sums<T>,
                             scatter_rows<T, T>, scatter_rows<T, Bfloat16>, dot_rows<T, T>, dot_rows<T, Bfloat16>,
                             emd<T>};
 
