@@ -248,7 +248,7 @@ class PlainPointM2AE(nn.Module):
         if masked is None:
             masked = random_mask(len(points), config.num_groups[-1], config.mask_ratio)
         scales = back_project(masked, idx, config.num_groups)
-        seen, orders, valids = self.h_encoder(centers, neighborhoods, idx, scales)
+        seen, _, valids = self.h_encoder(centers, neighborhoods, idx, scales)
 
         # Coarsest scale: visible centres first, then masked ones with the mask token.
         B, scale = len(points), len(centers) - 1

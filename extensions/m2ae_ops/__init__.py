@@ -8,6 +8,16 @@ from .chamfer import chamfer_distance
 from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
+from .patches import (
+    group_max,
+    join_rows,
+    lift_rows,
+    lift_rows_sums,
+    norm_relu,
+    peak_backward,
+    peak_sums,
+    spread_winners,
+)
 from .rows import row_sums
 from .sampling import fps
 
@@ -18,8 +28,16 @@ __all__ = [
     "fps",
     "gather",
     "group",
+    "group_max",
+    "join_rows",
     "knn",
+    "lift_rows",
+    "lift_rows_sums",
+    "norm_relu",
+    "peak_backward",
+    "peak_sums",
     "row_sums",
+    "spread_winners",
     "three_interpolate",
     "three_nn",
 ]

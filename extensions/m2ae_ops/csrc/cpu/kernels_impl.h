@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "knn_impl.h"
 #include "nearest_impl.h"
+#include "patches_impl.h"
 #include "rows_impl.h"
 
 namespace m2ae::M2AE_ISA {
