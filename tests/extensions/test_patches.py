@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import extensions as ops
+from extensions.m2ae_ops import backend
 from extensions.m2ae_ops.reference import patches as reference
 
+compiled = pytest.mark.skipif(not backend().startswith("compiled"), reason="of the compiled kernels")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
 SIZES = [(1, 1, 1, 1), (5, 3, 7, 4), (40, 16, 96, 45), (150, 8, 64, 40)]  # groups, members, outputs, channels
 
@@ -116,6 +118,7 @@ def test_way_back_is_the_gradient_of_the_way_forward():
     torch.testing.assert_close(to_groups, to_x.view(6, 4, -1).sum(1))
 
 
+@compiled
 def test_any_number_of_threads_gives_the_same_bits():
     before, found = torch.get_num_threads(), []
     try:
@@ -161,5 +164,10 @@ def test_errors():
         ops.peak_sums(grad, winners.long(), weight, x, **named)
     with pytest.raises(ValueError, match="spread_winners: 11 rows do not divide by 3 groups"):
         ops.spread_winners(grad, winners, weight, x[:11], x[:11].clone())
+
+
+@compiled
+def test_winners_out_of_range():
+    x, (grad, winners, weight), norm = operands((3, 4, 5, 9), torch.float32)
     with pytest.raises(IndexError, match=r"member 4 is outside 0\.\.3"):
-        ops.peak_sums(grad, winners.fill_(4), weight, x, **named)
+        ops.peak_sums(grad, winners.fill_(4), weight, x, mean=norm[0], scale=norm[1], shift=norm[2])

@@ -56,6 +56,13 @@ inline void store8(F8 v, Bf16* to) {
 inline D8 exact(F8 v) { return __builtin_convertvector(v, D8); }
 inline D8 exact(D8 v) { return v; }
 
+// Lane-wise: `value` where `open` > 0, else 0.
+template <typename V>
+inline V where_positive(V open, V value) {
+  const auto mask = open > 0;
+  return (V)((decltype(mask))value & mask);
+}
+
 inline void add8(double* to, D8 v) {
   const D8 sum = copy8<D8>(to) + v;
   __builtin_memcpy(to, &sum, sizeof(sum));
@@ -92,26 +99,37 @@ void group_max(const S* x, int64_t groups, int64_t k, int64_t channels, S* value
   }
 }
 
+// Adds `add` to the rows of one group, channels c..c + 8 * N, and sums up what is stored.
+template <int N, typename S>
+inline void join_columns(S* row, const Real<S>* add, int64_t k, int64_t channels, D8* plain, D8* square) {
+  for (int64_t m = 0; m < k; ++m, row += channels) {
+    for (int n = 0; n < N; ++n) {
+      store8(load8(row + n * kEight) + load8(add + n * kEight), row + n * kEight);
+      const D8 value = exact(load8(row + n * kEight));
+      plain[n] += value, square[n] += value * value;
+    }
+  }
+}
+
+// The same over groups first..last; returns the channel after the last one.
+template <int N, typename S>
+inline int64_t join_strips(S* x, const Real<S>* group, int64_t first, int64_t last, int64_t k, int64_t channels, int64_t c, double* sums) {
+  for (; c + N * kEight <= channels; c += N * kEight) {
+    D8 plain[N] = {}, square[N] = {};
+    for (int64_t g = first; g < last; ++g) join_columns<N>(x + g * k * channels + c, group + g * channels + c, k, channels, plain, square);
+    for (int n = 0; n < N; ++n) add8(sums + c + n * kEight, plain[n]), add8(sums + channels + c + n * kEight, square[n]);
+  }
+  return c;
+}
+
 template <typename S>
 void join(S* x, const Real<S>* group, int64_t groups, int64_t k, int64_t channels, double* sums) {
   const int64_t block = k < 128 ? 128 / k : 1;  // groups whose rows stay in the cache
-  const int64_t whole = channels / kEight * kEight;
   for (int64_t first = 0; first < groups; first += block) {
     const int64_t last = at_most(first + block, groups);
-    for (int64_t c = 0; c < whole; c += kEight) {
-      D8 plain = {}, square = {};
-      for (int64_t g = first; g < last; ++g) {
-        const auto add = load8(group + g * channels + c);
-        S* row = x + g * k * channels + c;
-        for (int64_t m = 0; m < k; ++m, row += channels) {
-          store8(load8(row) + add, row);
-          const D8 value = exact(load8(row));  // as it is stored
-          plain += value, square += value * value;
-        }
-      }
-      add8(sums + c, plain), add8(sums + channels + c, square);
-    }
-    for (int64_t c = whole; c < channels; ++c) {
+    int64_t c = join_strips<4>(x, group, first, last, k, channels, 0, sums);
+    c = join_strips<1>(x, group, first, last, k, channels, c, sums);
+    for (; c < channels; ++c) {
       for (int64_t r = first * k; r < last * k; ++r) {
         narrow(widen(x[r * channels + c]) + group[r / k * channels + c], x[r * channels + c]);
         const double value = widen(x[r * channels + c]);
@@ -144,40 +162,27 @@ void lift(const Real<S>* points, const Real<S>* weight, const Real<S>* shift, in
   }
 }
 
-// Returns the gradient that a ReLU of this outcome lets through.
-template <typename S>
-inline Real<S> passing(S grad, S out) {
-  const Real<S> value = widen(grad);
-  return widen(out) > 0 ? value : Real<S>(0);
-}
-
 template <typename S>
 void lift_sums(const S* grad, const S* out, const Real<S>* points, int64_t rows, int64_t channels, double* sums) {
-  constexpr int64_t kStrip = 16, kBlock = 128;
+  constexpr int64_t kBlock = 256;  // rows that stay in the cache
+  const int64_t whole = channels / kEight * kEight;
   for (int64_t first = 0; first < rows; first += kBlock) {
     const int64_t last = at_most(first + kBlock, rows);
-    for (int64_t c = 0; c < channels; c += kStrip) {
-      const int64_t width = at_most(kStrip, channels - c);
-      double total[4][kStrip] = {};
+    for (int64_t c = 0; c < whole; c += kEight) {
+      D8 x = {}, y = {}, z = {}, plain = {};
       for (int64_t r = first; r < last; ++r) {
-        const double x = points[3 * r], y = points[3 * r + 1], z = points[3 * r + 2];
-        const S *flow = grad + r * channels + c, *value = out + r * channels + c;
-        Real<S> passed[kStrip] = {};
-        if (width == kStrip) {
-          for (int64_t i = 0; i < kStrip; ++i) passed[i] = passing(flow[i], value[i]);
-        } else {
-          for (int64_t i = 0; i < width; ++i) passed[i] = passing(flow[i], value[i]);
-        }
-        for (int64_t i = 0; i < kStrip; ++i) {
-          const double part = passed[i];
-          total[0][i] += part * x;
-          total[1][i] += part * y;
-          total[2][i] += part * z;
-          total[3][i] += part;
-        }
+        const D8 passed = exact(where_positive(load8(out + r * channels + c), load8(grad + r * channels + c)));
+        x += passed * double(points[3 * r]), y += passed * double(points[3 * r + 1]), z += passed * double(points[3 * r + 2]);
+        plain += passed;
       }
-      for (int64_t j = 0; j < 4; ++j)
-        for (int64_t i = 0; i < width; ++i) sums[j * channels + c + i] += total[j][i];
+      add8(sums + c, x), add8(sums + channels + c, y), add8(sums + 2 * channels + c, z), add8(sums + 3 * channels + c, plain);
+    }
+    for (int64_t c = whole; c < channels; ++c) {
+      for (int64_t r = first; r < last; ++r) {
+        const double passed = widen(out[r * channels + c]) > 0 ? double(widen(grad[r * channels + c])) : 0.0;
+        for (int64_t j = 0; j < 3; ++j) sums[j * channels + c] += passed * double(points[3 * r + j]);
+        sums[3 * channels + c] += passed;
+      }
     }
   }
 }
@@ -228,9 +233,7 @@ inline void add_passed(const S* x, const Real<S>* value, const Real<S>* flow, co
     const D8 origin = exact(load8(mean + c));
     D8 plain = {}, product = {};
     for (int64_t at = c; at < k * channels; at += channels) {
-      const auto open = load8(value + at) > 0;
-      const auto all = load8(flow + at);
-      const D8 passed = exact((decltype(all))((decltype(open))all & open));
+      const D8 passed = exact(where_positive(load8(value + at), load8(flow + at)));
       plain += passed, product += passed * (exact(load8(x + at)) - origin);
     }
     add8(sums + c, plain), add8(sums + channels + c, product);
