@@ -8,19 +8,18 @@ from collections.abc import Callable, Sequence
 from utils.errors import UserError
 from utils.parser import parse_args
 
-# Published flags whose task is not part of this version.
-LATER = ("test", "finetune_model", "scratch_model", "transfer", "vote", "seeds")
+Results = dict[str, float]  # what a run was worth, by what it is
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
-    return run_command(argv, _parse, _dispatch)
+    return run_command(argv, parse_args, _dispatch)
 
 
 def run_command(
-    argv: Sequence[str] | None, parse: Callable[..., argparse.Namespace], dispatch: Callable[..., int]
+    argv: Sequence[str] | None, parse: Callable[..., argparse.Namespace], dispatch: Callable[..., Results | None]
 ) -> int:
-    """Parse a command line, open its run and hand it to `dispatch(run)`, whose exit status is returned.
+    """Parse a command line, open its runs and hand each to `dispatch(run)`; returns the exit status.
 
     Bad input and full or read-only disks are one message on stderr and the status 2.
     """
@@ -37,10 +36,12 @@ def run_command(
         return 2
 
 
-def _open(args: argparse.Namespace, dispatch: Callable[..., int]) -> int:
+def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> int:
     # Imported here, so that --help and argument errors answer at once.
     from tools.context import choose_device
+    from tools.engine import Interrupted
     from tools.launch import open_run
+    from tools.sweep import summarise, variants
     from utils import dist
     from utils.memory import keep_freed_memory
     from utils.seed import seed_everything
@@ -48,39 +49,42 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., int]) -> int:
     device = choose_device(args.device)
     keep_freed_memory()
     dist.init(args.launcher, device)
+    results = {}
     try:
-        run = open_run(args, device)
-        seed_everything(run.seed, args.deterministic)
-        with run.log:
-            return dispatch(run)
+        for name, variant in variants(args):
+            run = open_run(variant, device)
+            seed_everything(run.seed, variant.deterministic)
+            with run.log:
+                try:
+                    results[name] = dispatch(run) or {}
+                except Interrupted as stopped:
+                    run.log.info(f"{stopped}; the state is saved, --resume goes on with it")
+                    return 128 + stopped.signal_number
+        if dist.is_main() and len(results) > 1:
+            print(summarise(args, results))
     finally:
         dist.cleanup()
+    return 0
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line and refuse what this version cannot do yet, rather than ignore it."""
-    args = parse_args(argv)
-    for name in LATER:
-        if getattr(args, name):
-            raise UserError(f"--{name}: fine-tuning is not part of this version; pre-training and --test_svm are")
-    return args
+def _dispatch(run) -> Results:
+    """Run what the flags ask for; of several, --test comes first, then --test_svm."""
+    args = run.args
+    if args.test:
+        from tools.runner_test import run_test
 
-
-def _dispatch(run) -> int:
-    if run.args.test_svm:
+        return run_test(run)
+    if args.test_svm:
         from tools.runner_svm import run_svm
 
-        run_svm(run)
-    else:
-        from tools.engine import Interrupted
-        from tools.runner_pretrain import run_pretrain
+        return run_svm(run)
+    if args.finetune_model or args.scratch_model:
+        from tools.runner_finetune import run_finetune
 
-        try:
-            run_pretrain(run)
-        except Interrupted as stopped:
-            run.log.info(f"{stopped}; the state is saved, --resume goes on with it")
-            return 128 + stopped.signal_number
-    return 0
+        return run_finetune(run)
+    from tools.runner_pretrain import run_pretrain
+
+    return run_pretrain(run)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     group.add_argument(
         "--input",
         metavar="PATH",
-        help="own clouds instead of the data set: a .npy, .npz, .txt, .xyz or .ply file, or a folder of them",
+        help="own clouds instead of the data set: a file (NPY, NPZ, text, PLY, PCD, or a mesh) or a folder of them",
     )
     every = argparse.ArgumentParser(
         prog="main_vis.py",
@@ -66,11 +66,10 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _visualise(run) -> int:
+def _visualise(run) -> None:
     from tools.runner_vis import run_vis
 
     run_vis(run)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Classifiers: the tokens of any encoder, pooled, and a head on top.
 
 A method adds its classifier with one `EncoderPart` (how its encoder is built and what its tokens are), one configuration
-dataclass and one registered function; see Point-M2AE's at the end.
+dataclass and one registered function; see Point-M2AE's and Point-MAE's at the end.
 
 Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the pooled feature.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.layers.group import group_pyramid
 from models.layers.norm import BatchNorm
@@ -41,11 +42,13 @@ POOLINGS = {
     "mean,max": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1), widths=2),
     # Published for ScanObjectNN: the maximum leaves out token 0, where a class token once stood. Published weights need it.
     "mean,max[1:]": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens[:, 1:].amax(1)], dim=-1), widths=2),
+    # For encoders whose token 0 is a class token.
+    "class,max": Pooling(lambda tokens: torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1), widths=2),
 }
 
 
 def check_classifier_keys(config: Any) -> None:
-    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`.
+    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`, `head`.
 
     Raises:
         ValueError: naming the key, its value and what is possible.
@@ -65,15 +68,19 @@ class EncoderPart:
     Args:
         method: its name, as in `--method`.
         build: gives a model the encoder's parts under their published names, at its top level, and returns C.
-        tokens: (model, points (B, N, 3)) -> normed tokens (B, G, C) of the coarsest scale.
+        tokens: (model, points (B, N, 3)) -> normed tokens (B, G, C) of the coarsest scale; a class token comes first.
+        missing: key prefixes that a pre-training checkpoint lacks, beside those of the head.
         ignored: key prefixes that a pre-training checkpoint holds in vain.
+        renamed: key prefixes of a pre-training checkpoint and what they are called here.
         legacy: names of published faults that the encoder can switch back on.
     """
 
     method: str
     build: Callable[[nn.Module, Any], int]
     tokens: Callable[[nn.Module, Tensor], Tensor]
+    missing: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    renamed: tuple[tuple[str, str], ...] = ()
     legacy: tuple[str, ...] = ()
 
 
@@ -85,21 +92,27 @@ class Classifier(nn.Module):
         part: the method's encoder.
     """
 
-    checkpoint_missing = ("norm.", "cls_head_finetune.")  # in a pre-training checkpoint; a runner that tests wants none
-
     def __init__(self, config: Any, part: EncoderPart):
         super().__init__()
         self.config = config
         self.part = part
         self.method = part.method
+        self.checkpoint_missing = (*part.missing, "cls_head_finetune.")  # a runner that tests wants none
         self.checkpoint_ignored = part.ignored
+        self.checkpoint_renamed = part.renamed
         legacy_names(config.legacy, part.legacy)
         width = part.build(self, config)
-        self.cls_head_finetune = classification_head(POOLINGS[config.pooling].widths * width, config.cls_dim)
+        features = POOLINGS[config.pooling].widths * width
+        build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
+        self.cls_head_finetune = build_head(features, config.cls_dim)
 
     def patch_tokens(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as normed tokens (B, G, C) of the coarsest scale."""
         return self.part.tokens(self, points)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters but those of the head."""
+        return [p for name, p in self.named_parameters() if not name.startswith("cls_head_finetune.")]
 
     def features(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as what the head receives, (B, F)."""
@@ -171,6 +184,7 @@ HIERARCHICAL = EncoderPart(
     method="point-m2ae",
     build=build_local_encoder,
     tokens=encode_locally,
+    missing=("norm.",),
     ignored=(
         "h_encoder.encoder_norms.",
         "mask_token",
@@ -191,6 +205,7 @@ class PointM2AEModelNet40Config(HierarchyConfig):
     cls_dim: int = 40
     smooth: float = 0.3  # share of the target that goes to the wrong classes
     pooling: str = "mean+max"
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
 
     def __post_init__(self):
         super().__post_init__()
@@ -213,3 +228,61 @@ class PointM2AEScanObjectNNConfig(PointM2AEModelNet40Config):
 def point_m2ae_classifier(config: PointM2AEModelNet40Config) -> Classifier:
     """Build the classifier that fine-tunes Point-M2AE's encoder (Zhang et al. 2022, Sec. 4.2)."""
     return Classifier(config, HIERARCHICAL)
+
+
+def build_with_class_token(model: nn.Module, config: SingleScaleConfig) -> int:
+    """Give a model a single-scale encoder and a class token with a learned position; returns the width of the tokens.
+
+    The encoder keeps PyTorch's initialisation, which the published program trains from scratch with.
+    """
+    model.cls_token = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
+    model.cls_pos = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
+    for parameter in (model.cls_token, model.cls_pos):
+        nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
+    build_encoder(model, config)
+    return config.trans_dim
+
+
+def encode_with_class_token(model: nn.Module, points: Tensor) -> Tensor:
+    """Encode points (B, N, 3) with nothing hidden as normed tokens (B, 1 + G, C), the class token first."""
+    pyramid = group_pyramid(points, [model.config.num_group], [model.config.group_size])
+    tokens = model.encoder(pyramid.neighborhoods[0])  # (B, G, C)
+    position = model.pos_embed(pyramid.centers[0])  # (B, G, C)
+    token, place = (part.expand(len(tokens), -1, -1).to(tokens.dtype) for part in (model.cls_token, model.cls_pos))
+    tokens, position = torch.cat([token, tokens], dim=1), torch.cat([place, position], dim=1)  # (B, 1 + G, C)
+    return model.norm(model.blocks(tokens, position))
+
+
+SINGLE_SCALE = EncoderPart(
+    method="point-mae",
+    build=build_with_class_token,
+    tokens=encode_with_class_token,
+    missing=("cls_token", "cls_pos"),
+    ignored=("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim."),
+    renamed=(("MAE_encoder.", ""),),
+)
+
+
+@dataclass
+class PointTransformerConfig(SingleScaleConfig):
+    """Keys of Point-MAE's classifier; defaults as published for ModelNet40."""
+
+    NAME: str = "PointTransformer"
+    num_group: int = 64
+    group_size: int = 32
+    cls_dim: int = 40
+    smooth: float = 0.0  # share of the target that goes to the wrong classes
+    pooling: str = "class,max"
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
+    legacy: bool | list[str] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_patches(self)
+        check_classifier_keys(self)
+
+
+@MODELS.register("PointTransformer", config=PointTransformerConfig)
+def point_mae_classifier(config: PointTransformerConfig) -> Classifier:
+    """Build the classifier that fine-tunes Point-MAE's encoder (Pang et al. 2022, Sec. 4.2)."""
+    return Classifier(config, SINGLE_SCALE)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from extensions import gather, knn
 from utils.dist import rank, world_size
 
 
@@ -25,6 +26,35 @@ def random_mask(batch: int, groups: int, ratio: float, *, generator: torch.Gener
     scores = torch.rand(batch * world_size(), groups, generator=generator, device=device)
     ranks = scores[batch * rank() : batch * (rank() + 1)].argsort(dim=1).argsort(dim=1)
     return ranks < int(ratio * groups)
+
+
+def block_mask(centers: Tensor, ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
+    """Hide the int(ratio * G) groups of each sample whose centres are nearest to one of them, chosen uniformly.
+
+    Drawn for the global batch, as `random_mask`.
+
+    Args:
+        centers: (B, G, 3).
+
+    Returns (B, G) bool on the device of the centres.
+    """
+    B, G, _ = centers.shape
+    device = generator.device if generator is not None else "cpu"
+    seeds = torch.randint(G, (B * world_size(),), generator=generator, device=device)[B * rank() : B * (rank() + 1)]
+    seed_centers = gather(centers, seeds.to(centers.device).unsqueeze(1))  # (B, 1, 3)
+    _, nearest = knn(seed_centers, centers, int(ratio * G))  # (B, 1, M)
+    masked = torch.zeros(B, G, dtype=torch.bool, device=centers.device)
+    return masked.scatter_(1, nearest.squeeze(1), True)
+
+
+def split_groups(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the visible groups (B, G - count) and of the masked ones (B, count), each in index order.
+
+    Args:
+        masked: (B, G) bool, True = hidden, exactly `count` in each sample.
+    """
+    order = torch.argsort(masked.to(torch.uint8), dim=1, stable=True)
+    return order[:, : masked.shape[1] - count], order[:, masked.shape[1] - count :]
 
 
 def back_project(masked: Tensor, member_idx: Sequence[Tensor], num_groups: Sequence[int], *, flat_token: bool = False):

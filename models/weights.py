@@ -41,9 +41,13 @@ class LoadReport:
 
 
 def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint or bare state dict and strip `module.`, which one-process training leaves on every key."""
+    """Find the weights in a checkpoint or bare state dict and strip the wrappers `module.` and `base_model.` from its keys."""
     weights = next((checkpoint[name] for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), checkpoint)
-    tensors = {key.replace("module.", ""): value for key, value in weights.items() if isinstance(value, Tensor)}
+    tensors = {
+        key.replace("module.", "").removeprefix("base_model."): value
+        for key, value in weights.items()
+        if isinstance(value, Tensor)
+    }
     if not tensors:
         raise UserError(
             f"checkpoint: holds no tensors under {', '.join(_CONTAINERS)} or at its top level; is it a model checkpoint?"
@@ -63,27 +67,29 @@ def method_of(checkpoint: Mapping) -> str | None:
 def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: Sequence[str] = ()) -> LoadReport:
     """Load a checkpoint into a model, in place.
 
-    Reads our checkpoints and the published layouts, with or without `module.`. Each model class lists the key prefixes that
-    a checkpoint may lack (`checkpoint_missing`, for example an untrained head) or hold in vain (`checkpoint_ignored`).
+    Reads our checkpoints and the published layouts, with or without `module.`. Each model lists the key prefixes that a
+    checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`) or call
+    otherwise (`checkpoint_renamed`, pairs of prefixes).
 
     Args:
         source: path of a checkpoint, or one that is read already, or a state dict.
         allow_missing: further key prefixes that may be missing.
 
     Raises:
-        UserError: no key fits, a shape differs, or a key outside the lists is missing. The model is unchanged then.
+        UserError: it is a checkpoint of another method, no key fits, a shape differs, or a key outside the lists is missing. The
+            model is unchanged then.
     """
     where = f"{source}" if isinstance(source, str | Path) else "checkpoint"
     checkpoint = read_checkpoint(source) if isinstance(source, str | Path) else source
-    weights = state_dict_of(checkpoint)
+    _check_method(where, model, checkpoint)
+    weights = _rename(state_dict_of(checkpoint), getattr(model, "checkpoint_renamed", ()))
     own = model.state_dict()
     report = LoadReport(used=[key for key in own if key in weights])
     kind = f"{type(model).__name__} ({len(own)} tensors)"
     if not report.used:
-        method = method_of(checkpoint)
-        hint = f"its keys are those of {method}" if method else f"its first keys are {', '.join(list(weights)[:3])}"
         raise UserError(
-            f"{where}: no tensor fits {kind}; {hint}. Give a checkpoint of this method, or its config with --config."
+            f"{where}: no tensor fits {kind}; its first keys are {', '.join(list(weights)[:3])}. "
+            "Give a checkpoint of this method, or its config with --config."
         )
     _check_shapes(where, kind, own, weights, report.used)
 
@@ -103,6 +109,25 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
             (report.ignored if key.startswith(ignorable or "\0") else report.unexpected).append(key)
     model.load_state_dict({key: weights[key] for key in report.used}, strict=False)
     return report
+
+
+def _check_method(where: str, model: nn.Module, checkpoint: Mapping) -> None:
+    """Raise where the keys of a checkpoint are those of a method that the model does not take weights from."""
+    own, found = getattr(model, "method", None), method_of(checkpoint)
+    if own and found and found not in getattr(model, "checkpoint_methods", (own,)):
+        raise UserError(
+            f"{where}: is a checkpoint of {found}, and {type(model).__name__} is a model of {own}. "
+            f"Give a checkpoint of {own}, or a configuration of {found} with --config or --method."
+        )
+
+
+def _rename(weights: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
+    """Replace the first prefix of `pairs` that a key has."""
+    renamed = {}
+    for key, value in weights.items():
+        old, new = next(((old, new) for old, new in pairs if key.startswith(old)), ("", ""))
+        renamed[new + key.removeprefix(old)] = value
+    return renamed
 
 
 def _check_shapes(where: str, kind: str, own: Mapping, weights: Mapping, keys: Sequence[str]) -> None:

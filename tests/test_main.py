@@ -114,8 +114,10 @@ def test_a_run_leaves_everything_behind(beside_whole):
 
 def test_svm_on_demand(beside_whole, capsys):
     flags = ["--test_svm", "synthetic", "--ckpts", str(FOLDER / "whole" / "ckpt-best.pth")]
+    flags += ["--probe", "knn", "--probe", "logistic"]
     assert main.main(arguments("svm", *flags, settings=[s for s in SMALLER if "cross" not in s])) == 0
-    assert "Linear Accuracy : 0." in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "Linear Accuracy : 0." in log and "knn accuracy: 0." in log and "logistic accuracy: 0." in log
     [folder] = (FOLDER / "svm").glob("svm_synthetic_*")
     assert (folder / "report.html").exists()
     assert len((folder / "predictions.txt").read_text().splitlines()) == 41
@@ -270,7 +272,7 @@ def test_bad_arguments(capsys, tmp_path):
         "Point_M2AE_ScanObjectNN",
         "classifier",
     )
-    refused(capsys, arguments("x", "--vote"), "--vote", "not part of this version")
+    refused(capsys, arguments("x", "--vote"), "--vote", "--finetune_model")
     assert not (FOLDER / "x").exists()
     refused(capsys, arguments("y", settings=["total_bs=100000"]), "batch", "256")
     assert not list((FOLDER / "y").glob("ckpt*"))

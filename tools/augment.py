@@ -7,16 +7,18 @@ from datasets.transforms import draw_angle, draw_scale_offset, rotate, scale_tra
 from utils.dist import rank, world_size
 
 
-def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator) -> Tensor:
+def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator, *, shared: bool = True) -> Tensor:
     """Augment this process's part (B, N, 3) of a batch: "scale_translate", "rotate" about the up axis, or "none".
 
-    Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows.
+    Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows. Not `shared` is a
+    batch that this process has to itself.
     """
     B = len(points)
-    own = slice(B * rank(), B * (rank() + 1))
+    processes, place = (world_size(), rank()) if shared else (1, 0)
+    own = slice(B * place, B * (place + 1))
     if kind == "scale_translate":
-        scale, offset = draw_scale_offset(B * world_size(), generator=generator)
+        scale, offset = draw_scale_offset(B * processes, generator=generator)
         return scale_translate(points, scale=scale[own], offset=offset[own])
     if kind == "rotate":
-        return rotate(points, axis=up_axis, angle=draw_angle(B * world_size(), generator=generator)[own])
+        return rotate(points, axis=up_axis, angle=draw_angle(B * processes, generator=generator)[own])
     return points

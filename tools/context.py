@@ -82,8 +82,8 @@ def build_pretraining_model(run: RunContext) -> nn.Module:
     model = build_model(run.config.model)
     if not hasattr(model, "encode"):
         raise UserError(
-            f"model.NAME: {run.config.model.NAME} is a classifier, and fine-tuning is not part of this version; "
-            "use a recipe of cfgs/pre-training/"
+            f"model.NAME: {run.config.model.NAME} is a classifier: add --finetune_model, --scratch_model or --test, "
+            "or use a recipe of cfgs/pre-training/"
         )
     return model.to(run.device)
 

@@ -10,7 +10,7 @@ from models import MODELS
 from models.weights import method_of
 from tools.context import RunContext
 from utils.checkpoint import read_checkpoint, write_atomic
-from utils.config import load_config, save_config
+from utils.config import load_config, read_yaml, save_config
 from utils.dist import barrier, is_main, rank
 from utils.errors import UserError
 from utils.logger import Logger
@@ -26,10 +26,11 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
         UserError: bad flags, configuration or checkpoint; a folder that holds a run already or cannot be written.
     """
     method = _method(args)
-    config = load_config(
-        args.config, overrides=args.set, models=MODELS, datasets=DATASETS, method=method, data_root=args.data_root
-    )
     recipe = find_recipe(args.config, method)
+    overrides = [*args.set, *_few_shot(args, recipe.path)]
+    config = load_config(
+        args.config, overrides=overrides, models=MODELS, datasets=DATASETS, method=method, data_root=args.data_root
+    )
     folder = experiment_folder(args, recipe.path)
     _check_folder(args, folder)
     barrier()  # every process has looked before one writes
@@ -60,6 +61,14 @@ def _method(args: argparse.Namespace) -> str | None:
     if args.method or not path:
         return args.method
     return method_of(read_checkpoint(path))
+
+
+def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:
+    """Return what --way, --shot and --fold say to the data-set entries of a recipe."""
+    if args.way == -1:
+        return []
+    entries = [name for name in ("train", "val", "test") if name in (read_yaml(path).get("dataset") or {})]
+    return [f"dataset.{entry}.{key}={getattr(args, key)}" for entry in entries for key in ("way", "shot", "fold")]
 
 
 def _check_folder(args: argparse.Namespace, folder: Path) -> None:

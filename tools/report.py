@@ -87,7 +87,9 @@ def _sections(
     settings: object,
     provenance: Mapping[str, object] | None,
 ) -> list[Section]:
-    found = [overview.curves_section(log), overview.svm_section(log)] if log.steps or log.epochs or log.svm else []
+    found = []
+    if log.steps or log.epochs or log.svm or log.val:
+        found = [overview.curves_section(log), overview.svm_section(log), overview.accuracy_section(log)]
     if rows:
         found.append(gallery_section(rows))
     if confusion is not None:

@@ -1,36 +1,34 @@
 """Pre-training: an epoch of masking and rebuilding, a linear SVM on what the encoder learned, and again."""
 
 import json
-import sys
 import time
 
 import torch
 
 from datasets import build_dataset
 from models import load_weights
-from models.layers.norm import BatchNorm, convert_sync_batchnorm
+from models.layers.norm import convert_sync_batchnorm
 from tools.augment import augment
 from tools.compile import compile_regions
 from tools.context import RunContext, build_pretraining_model, distribute
-from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
+from tools.engine import StopRequest
 from tools.gallery_items import reconstruction_gallery
-from tools.optim import batch_norm_momentum, build_optimizer, build_schedule, check_training
+from tools.optim import build_optimizer, check_training
 from tools.report import write_report
-from tools.run_state import RunState, save_last
+from tools.run_state import RunState
 from tools.runner_svm import LinearProbe
+from tools.training import Display, Training, last_epoch, open_metrics
 from utils.checkpoint import save_checkpoint
-from utils.config import RunConfig
-from utils.dist import barrier, is_main, rank, world_size
-from utils.errors import UserError
+from utils.dist import barrier, is_main
 from utils.logger import MetricsWriter
-from utils.seed import generator, step_seed
+from utils.seed import generator
 
 # What TensorBoard and the log show of a loss of about 0.02 square units is a number of about 20.
-SHOWN_SCALE = 1000.0
+DISPLAY = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
 
 
-def run_pretrain(run: RunContext) -> RunState:
-    """Pre-train the model of a configuration; returns the final state.
+def run_pretrain(run: RunContext) -> dict[str, float]:
+    """Pre-train the model of a configuration; returns losses and linear-SVM accuracies in percent by what they are.
 
     Raises:
         UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
@@ -54,141 +52,58 @@ def run_pretrain(run: RunContext) -> RunState:
         state.restore(last)
         run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
     probe = LinearProbe.from_config(run) if is_main() else None
-    writer = _open_metrics(run, state) if is_main() else None
+    writer = open_metrics(run, state)
     run.log.info(
         f"{len(clouds)} clouds of {clouds.npoints} points, {len(batches)} steps of {config.total_bs} an epoch, {run.device}"
     )
     try:
         with StopRequest() as stop:
-            _epochs(run, state, batches, probe, writer, stop)
+            _epochs(Training(run, state, batches, writer, stop, DISPLAY), probe)
     finally:
         if is_main():
             writer.close()
             _report(run, state, clouds, probe)
-    if is_main() and probe is not None:
-        _conclude(run)
-    return state
+    return _conclude(run) if is_main() else {}
 
 
-def _open_metrics(run: RunContext, state: RunState) -> MetricsWriter:
-    """Open the metrics and drop the rows that will be written again: all, where an earlier run died before its first checkpoint."""
-    following = (state.epoch + 1, state.pending["step"])
-    return MetricsWriter(run.folder, resume_from=following, pending=state.pending["evaluations"])
-
-
-def last_epoch(config: RunConfig) -> int:
-    """Return the index of the last epoch: as published, `max_epoch` itself still runs."""
-    return config.max_epoch if config.max_epoch_inclusive else config.max_epoch - 1
-
-
-def _epochs(run: RunContext, state: RunState, batches, probe, writer, stop: StopRequest) -> None:
+def _epochs(training: Training, probe: LinearProbe | None) -> None:
+    run, state, writer = training.run, training.state, training.writer
     config, args = run.config, run.args
-    wrapped = distribute(state.model, run.device)
+    step = _step(training)
     if probe is not None and config.svm.random_weights and state.epoch < 0 and not state.pending["step"]:
         _evaluate(run, state, probe, writer, epoch=None)
     for epoch in list(state.pending["evaluations"]):
         _evaluate(run, state, probe, writer, epoch=epoch)
-        _save(run, state, evaluations=[])
+        training.save(evaluations=[])
     last = last_epoch(config)
     for epoch in range(state.epoch + 1, last + 1):
-        _train(run, state, wrapped, batches, writer, epoch, stop)
+        state.model.train()
+        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
         due = epoch % args.val_freq == 0 or epoch == last
         state.epoch = epoch
-        _save(run, state, evaluations=[epoch] if due else [])
+        training.save(evaluations=[epoch] if due else [])
         if config.keep_from <= epoch and epoch % config.keep_every == 0 and is_main():
             save_checkpoint(run.folder / f"ckpt-epoch-{epoch:03d}.pth", state.checkpoint(run.config_dict()))
         if due and probe is not None:
             _evaluate(run, state, probe, writer, epoch=epoch)
-        _save(run, state, evaluations=[])
+        training.save(evaluations=[])
         barrier()
-        if epoch < last and stop.agreed(run.device):
-            raise Interrupted(stop.signal_number)
+        training.stop_if_asked(epoch)
 
 
-def _train(run: RunContext, state: RunState, wrapped, batches, writer, epoch: int, stop: StopRequest) -> None:
-    """Train what is left of one epoch; save and raise where the run must stop."""
-    config, device = run.config, run.device
-    if config.bnmscheduler is not None:
-        for module in state.model.modules():
-            if isinstance(module, BatchNorm):
-                module.momentum = batch_norm_momentum(config.bnmscheduler, epoch)
-    up_axis = batches.cloud_set.up_axis
-    state.model.train()
-    bar = run.log.progress(len(batches), f"epoch {epoch}/{last_epoch(config)}", done=state.pending["step"])
+def _step(training: Training):
+    """Return what a step of an epoch computes: augment, mask, rebuild, compare."""
+    run = training.run
+    wrapped = distribute(training.state.model, run.device)
+    up_axis = training.batches.cloud_set.up_axis
 
-    def step(batch):
-        torch.manual_seed(step_seed(run.seed, epoch, batch.step, f"layers {rank()}"))
-        points = augment(
-            batch.points, config.augmentation, up_axis, generator(run.seed, epoch, batch.step, "augmentation")
-        )
+    def step(epoch: int, batch) -> dict[str, torch.Tensor]:
+        draw = generator(run.seed, epoch, batch.step, "augmentation")
+        points = augment(batch.points, run.config.augmentation, up_axis, draw)
         out = wrapped(points, generator=generator(run.seed, epoch, batch.step, "mask"))
         return {name: value for name, value in out.items() if name.startswith("loss")}
 
-    def flush(first: int, rows: list[dict]) -> None:
-        bar.update(
-            len(rows), loss=rows[-1]["loss"] * SHOWN_SCALE, lr=rows[-1]["lr"], samples=len(rows) * config.total_bs
-        )
-        if writer is not None:
-            _write_steps(writer, epoch, first, rows, len(batches), bar.samples_per_second)
-
-    log = EpochLog(flush, every=config.log_every, rows=state.pending["rows"])
-    started, first = time.perf_counter(), len(log.rows)
-    try:
-        complete = train_one_epoch(
-            step,
-            batches.epoch(epoch, first_step=state.pending["step"]),
-            state.optimizer,
-            steps=len(batches),
-            schedule=build_schedule(config.scheduler, config.optimizer.kwargs.lr),
-            epoch=epoch,
-            accum=config.step_per_update,
-            divide="undivided_accumulation" not in config.legacy_names(),
-            clip=config.grad_norm_clip,
-            precision=config.precision,
-            scaler=state.scaler,
-            log=log,
-            # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
-            may_stop=lambda position: (world_size() == 1 or position % config.log_every == 0) and stop.agreed(device),
-        )
-        log.read()
-    except NonFiniteLoss as error:
-        raise _explain(run, batches, epoch, error.step) from error
-    finally:
-        bar.close()
-    if not complete:
-        state.pending.update(step=len(log.rows), rows=log.rows)
-        _save(run, state, evaluations=[])
-        raise Interrupted(stop.signal_number)
-    state.pending.update(step=0, rows=[])
-    state.metrics = {"loss": log.mean("loss")}
-    if writer is not None:
-        seconds = time.perf_counter() - started
-        _write_epoch(run, writer, epoch, log, seconds, (len(log.rows) - first) * config.total_bs / seconds)
-
-
-def _write_steps(writer: MetricsWriter, epoch: int, first: int, rows: list[dict], steps: int, speed: float) -> None:
-    for offset, row in enumerate(rows):
-        for name, value in row.items():
-            if name == "lr":
-                writer.scalar("Loss/Batch/LR", value, epoch * steps + first + offset)
-            else:
-                writer.scalar("Loss/Batch/" + name.replace("loss", "Loss"), value, epoch * steps + first + offset)
-    writer.write(
-        {"kind": "step", "epoch": epoch, "step": first + len(rows) - 1, **rows[-1], "samples_per_second": speed}
-    )
-
-
-def _write_epoch(
-    run: RunContext, writer: MetricsWriter, epoch: int, log: EpochLog, seconds: float, speed: float
-) -> None:
-    row = {"kind": "epoch", "epoch": epoch, "loss": log.mean("loss"), "lr": log.rows[-1]["lr"]}
-    memory = peak_memory_mb(run.device)
-    writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
-    writer.scalar("Loss/Epoch/Loss_1", row["loss"] * SHOWN_SCALE, epoch)
-    run.log.info(
-        f"epoch {epoch}: loss {row['loss'] * SHOWN_SCALE:.4f} (x1000), lr {row['lr']:.6f}, {seconds:.1f} s, "
-        f"{speed:.0f} samples/s, {memory:.0f} MB"
-    )
+    return step
 
 
 def _evaluate(
@@ -214,26 +129,6 @@ def _evaluate(
     run.log.info(f"{name}: {probe.describe(result)}" + (" (best)" if best else ""))
 
 
-def _save(run: RunContext, state: RunState, *, evaluations: list[int]) -> None:
-    state.pending["evaluations"] = evaluations
-    if is_main():
-        save_last(state, run.folder, run.config_dict())
-
-
-def _explain(run: RunContext, batches, epoch: int, step: int) -> UserError:
-    """Say which clouds led to a loss that is not finite."""
-    batch = next(batches.epoch(epoch, first_step=step))
-    names = batches.cloud_set.names
-    samples = [names[i] if names else f"#{i}" for i in batch.indices.tolist()]
-    kept = run.folder / "ckpt-last.pth"
-    return UserError(
-        f"loss or gradient is not finite in epoch {epoch}, step {step} (clouds {', '.join(samples[:8])}"
-        f"{', ...' if len(samples) > 8 else ''}); the update was skipped and the run stopped. "
-        + (f"The last good checkpoint is {kept}. " if kept.exists() else "There is no checkpoint yet. ")
-        + "Lower optimizer.kwargs.lr, set grad_norm_clip, or use --precision fp32."
-    )
-
-
 def _report(run: RunContext, state: RunState, clouds, probe) -> None:
     """Write report.html and gallery.png; a report that cannot be written does not lose the run."""
     try:
@@ -249,29 +144,21 @@ def _report(run: RunContext, state: RunState, clouds, probe) -> None:
         run.log.warning(f"report: could not be written ({error})")
 
 
-def _conclude(run: RunContext) -> None:
-    """Say what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    judged = [row for row in map(json.loads, lines) if row["kind"] == "svm"]
+def _conclude(run: RunContext) -> dict[str, float]:
+    """Say and return what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    judged = [row for row in rows if row["kind"] == "svm"]
     compared = {
         "random weights": judged[:1] if judged and judged[0]["epoch"] is None else [],
         "pre-trained": judged[-1:],
     }
-    for name, rows in compared.items():
-        for row in rows:
+    results = {"loss x 1000, last epoch": 1000 * [row["loss"] for row in rows if row["kind"] == "epoch"][-1]}
+    for name, found in compared.items():
+        for row in found:
             text = f"{name:>14}: linear SVM on {row['data']} {100 * row['accuracy']:.1f} % at C {row['C']:g}"
+            results[f"{name}, linear SVM on {row['data']}, C {row['C']:g}"] = 100 * row["accuracy"]
             if row.get("chosen_C") is not None:
                 text += f", {100 * row['chosen_accuracy']:.1f} % at C {row['chosen_C']:g} (cross-validated on the training features)"
+                results[f"{name}, linear SVM on {row['data']}, cross-validated C"] = 100 * row["chosen_accuracy"]
             run.log.info(text)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory of this process so far, in MB: the device's where there is one, else the resident set (0 on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return results

@@ -8,17 +8,16 @@ from datasets import build_dataset
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult, extract_features, linear_svm
+from tools.probes import PROBES
 from tools.report import write_report
 from utils.checkpoint import write_atomic
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
 
-# C as published for each method and data set; where nothing is published, the value of pre-training.
+# C as published for each method and data set; where nothing is published, that of the data set, else that of pre-training.
 PRETRAINING_C = 0.01
-PUBLISHED_C = {
-    ("Point_M2AE", "modelnet40"): 0.012,
-    ("Point_M2AE", "scan"): 0.042,
-}
+PUBLISHED_C = {("Point_M2AE", "modelnet40"): 0.012}
+DATASET_C = {"scan": 0.042}
 # Data set that each name of --test_svm stands for, by the NAME of its reader.
 TEST_SETS = {
     "modelnet40": "ModelNet40_SVM",
@@ -53,6 +52,10 @@ class LinearProbe:
 
     def judge(self, model, *, choose: bool = False) -> SVMResult:
         """Fit on the training features and judge on the test features; `choose` also cross-validates C."""
+        return self.judge_features(self.features(model), choose=choose)
+
+    def features(self, model) -> tuple:
+        """Return training features and labels, test features and labels."""
         config = self.run.config.svm
         options = {
             "batch_size": config.batch_size,
@@ -60,9 +63,11 @@ class LinearProbe:
             "device": self.run.device,
             "precision": self.run.config.precision,
         }
-        train_x, train_y = extract_features(model, self.train, **options)
-        test_x, test_y = extract_features(model, self.test, **options)
-        result = linear_svm(train_x, train_y, test_x, test_y, C=self.C, choose=choose and config.cross_validate)
+        return *extract_features(model, self.train, **options), *extract_features(model, self.test, **options)
+
+    def judge_features(self, features: tuple, *, choose: bool) -> SVMResult:
+        """Fit and judge the linear SVM on what `features` returned."""
+        result = linear_svm(*features, C=self.C, choose=choose and self.run.config.svm.cross_validate)
         self._predictions = result.predictions
         return result
 
@@ -81,8 +86,10 @@ class LinearProbe:
         return text
 
 
-def run_svm(run: RunContext) -> SVMResult:
+def run_svm(run: RunContext) -> dict[str, float]:
     """Judge a pre-trained checkpoint (`--test_svm`), and write a time-stamped folder with the report.
+
+    Returns accuracies in percent by what they are.
 
     Raises:
         UserError: the configuration's data set is another one than `--test_svm` names, or the checkpoint does not fit.
@@ -92,20 +99,29 @@ def run_svm(run: RunContext) -> SVMResult:
         raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
     model = build_pretraining_model(run)
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    C = PUBLISHED_C.get((config.model.NAME, args.test_svm), PRETRAINING_C) if config.svm.C is None else config.svm.C
+    usual = DATASET_C.get(args.test_svm, PRETRAINING_C)
+    C = PUBLISHED_C.get((config.model.NAME, args.test_svm), usual) if config.svm.C is None else config.svm.C
     probe = LinearProbe(run, C)
     if not probe.name.startswith(TEST_SETS[args.test_svm]):
         raise UserError(
             f"--test_svm {args.test_svm}: the configuration judges on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
         )
     started = time.perf_counter()
-    result = probe.judge(model, choose=True)
+    features = probe.features(model)
+    result = probe.judge_features(features, choose=True)
     run.log.info(probe.describe(result))
-    _write(run, probe, result, time.perf_counter() - started)
-    return result
+    others = {}
+    for name in args.probe:
+        others[f"{name} on {probe.name}"], setting = PROBES[name](*features)
+        run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
+    _write(run, probe, result, others, time.perf_counter() - started)
+    results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
+    if result.chosen_C is not None:
+        results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
+    return results | {name: 100 * value for name, value in others.items()}
 
 
-def _write(run: RunContext, probe: LinearProbe, result: SVMResult, seconds: float) -> None:
+def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
     stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
     folder = Path(run.folder) / f"svm_{run.args.test_svm}_{stamp}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +138,7 @@ def _write(run: RunContext, probe: LinearProbe, result: SVMResult, seconds: floa
         "Accuracy at cross-validated C": f"{100 * result.chosen_accuracy:.2f} % (C {result.chosen_C:g})"
         if result.chosen_C
         else "not computed",
+        **{f"Accuracy of {name}": f"{100 * value:.2f} %" for name, value in others.items()},
         "Test clouds": str(len(probe.test)),
         "Checkpoint": str(run.args.ckpts),
         "Seconds": f"{seconds:.1f}",

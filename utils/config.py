@@ -248,7 +248,8 @@ def _check_points(config: RunConfig, where: str) -> None:
                 "raise it or lower model.num_groups"
             )
     sampled = counts.get("dataset.train.npoints")
-    if config.npoints is not None and sampled is not None and sampled != config.npoints:
+    classifies = hasattr(config.model, "cls_dim")  # it takes npoints of those that the set gives
+    if not classifies and config.npoints is not None and sampled is not None and sampled != config.npoints:
         _LOG.warning("%s: npoints %d has no effect; dataset.train.npoints %d decides", where, config.npoints, sampled)
 
 

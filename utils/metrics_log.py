@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.event_files import drop_scalars
 
 _LOG = logging.getLogger("m2ae.metrics")
+JUDGEMENTS = ("svm", "val", "vote")  # kinds of rows that an evaluation writes
 
 
 class MetricsWriter:
@@ -21,7 +22,7 @@ class MetricsWriter:
     Args:
         resume_from: (epoch, step) that comes next, of a run that is continued: rows of that step and later are dropped,
             because they will be written again. None keeps all rows.
-        pending: epochs that are complete but will be judged again; their "svm" rows are dropped.
+        pending: epochs that are complete but will be judged again; the rows of their judgement are dropped.
 
     Raises:
         UserError: the folder cannot be written.
@@ -120,7 +121,7 @@ def _stays(row: dict, resume_from: tuple[int, int], pending: frozenset[int]) -> 
     epoch, step = resume_from
     if row.get("epoch") is None:  # judged before training
         return resume_from > (0, 0)
-    if row.get("kind") == "svm" and row["epoch"] in pending:
+    if row.get("kind") in JUDGEMENTS and row["epoch"] in pending:
         return False
     if row["epoch"] == epoch and row.get("kind") == "step":
         return row.get("step", 0) < step

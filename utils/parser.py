@@ -7,6 +7,9 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.recipes import METHODS, below_cfgs
 
+PROBES = ("knn", "logistic")
+TRANSFERS = ("full", "mlp3", "linear")
+FOLDS = 10  # of few-shot classification
 SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic")
 # Published flags that change nothing here: destination -> why.
 NO_EFFECT = {
@@ -39,6 +42,10 @@ def _add_task(group) -> None:
     group.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
     group.add_argument("--test", action="store_true", help="evaluate the fine-tuned classifier in --ckpts")
     group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
+    group.add_argument(
+        "--probe", choices=PROBES, action="append", default=[],
+        help="with --test_svm: judge the same features by nearest neighbours or logistic regression as well; may be repeated",
+    )  # fmt: skip
 
 
 def _add_config(group) -> None:
@@ -64,11 +71,13 @@ def _add_run(group) -> None:
     group.add_argument("--start_ckpts", metavar="PTH", help="initial weights for pre-training")
     group.add_argument("--ckpts", metavar="PTH", help="weights for fine-tuning, --test and --test_svm")
     group.add_argument(
-        "--transfer", action="store_true", help="fine-tune a fine-tuned classifier on other classes: new head"
-    )
+        "--transfer", choices=TRANSFERS,
+        help="what of a classifier trains: all (full, the default), or only the published head (mlp3) or one linear layer (linear) on the "
+        "frozen encoder",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, help="seed of the run (default: the recipe's, 0)")
     group.add_argument(
-        "--seeds", type=int, nargs="+", metavar="SEED", help="run once for each seed, report mean and spread"
+        "--seeds", nargs="+", metavar="SEED", help="run once for each seed, report mean and spread: --seeds 0,1,2"
     )
     group.add_argument("--val_freq", type=int, default=1, metavar="N", help="epochs between evaluations (default: 1)")
     group.add_argument("--debug", action="store_true", help="show the traceback of errors")
@@ -89,10 +98,19 @@ def _add_machine(group) -> None:
 
 def _add_evaluation(group) -> None:
     group.add_argument("--vote", action="store_true", help="average over augmented passes, with --test or fine-tuning")
-    group.add_argument("--vote_rounds", type=int, default=1, metavar="R", help="rounds of ten passes each (default: 1)")
+    group.add_argument(
+        "--vote_rounds", type=int, metavar="R",
+        help="rounds of ten passes each (default: 1; with --test --as_published 49 for Point-M2AE, 299 for Point-MAE)",
+    )  # fmt: skip
     group.add_argument("--way", type=int, default=-1, help="few-shot: classes, 5 or 10")
     group.add_argument("--shot", type=int, default=-1, help="few-shot: training clouds a class, 10 or 20")
-    group.add_argument("--fold", type=int, default=-1, help="few-shot: fold, 0 to 9")
+    group.add_argument(
+        "--fold", type=_fold, default=-1, help="few-shot: fold, 0 to 9, or all: mean and spread over ten"
+    )
+
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
 
 
 def _add_ignored(group) -> None:
@@ -118,7 +136,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ]
     _check(args)
     first = ["legacy=true", "model.legacy=true"] if args.as_published else []
-    last = [f"{key}={value}" for key in ("seed", "precision") if (value := getattr(args, key)) is not None]
+    last = [f"{key}={value}" for key in ("seed", "precision", "transfer") if (value := getattr(args, key)) is not None]
+    if args.transfer:
+        last.append(f"model.head={'linear' if args.transfer == 'linear' else 'mlp3'}")
     args.set = [*first, *args.set, *last]
     args.seed = 0 if args.seed is None else args.seed
     args.precision = args.precision or "fp32"
@@ -141,16 +161,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--test needs --ckpts with a fine-tuned classifier; add --ckpts PATH")
     if args.test_svm and args.ckpts is None:
         raise UserError(f"--test_svm {args.test_svm} needs --ckpts with a pre-trained encoder; add --ckpts PATH")
+    if args.probe and not args.test_svm:
+        raise UserError(f"--probe {args.probe[0]} judges the features of --test_svm; add --test_svm and a data set")
     if args.scratch_model and args.finetune_model and args.ckpts:
         raise UserError("--scratch_model trains from random weights, but --ckpts gives weights; leave one out")
-    for name, low in {"val_freq": 1, "vote_rounds": 1}.items():
-        if getattr(args, name) < low:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least {low}")
-    for seed in [args.seed, *(args.seeds or [])]:
-        if seed is not None and seed < 0:
-            raise UserError(f"seed {seed}: must not be negative")
+    classifies = args.test or args.finetune_model or args.scratch_model
+    for name in ("transfer", "vote", "vote_rounds"):
+        if getattr(args, name) and not classifies:
+            raise UserError(f"--{name} goes with a classifier: add --finetune_model, --scratch_model or --test")
+    for name in ("val_freq", "vote_rounds"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    _check_seeds(args)
     shots = {name: getattr(args, name) for name in ("way", "shot", "fold")}
-    if any(value != -1 for value in shots.values()) and any(value < 0 for value in shots.values()):
+    if any(value != -1 for value in shots.values()) and any(value != "all" and value < 0 for value in shots.values()):
         given = " ".join(f"--{name} {value}" for name, value in shots.items() if value != -1)
         raise UserError(
             f"{given}: few-shot needs all of --way, --shot and --fold, for example --way 5 --shot 10 --fold 0"
@@ -158,6 +183,22 @@ def _check(args: argparse.Namespace) -> None:
     name = Path(args.exp_name)
     if not name.parts or name.is_absolute() or ".." in name.parts or "\\" in args.exp_name:
         raise UserError(f"--exp_name {args.exp_name!r}: becomes a folder below experiments/; give a plain name")
+
+
+def _check_seeds(args: argparse.Namespace) -> None:
+    """Turn `--seeds` into a list of numbers and raise for what is none."""
+    if args.seeds is not None:
+        parts = [part for text in args.seeds for part in text.split(",") if part]
+        if not parts or not all(part.lstrip("-").isdigit() for part in parts):
+            raise UserError(f"--seeds {' '.join(args.seeds)}: are no whole numbers; give, for example, --seeds 0,1,2")
+        args.seeds = [int(part) for part in parts]
+        if len(set(args.seeds)) < len(args.seeds):
+            raise UserError(f"--seeds {','.join(parts)}: names a seed twice; leave one out")
+        if args.seed is not None:
+            raise UserError("--seed and --seeds contradict each other: leave one out")
+    for seed in [args.seed, *(args.seeds or [])]:
+        if seed is not None and seed < 0:
+            raise UserError(f"seed {seed}: must not be negative")
 
 
 def experiment_folder(args: argparse.Namespace, recipe_path: str | Path) -> Path:

@@ -152,6 +152,9 @@ class RunConfig:
     max_epoch_inclusive: bool = True  # as published: epoch max_epoch itself still runs; false stops before it
     grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
     augmentation: Literal["scale_translate", "rotate", "none"] = "scale_translate"
+    # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)
+    # or one linear layer, which needs model.head: linear. --transfer sets both.
+    transfer: Literal["full", "mlp3", "linear"] = "full"
     svm: SVMConfig = field(default_factory=SVMConfig)
     legacy: bool | list[str] = (
         False  # faults of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own

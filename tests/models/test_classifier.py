@@ -65,6 +65,7 @@ def test_pooling(name, points):
         "mean+max": mean + largest,
         "mean,max": torch.cat([mean, largest], 1),
         "mean,max[1:]": torch.cat([mean, rest], 1),
+        "class,max": torch.cat([tokens[:, 0], rest], 1),
     }[name]
     torch.testing.assert_close(POOLINGS[name].pool(tokens), expected)
     assert build_model({**SMALL, "pooling": name}).features(points).shape == (6, 48 * POOLINGS[name].widths)
@@ -178,7 +179,7 @@ def test_starts_from_pretraining(points):
 
 def test_checkpoints_that_must_not_load():
     model = build_model(SCAN)
-    with pytest.raises(UserError, match=r"no tensor fits Classifier .* point-mae"):
+    with pytest.raises(UserError, match=r"checkpoint of point-mae, and Classifier is a model of point-m2ae"):
         load_weights(model, {"base_model": {"module.MAE_encoder.norm.bias": torch.zeros(48)}})
     # Point-MAE's classifier has head and norm of the same names; the encoder decides.
     other = {key: value for key, value in model.state_dict().items() if not key.startswith("h_encoder.")}

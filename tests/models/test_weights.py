@@ -29,7 +29,7 @@ def test_layouts(model, tmp_path, prefix, container):
 
 def test_nothing_fits(model):
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(UserError, match=r"no tensor fits PointM2AE .* point-mae"):
+    with pytest.raises(UserError, match=r"checkpoint of point-mae, and PointM2AE is a model of point-m2ae"):
         load_weights(model, {"base_model": {"module.MAE_encoder.norm.weight": torch.zeros(3)}})
     with pytest.raises(UserError, match="holds no tensors"):
         load_weights(model, {"epoch": 3})

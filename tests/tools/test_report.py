@@ -87,7 +87,7 @@ def test_page_shows_the_run(tmp_path):
     best = max(80 + math.sin(epoch) for epoch in range(6))
     for expected in (
         "A title", "10 clouds", "Data", f"{best:.2f} %", "epoch 2", "70.12 %", f"{80 + math.sin(5):.2f} %", "100 / s",
-        "512 MiB", "24.0 s in all", "Pre-training loss", "Linear SVM accuracy", "Learning rate", "random weights",
+        "512 MiB", "24.0 s in all", "Training loss", "Linear SVM accuracy", "Learning rate", "random weights",
         "chair 3", "made by a method", "abc123", "seed: 7", "17 of 20 correct (85.00 %)",
     ):  # fmt: skip
         assert expected in text, expected

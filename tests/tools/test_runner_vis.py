@@ -7,13 +7,11 @@ import pytest
 import torch
 
 import main_vis
+from datasets.cloud_files import read_cloud
 from models import build_model
 from models.registry import MODELS
-from tools.ply import write_ply
-from tools.runner_vis import cloud_files, read_cloud
 from utils.checkpoint import save_checkpoint
 from utils.config import load_config
-from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "debug" / "point-m2ae.yaml"
@@ -103,71 +101,6 @@ def test_own_clouds(checkpoint, tmp_path):
         np.testing.assert_allclose(np.linalg.norm(points, axis=1).max(), 1, atol=1e-6)
     centred = POINTS[:100] - POINTS[:100].mean(axis=0)
     np.testing.assert_allclose(few, centred / np.linalg.norm(centred, axis=1).max(), atol=1e-6)
-
-
-def write_big_endian(path, points):
-    header = f"ply\r\nformat binary_big_endian 1.0\r\ncomment x\r\nelement vertex {len(points)}\r\n"
-    header += "property double z\r\nproperty uchar red\r\nproperty double x\r\nproperty double y\r\n"
-    header += "element face 1\r\nproperty list uchar int vertex_indices\r\nend_header\r\n"
-    rows = np.zeros(len(points), [("z", ">f8"), ("red", "u1"), ("x", ">f8"), ("y", ">f8")])
-    for axis, name in enumerate("xyz"):
-        rows[name] = points[:, axis]
-    path.write_bytes(header.encode() + rows.tobytes() + b"\x03\0\0\0\0\0\0\0\1\0\0\0\2")
-
-
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("a.npy", lambda path: np.save(path, np.hstack([POINTS, POINTS]))),
-        ("a.npz", lambda path: np.savez(path, labels=np.arange(3), points=POINTS)),
-        ("b.npz", lambda path: np.savez_compressed(path, cloud=POINTS)),
-        ("a.txt", lambda path: np.savetxt(path, POINTS, delimiter=";", header="x y z")),
-        ("b.txt", lambda path: np.savetxt(path, np.hstack([POINTS, POINTS]), delimiter=", ")),
-        ("a.XYZ", lambda path: np.savetxt(path, POINTS)),
-        ("a.ply", lambda path: write_ply(path, POINTS, normals=POINTS, labels=np.arange(300))),
-        ("b.ply", lambda path: write_ply(path, POINTS, colors=np.zeros((300, 3), int), binary=False)),
-        ("c.ply", lambda path: write_big_endian(path, POINTS)),
-    ],
-)
-def test_formats(tmp_path, name, write):
-    write(tmp_path / name)
-    assert cloud_files(tmp_path) == [tmp_path / name]
-    np.testing.assert_allclose(read_cloud(tmp_path / name), POINTS, atol=1e-6)
-
-
-PLY = "ply\nformat {} 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.npy", b"\x93NUMPY", "cannot be read as a cloud"),
-        ("a.npz", b"PK\x03\x04", "cannot be read as a cloud"),
-        ("a.txt", b"", "the file is empty"),
-        ("a.txt", b"1 2\n3 4\n", "cannot be read as a cloud"),
-        ("a.txt", b"1 2 3\n4 five 6\n", "five"),
-        ("a.txt", b"1 2 3\n4 nan 6\n", "point 1 is not finite"),
-        ("a.xyz", b"\xff\xfe\x00", "cannot be read as a cloud"),
-        ("a.ply", b"solid", "is no PLY file"),
-        ("a.ply", PLY.format("ascii").encode() + b"1 2 3\n", "2 vertices of 3 values, its data ends before"),
-        ("a.ply", PLY.format("binary_little_endian").encode() + b"123", "buffer"),
-        ("a.ply", PLY.format("binary").encode() + b"123", "format binary is unknown"),
-        ("a.ply", PLY.format("ascii").replace("vertex", "face").encode(), "first element is face"),
-        ("a.ply", PLY.format("ascii").replace("float y", "list uchar int y").encode(), "list uchar int y"),
-        ("a.ply", PLY.format("ascii").replace("float y", "float w").encode(), "no vertices with x, y and z"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as caught:
-        read_cloud(tmp_path / name)
-    assert str(caught.value).startswith(str(tmp_path / name))
-
-
-def test_pickles_are_not_opened(tmp_path):
-    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match=r"objects\.npy"):
-        read_cloud(tmp_path / "objects.npy")
 
 
 def test_refused(checkpoint, capsys, tmp_path):

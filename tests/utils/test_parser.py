@@ -31,19 +31,17 @@ def test_published_flags(flags):
 def test_defaults():
     args = parse_args(CONFIG)
     assert (args.seed, args.precision, args.exp_name, args.val_freq, args.launcher) == (0, "fp32", "default", 1, "none")
-    assert (args.way, args.shot, args.fold, args.vote_rounds) == (-1, -1, -1, 1)
+    assert (args.way, args.shot, args.fold, args.vote_rounds) == (-1, -1, -1, None)
     assert args.set == [] and args.notes == [] and args.test_svm is None and args.device is None
 
 
 def test_our_flags():
-    flags = (
-        "--set a.b=1 --set c=[1,2] --device cpu --compile --data_root /d --seeds 0 1 2 --transfer --overwrite --debug"
-    )
-    args = parse_args(
-        [*CONFIG, *flags.split(), "--method", "gm3d", "--vote_rounds", "49", "--test_svm", "synthetic", "--ckpts", "a"]
-    )
-    assert args.set == ["a.b=1", "c=[1,2]"] and args.seeds == [0, 1, 2] and args.vote_rounds == 49
-    assert args.compile and args.transfer and args.overwrite and args.debug and args.data_root == "/d"
+    flags = "--set a.b=1 --set c=[1,2] --device cpu --compile --data_root /d --seeds 0,1 2 --transfer linear --overwrite --debug"
+    args = parse_args([*CONFIG, *flags.split(), "--method", "gm3d", "--vote_rounds", "49", "--test", "--ckpts", "a"])
+    assert args.set == ["a.b=1", "c=[1,2]", "transfer=linear", "model.head=linear"]
+    assert args.seeds == [0, 1, 2] and args.vote_rounds == 49
+    assert args.compile and args.overwrite and args.debug and args.data_root == "/d"
+    assert parse_args([*CONFIG, "--way", "5", "--shot", "10", "--fold", "all"]).fold == "all"
 
 
 def test_flags_that_are_keys_become_overrides():
@@ -67,9 +65,15 @@ def test_flags_without_effect_are_noted():
         ("--test_svm modelnet40", "--test_svm modelnet40 needs --ckpts with a pre-trained encoder; add --ckpts PATH"),
         ("--scratch_model --finetune_model --ckpts a", "--scratch_model trains from random weights, but --ckpts"),
         ("--val_freq 0", "--val_freq 0: must be at least 1"),
-        ("--vote_rounds 0", "--vote_rounds 0: must be at least 1"),
+        ("--finetune_model --vote_rounds 0", "--vote_rounds 0: must be at least 1"),
+        ("--probe knn", "--probe knn judges the features of --test_svm"),
+        ("--vote", "--vote goes with a classifier: add --finetune_model"),
+        ("--transfer linear", "--transfer goes with a classifier"),
         ("--seed -1", "seed -1: must not be negative"),
-        ("--seeds 0 -2", "seed -2: must not be negative"),
+        ("--seeds 0,-2", "seed -2: must not be negative"),
+        ("--seeds 0,x", "--seeds 0,x: are no whole numbers"),
+        ("--seeds 1 1", "--seeds 1,1: names a seed twice"),
+        ("--seeds 0,1 --seed 2", "--seed and --seeds contradict each other"),
         ("--way 5 --shot 10", "--way 5 --shot 10: few-shot needs all of"),
         ("--exp_name ../other", "--exp_name '../other': becomes a folder"),
         ("--exp_name /abs", "--exp_name '/abs': becomes a folder"),

@@ -14,6 +14,7 @@ def summary_cards(log: RunLog, *, seed: object = None, summary: Mapping[str, obj
     curves = svm_curves(log.svm)
     for svm in curves[:1]:
         entries += _svm_cards(svm)
+    entries += _accuracy_cards(log)
     epochs, losses = curve(log.epochs, "loss")
     if losses:
         entries.append(("Final loss", short(losses[-1]), f"mean of epoch {epochs[-1]:.0f}"))
@@ -33,9 +34,13 @@ def summary_cards(log: RunLog, *, seed: object = None, summary: Mapping[str, obj
 
 
 def curves_section(log: RunLog) -> Section:
-    """Return loss, linear-SVM accuracy, learning rate and speed over the epochs."""
+    """Return loss, accuracy, learning rate and speed over the epochs."""
     svm = svm_curves(log.svm)
-    charts = [_loss_chart(log), _svm_chart(svm)] if svm else [_loss_chart(log)]
+    charts = [_loss_chart(log)]
+    if svm:
+        charts.append(_svm_chart(svm))
+    if log.val:
+        charts.append(_accuracy_chart(log))
     rate = step_curve(log.steps, "lr")
     rate = rate if rate[0] else curve(log.epochs, "lr")
     charts.append(line_chart([Series("learning rate", *rate, color=2)], title="Learning rate", floor=0))
@@ -83,6 +88,22 @@ def svm_section(log: RunLog) -> Section | None:
     return Section("Linear SVM", body, lead)
 
 
+def accuracy_section(log: RunLog) -> Section | None:
+    """Return every judgement of a classifier, without and with voting, or None without any."""
+    if not log.val:
+        return None
+    votes = {row.get("epoch"): row for row in log.vote}
+    rows = []
+    for row in log.val:
+        vote = votes.get(row.get("epoch"), {})
+        spread = f"{100 * (number(vote, 'std') or 0):.2f}" if vote else MISSING
+        shown = [_percent(number(row, "accuracy")), _percent(number(vote, "mean")), spread, vote.get("rounds", MISSING)]
+        rows.append((row.get("epoch", MISSING), *shown, duration(number(row, "seconds"))))
+    headers = ("epoch", "accuracy, %", "with voting, %", "spread over rounds", "rounds", "time")
+    lead = "The best epoch is picked on the clouds it is reported on, which flatters it; the last epoch is not picked."
+    return Section("Accuracy", _panel(table(headers, rows)), lead)
+
+
 def timing_section(log: RunLog) -> Section | None:
     """Return one line per epoch with loss, learning rate, time, speed and memory, or None without epochs."""
     if not log.epochs:
@@ -113,12 +134,37 @@ def _svm_cards(svm: SvmCurve) -> list[tuple[str, str, str]]:
     return entries
 
 
+def _accuracy_cards(log: RunLog) -> list[tuple[str, str, str]]:
+    entries = []
+    for rows, key, name in ((log.val, "accuracy", "accuracy"), (log.vote, "mean", "accuracy with voting")):
+        epochs, values = curve(rows, key)
+        if values:
+            place = values.index(max(values))
+            best = f"{epochs[place]:.0f}, selected on the clouds it is reported on"
+            entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
+            entries.append((f"Best {name}", f"{100 * values[place]:.2f} %", f"epoch {best}"))
+    return entries
+
+
+def _accuracy_chart(log: RunLog) -> str:
+    shown = {
+        "training, augmented": (log.epochs, "accuracy"),
+        "held out": (log.val, "accuracy"),
+        "held out, with voting": (log.vote, "mean"),
+    }
+    series = []
+    for color, (name, (rows, key)) in enumerate(shown.items()):
+        epochs, values = curve(rows, key)
+        series.append(Series(name, epochs, [100 * value for value in values], color=color))
+    return line_chart(series, title="Accuracy", y_label="accuracy, %", floor=0, text=lambda value: f"{value:.2f} %")
+
+
 def _loss_chart(log: RunLog) -> str:
     series = [
         Series("steps", *step_curve(log.steps, "loss"), color=0, thin=True),
         Series("epoch mean", *curve(log.epochs, "loss"), color=0),
     ]
-    return line_chart(series, title="Pre-training loss", y_label="loss", log_y=None)
+    return line_chart(series, title="Training loss", y_label="loss", log_y=None)
 
 
 def _svm_chart(curves: list[SvmCurve]) -> str:
@@ -137,6 +183,10 @@ def _svm_chart(curves: list[SvmCurve]) -> str:
 
 def _column(log: RunLog, key: str) -> list[float]:
     return [value for row in log.epochs if (value := number(row, key)) is not None]
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.2f}"
 
 
 def _loss(value: float | None) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = ("step", "epoch", "svm")
+KINDS = ("step", "epoch", "svm", "val", "vote")
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class RunLog:
     steps: list[dict] = field(default_factory=list)
     epochs: list[dict] = field(default_factory=list)
     svm: list[dict] = field(default_factory=list)
+    val: list[dict] = field(default_factory=list)  # judgements of a classifier, and
+    vote: list[dict] = field(default_factory=list)  # those by voting
     skipped: int = 0
 
 
@@ -40,7 +42,7 @@ def read_metrics(path: Path) -> RunLog:
                 skipped += 1
             elif row.get("kind") in KINDS:
                 _keep_last(rows[row["kind"]], row)
-    return RunLog(list(rows["step"].values()), list(rows["epoch"].values()), list(rows["svm"].values()), skipped)
+    return RunLog(*(list(rows[kind].values()) for kind in KINDS), skipped=skipped)
 
 
 def _keep_last(rows: dict, row: dict) -> None:

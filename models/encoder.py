@@ -1,0 +1,111 @@
+"""The single-scale encoder and decoder that Point-MAE introduced and Inter-MAE and GM3D reuse.
+
+Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `V` visible groups, `C` channels.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from extensions import gather
+from models.layers.embed import PatchEmbed, position_embed
+from models.layers.group import Pyramid
+from models.layers.init import init_truncated_normal, init_xavier
+from models.layers.transformer import Blocks, drop_path_rates
+
+POSITION_HIDDEN = 128
+
+
+@dataclass
+class SingleScaleConfig:
+    """Keys of a single-scale encoder, wherever it stands; defaults as published."""
+
+    trans_dim: int = 384
+    encoder_dims: int = 384  # width of the patch embedding; published files repeat trans_dim here
+    depth: int = 12
+    drop_path_rate: float = 0.1
+    num_heads: int = 6
+    embed_widths: list[int] = field(default_factory=lambda: [128, 256, 512])  # hidden, of the patch embedding
+
+    def __post_init__(self):
+        if self.encoder_dims != self.trans_dim:
+            raise ValueError(
+                f"encoder_dims: {self.encoder_dims} must equal trans_dim {self.trans_dim}, patches enter the blocks directly"
+            )
+        if len(self.embed_widths) != 3:
+            raise ValueError(f"embed_widths: {self.embed_widths} must be three widths")
+        if self.depth < 1:
+            raise ValueError(f"depth: {self.depth} must be at least 1")
+        check_heads(self.trans_dim, self.num_heads, "num_heads")
+
+
+def check_heads(width: int, heads: int, key: str) -> None:
+    """Check that `heads`, the value of `key`, divides the width of the tokens."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"{key}: {heads} does not divide trans_dim {width}; change one of them")
+
+
+def check_patches(config: Any) -> None:
+    """Check the keys of a model that groups points at one scale: `num_group`, `group_size`."""
+    for key in ("num_group", "group_size"):
+        if getattr(config, key) < 1:
+            raise ValueError(f"model.{key}: {getattr(config, key)} must be at least 1")
+
+
+def build_encoder(model: nn.Module, config: SingleScaleConfig) -> None:
+    """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`."""
+    width = config.trans_dim
+    model.encoder = PatchEmbed(3, width, widths=tuple(config.embed_widths))
+    model.pos_embed = position_embed(width, POSITION_HIDDEN)
+    rates = drop_path_rates(config.drop_path_rate, config.depth)
+    model.blocks = Blocks(width, config.num_heads, drop_paths=rates)
+    model.norm = nn.LayerNorm(width)
+
+
+class MaskedEncoder(nn.Module):
+    """Embed all patches, run the visible ones through the transformer (Pang et al. 2022, Sec. 3.2).
+
+    Masked patches are embedded as well, because the published batch statistics include them.
+    """
+
+    def __init__(self, config: SingleScaleConfig):
+        super().__init__()
+        build_encoder(self, config)
+        self.apply(init_truncated_normal)
+
+    def forward(self, pyramid: Pyramid, seen: Tensor | None = None) -> Tensor:
+        """Encode a pyramid of one scale as normed tokens (B, V, C), for the groups `seen` (B, V) int64 or for all of them."""
+        tokens, centers = self.encoder(pyramid.neighborhoods[0]), pyramid.centers[0]  # (B, G, C), (B, G, 3)
+        if seen is not None:
+            tokens, centers = gather(tokens, seen), gather(centers, seen)  # (B, V, C), (B, V, 3)
+        return self.norm(self.blocks(tokens, self.pos_embed(centers)))
+
+
+def build_decoder(model: nn.Module, *, width: int, depth: int, num_heads: int, drop_path_rate: float) -> None:
+    """Give a model the parts of the decoder: `mask_token`, `decoder_pos_embed`, `MAE_decoder` with `blocks` and `norm`."""
+    model.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+    nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
+    model.decoder_pos_embed = position_embed(width, POSITION_HIDDEN)
+    model.MAE_decoder = Blocks(width, num_heads, drop_paths=drop_path_rates(drop_path_rate, depth))
+    model.MAE_decoder.norm = nn.LayerNorm(width)
+    model.MAE_decoder.apply(init_xavier)
+
+
+def decode(model: nn.Module, visible: Tensor, centers: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
+    """Decode with a model's decoder: visible tokens first, then one mask token for each hidden group.
+
+    Args:
+        visible: (B, V, C) encoded tokens of the groups `seen` (B, V) int64.
+        centers: (B, G, 3).
+        hidden: (B, M) int64, the groups to rebuild.
+
+    Returns:
+        (B, M, C) normed tokens of the hidden groups.
+    """
+    B, M = hidden.shape
+    centers = gather(centers, torch.cat([seen, hidden], dim=1))  # (B, V + M, 3)
+    placeholders = model.mask_token.to(visible.dtype).expand(B, M, -1)
+    tokens = model.MAE_decoder(torch.cat([visible, placeholders], dim=1), model.decoder_pos_embed(centers))
+    return model.MAE_decoder.norm(tokens[:, visible.shape[1] :])

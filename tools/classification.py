@@ -1,0 +1,198 @@
+"""Judging classifiers: which points they see, their predictions on a set, voting over augmented passes.
+
+Shapes: `B` batch, `N` points, `M` clouds of a set.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets import CloudSet
+from extensions import fps, gather
+from tools.augment import augment
+from tools.context import RunContext
+from tools.engine import autocast
+from utils.errors import UserError
+from utils.metrics import accuracy, confusion_matrix
+from utils.seed import generator
+
+PASSES = 10  # augmented passes of a round of voting, as published
+# Rounds of voting that the published programs run, reporting the best of them.
+PUBLISHED_ROUNDS = {"point-m2ae": 49, "point-mae": 299}
+
+
+@dataclass
+class Vote:
+    """Rounds of voting on one set: accuracies are fractions, one a round."""
+
+    accuracies: list[float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.accuracies))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
+
+    @property
+    def best(self) -> float:
+        return max(self.accuracies)
+
+    def row(self) -> dict:
+        """Return what metrics.jsonl says of it."""
+        return {"rounds": len(self.accuracies), "mean": self.mean, "std": self.std, "max": self.best}
+
+    def __str__(self) -> str:
+        text = f"{100 * self.mean:.2f} %"
+        if len(self.accuracies) > 1:
+            text += f" +- {self.std * 100:.2f} over {len(self.accuracies)} rounds"
+            text += f" (best round {100 * self.best:.2f} %, selected on the test set)"
+        return text
+
+
+@dataclass
+class Judge:
+    """Judge a classifier on one labelled set.
+
+    What no random number changes is done once: the clouds as validation sees them (B, npoints, 3), thinned by farthest point
+    sampling, and as voting draws from them.
+    """
+
+    run: RunContext
+    clouds: CloudSet
+    _seen: Tensor | None = field(default=None, repr=False)
+    _pool: Tensor | None = field(default=None, repr=False)
+    predictions: np.ndarray | None = field(default=None, repr=False)  # of the last judgement, (M,) int64
+
+    def __post_init__(self):
+        if self.clouds.labels is None:
+            raise UserError(
+                f"{self.clouds.name} ({self.clouds.subset}): has no labels; a classifier needs a labelled set"
+            )
+
+    def judge(self, model: nn.Module) -> float:
+        """Return the accuracy (a fraction) without augmentation; keeps `predictions`."""
+        if self._seen is None:
+            self._seen = self._thinned(self.run.config.npoints)
+        logits = _in_evaluation(
+            model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._seen)])
+        )
+        self.predictions = logits.argmax(1).numpy()
+        return accuracy(self.predictions, self.clouds.labels)
+
+    def vote(self, model: nn.Module, rounds: int) -> Vote:
+        """Classify by the mean logits of ten augmented passes, `rounds` times.
+
+        Each pass draws one random subset of points a batch and augments as training does (scale and shift where training does
+        not augment).
+        """
+        if self._pool is None:
+            self._pool = self._thinned(oversampled(self.run.config.npoints, self.clouds.npoints))
+        return _in_evaluation(model, lambda: Vote([self._round(model, index) for index in range(rounds)]))
+
+    def confusion(self) -> tuple[np.ndarray, list[str]]:
+        """Return (matrix, class names) of the last judgement."""
+        count = self.run.config.model.cls_dim
+        names = list(self.clouds.class_names or [])
+        names += [str(label) for label in range(len(names), count)]
+        used = max(int(self.predictions.max()), int(self.clouds.labels.max())) + 1
+        shown = max(used, len(self.clouds.class_names or []))
+        return confusion_matrix(self.predictions, self.clouds.labels, shown), names[:shown]
+
+    def _round(self, model: nn.Module, index: int) -> float:
+        run, config = self.run, self.run.config
+        kind = "scale_translate" if config.augmentation == "none" else config.augmentation
+        votes = []
+        for step, pool in enumerate(self._parts(self._pool)):
+            total = 0
+            for turn in range(PASSES):
+                draw = generator(run.seed, index, step, f"vote {turn}")
+                points = subset(pool, config.npoints, draw)
+                total = total + self._logits(model, augment(points, kind, self.clouds.up_axis, draw, shared=False))
+            votes.append(total.argmax(1))
+        return accuracy(torch.cat(votes).numpy(), self.clouds.labels)
+
+    def _logits(self, model: nn.Module, points: Tensor) -> Tensor:
+        with autocast(self.run.device, self.run.config.precision):
+            return model(points).float().cpu()
+
+    def _parts(self, points: Tensor):
+        for part in points.split(self.run.config.total_bs):
+            yield part.to(self.run.device)
+
+    def _thinned(self, count: int) -> Tensor:
+        """Return all clouds (M, count, 3) on the CPU, thinned by farthest point sampling, in order."""
+        check_points(self.clouds, count)
+        batches = self.run.batches(self.clouds, self.run.config.total_bs, shuffle=False, drop_last=False)
+        return torch.cat([farthest(batch.points, count).cpu() for batch in batches.evaluation()])
+
+
+def _in_evaluation(model: nn.Module, compute):
+    """Compute in evaluation mode without gradients, and leave the model in the mode it was in."""
+    modes = [module.training for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return compute()
+    finally:
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+
+
+def training_points(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
+    """Choose the points that a classifier trains on, (B, N, 3) -> (B, npoints, 3).
+
+    Farthest point sampling keeps somewhat more than `npoints`; of these a random subset is taken, the same positions in every
+    cloud of the batch, as published.
+    """
+    return subset(farthest(points, oversampled(npoints, points.shape[1])), npoints, draw)
+
+
+def oversampled(npoints: int, available: int) -> int:
+    """Return how many points farthest point sampling keeps before a random subset of `npoints` is drawn.
+
+    Published: 1,024 -> 1,200, 2,048 -> 2,400, 4,096 -> 4,800, 8,192 -> all 8,192; that is 75/64 of them, at most all.
+    """
+    return min(npoints * 75 // 64, available)
+
+
+def subset(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
+    """Take `npoints` random positions without replacement, the same in every cloud of (B, N, 3)."""
+    chosen = torch.randperm(points.shape[1], generator=draw)[:npoints]
+    return points[:, chosen.to(points.device)]
+
+
+def farthest(points: Tensor, count: int) -> Tensor:
+    """Thin (B, N, 3) to (B, count, 3) by farthest point sampling.
+
+    Note:
+        Also where count is N: points within 0.0316 of the origin are never chosen, so that copies of another point take their
+        place, as in the published programs (ScanObjectNN, whose clouds are not normalised).
+    """
+    return gather(points, fps(points, count, skip_near_origin=True))
+
+
+def check_points(clouds: CloudSet, npoints: int | None) -> None:
+    """Raise where a set has fewer points a cloud than the classifier is to see."""
+    if npoints is None:
+        raise UserError("npoints: is missing; a classifier needs the number of points that it sees, for example 1024")
+    if npoints > clouds.npoints:
+        raise UserError(
+            f"npoints: {npoints} are asked, {clouds.name} ({clouds.subset}) gives {clouds.npoints} points a cloud; "
+            f"set npoints to {clouds.npoints} or less"
+        )
+
+
+def check_classes(clouds: CloudSet, classes: int) -> None:
+    """Raise where a set has labels that the head has no output for."""
+    if clouds.labels is None:
+        raise UserError(f"{clouds.name} ({clouds.subset}): has no labels; a classifier needs a labelled set")
+    largest = int(clouds.labels.max())
+    if largest >= classes:
+        raise UserError(
+            f"model.cls_dim: {classes} classes, but {clouds.name} ({clouds.subset}) has label {largest}; "
+            f"set model.cls_dim to {len(clouds.class_names) if clouds.class_names else largest + 1}"
+        )

@@ -1,0 +1,232 @@
+"""Fine-tuning: a classifier on a pre-trained encoder, or from scratch, judged on the validation set as it trains."""
+
+import json
+import time
+
+import torch
+from torch import nn
+
+from datasets import CloudSet, build_dataset
+from models import build_model, load_weights
+from models.layers.norm import convert_sync_batchnorm
+from tools.augment import augment
+from tools.classification import Judge, check_classes, check_points, training_points
+from tools.compile import compile_regions
+from tools.context import RunContext, distribute
+from tools.engine import StopRequest
+from tools.optim import build_optimizer, check_training
+from tools.report import write_report
+from tools.run_state import RunState
+from tools.training import Display, Training, last_epoch, open_metrics
+from utils.checkpoint import save_checkpoint
+from utils.dist import barrier, is_main
+from utils.errors import UserError
+from utils.seed import generator
+
+DISPLAY = Display(
+    scale=1.0, epoch_tag="Loss/Epoch/Loss", batch_tags={"loss": "Loss", "lr": "LR", "accuracy": "TrainAcc"}
+)
+# Accuracies in percent from which the published program votes during training: after any epoch, after a new best one.
+PUBLISHED_VOTE_ABOVE, PUBLISHED_VOTE_BEST_ABOVE = 92.1, 91.0
+
+
+def run_finetune(run: RunContext) -> dict[str, float]:
+    """Train the classifier of a configuration; returns accuracies in percent by what they are.
+
+    Raises:
+        UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
+        Interrupted: asked to stop; the state is saved and `--resume` continues it.
+    """
+    config, args = run.config, run.args
+    check_training(config)
+    model = build_classifier(run)
+    if config.dataset.val is None:
+        raise UserError("dataset.val: is missing, fine-tuning judges on it; add the entry")
+    _initialise(run, model)
+    clouds, held_out = build_dataset(config.dataset.train), build_dataset(config.dataset.val)
+    _check_data(run, clouds, held_out)
+    if config.transfer != "full":
+        for parameter in model.encoder_parameters():
+            parameter.requires_grad_(False)
+    if args.sync_bn:
+        convert_sync_batchnorm(model)
+    if args.compile:
+        compile_regions(model)
+    batches = run.batches(clouds, config.total_bs)
+    scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
+    state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler)
+    last = run.folder / "ckpt-last.pth"
+    if args.resume and last.exists():
+        state.restore(last)
+        run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
+    judge = Judge(run, held_out) if is_main() else None
+    writer = open_metrics(run, state)
+    run.log.info(
+        f"{len(clouds)} clouds to train on, {len(held_out)} to judge on, {config.npoints} points, "
+        f"{len(batches)} steps of {config.total_bs} an epoch, {run.device}"
+    )
+    try:
+        with StopRequest() as stop:
+            _epochs(Training(run, state, batches, writer, stop, DISPLAY), judge)
+    finally:
+        if is_main():
+            writer.close()
+            _report(run, judge)
+    return _conclude(run) if is_main() else {}
+
+
+def build_classifier(run: RunContext) -> nn.Module:
+    """Build the classifier of a configuration on the device of the run.
+
+    Raises:
+        UserError: the configuration is of a model that does not classify, or its head does not fit `transfer`.
+    """
+    config = run.config
+    model = build_model(config.model)
+    if not hasattr(model, "cls_head_finetune"):
+        raise UserError(
+            f"model.NAME: {config.model.NAME} does not classify; use a recipe of cfgs/fine-tuning/ or cfgs/few-shot/"
+        )
+    if (config.transfer == "linear") != (config.model.head == "linear") and config.transfer != "full":
+        raise UserError(
+            f"transfer: {config.transfer} does not go with model.head {config.model.head}; set model.head to {config.transfer}"
+        )
+    return model.to(run.device)
+
+
+def _initialise(run: RunContext, model: nn.Module) -> None:
+    args, transfer = run.args, run.config.transfer
+    if args.ckpts:
+        run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
+    elif transfer != "full":
+        run.log.warning(f"--transfer {transfer} without --ckpts: the encoder is frozen at random weights")
+    elif not args.scratch_model:
+        run.log.info("no --ckpts: training from random weights")
+
+
+def _check_data(run: RunContext, clouds: CloudSet, held_out: CloudSet) -> None:
+    config = run.config
+    for part in (clouds, held_out):
+        check_classes(part, config.model.cls_dim)
+        check_points(part, config.npoints)
+    if clouds.class_names != held_out.class_names:
+        raise UserError(
+            f"dataset: train ({clouds.name}) and val ({held_out.name}) name their classes differently; use two splits of one set"
+        )
+    if (clouds.source, clouds.subset) == (held_out.source, held_out.subset) and clouds.source:
+        run.log.warning(f"dataset.val is the split that is trained on, {clouds.subset} of {clouds.source}")
+
+
+def _epochs(training: Training, judge: Judge | None) -> None:
+    state, args = training.state, training.run.args
+    step = _step(training)
+    for epoch in list(state.pending["evaluations"]):
+        _evaluate(training, judge, epoch)
+        training.save(evaluations=[])
+    last = last_epoch(training.run.config)
+    for epoch in range(state.epoch + 1, last + 1):
+        _set_mode(training)
+        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
+        # As published, epoch 0 is not judged; the last one always is.
+        due = (epoch > 0 and epoch % args.val_freq == 0) or epoch == last
+        state.epoch = epoch
+        training.save(evaluations=[epoch] if due else [])
+        if due:
+            _evaluate(training, judge, epoch)
+        training.save(evaluations=[])
+        barrier()
+        training.stop_if_asked(epoch)
+
+
+def _set_mode(training: Training) -> None:
+    """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either."""
+    model = training.state.model
+    frozen = training.run.config.transfer != "full"
+    model.train(not frozen)
+    model.cls_head_finetune.train()
+
+
+def _step(training: Training):
+    """Return what a step of an epoch computes: choose points, augment, classify, compare."""
+    run, model, config = training.run, training.state.model, training.run.config
+    wrapped = distribute(model, run.device)
+    up_axis = training.batches.cloud_set.up_axis
+
+    def step(epoch: int, batch) -> dict[str, torch.Tensor]:
+        points = training_points(batch.points, config.npoints, generator(run.seed, epoch, batch.step, "subset"))
+        points = augment(points, config.augmentation, up_axis, generator(run.seed, epoch, batch.step, "augmentation"))
+        logits = wrapped(points)
+        right = (logits.detach().argmax(1) == batch.labels).float().mean()
+        return {"loss": model.loss(logits, batch.labels), "accuracy": right}
+
+    return step
+
+
+def _evaluate(training: Training, judge: Judge | None, epoch: int) -> None:
+    """Judge on the validation set, keep the best epoch, and vote where that is asked for."""
+    if judge is None:
+        return
+    run, state, writer = training.run, training.state, training.writer
+    started = time.perf_counter()
+    accuracy = judge.judge(state.model)
+    best = accuracy > state.best_metrics.get("acc", 0.0)
+    state.metrics = {**state.metrics, "acc": accuracy}
+    writer.scalar("Metric/ACC", 100 * accuracy, epoch, split="test")
+    row = {"kind": "val", "epoch": epoch, "data": judge.clouds.name, "accuracy": accuracy, "best": best}
+    if best:
+        state.best_metrics = {**state.best_metrics, "acc": accuracy, "epoch": epoch}
+        save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
+    writer.write({**row, "seconds": time.perf_counter() - started})
+    run.log.info(f"epoch {epoch}: accuracy {100 * accuracy:.2f} % on {judge.clouds.name}" + (" (best)" if best else ""))
+    if _votes(run, accuracy, best=best, last=epoch == last_epoch(run.config)):
+        _vote(training, judge, epoch)
+
+
+def _votes(run: RunContext, accuracy: float, *, best: bool, last: bool) -> bool:
+    if not run.args.vote:
+        return False
+    if run.args.as_published:
+        return 100 * accuracy > (PUBLISHED_VOTE_BEST_ABOVE if best else PUBLISHED_VOTE_ABOVE)
+    return best or last
+
+
+def _vote(training: Training, judge: Judge, epoch: int) -> None:
+    run, state, writer = training.run, training.state, training.writer
+    vote = judge.vote(state.model, run.args.vote_rounds or 1)
+    best = vote.mean > state.best_metrics.get("acc_vote", 0.0)
+    writer.scalar("Metric/ACC_vote", 100 * vote.mean, epoch, split="test")
+    if best:
+        state.best_metrics = {**state.best_metrics, "acc_vote": vote.mean, "epoch_vote": epoch}
+        save_checkpoint(run.folder / "ckpt-best_vote.pth", state.checkpoint(run.config_dict()))
+    writer.write({"kind": "vote", "epoch": epoch, "data": judge.clouds.name, **vote.row(), "best": best})
+    run.log.info(f"epoch {epoch}: with voting {vote}" + (" (best)" if best else ""))
+
+
+def _conclude(run: RunContext) -> dict[str, float]:
+    """Return and log what the run was worth: last and best epoch, without and with voting, in percent."""
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] in ("val", "vote")]
+    results = {}
+    for kind, key, name in (("val", "accuracy", "accuracy"), ("vote", "mean", "accuracy with voting")):
+        judged = [row for row in rows if row["kind"] == kind]
+        if judged:
+            best = max(judged, key=lambda row: row[key])
+            results[f"{name}, last epoch"] = 100 * judged[-1][key]
+            results[f"{name}, best epoch (selected on the test set)"] = 100 * best[key]
+    for name, value in results.items():
+        run.log.info(f"{name}: {value:.2f} %")
+    return results
+
+
+def _report(run: RunContext, judge: Judge) -> None:
+    """Write report.html; a report that cannot be written does not lose the run."""
+    try:
+        path = write_report(
+            run.folder,
+            config=run.config_dict(),
+            confusion=None if judge.predictions is None else judge.confusion(),
+            title=f"Fine-tuning {run.config.model.NAME}: {run.args.exp_name}",
+        )
+        run.log.info(f"report: {path}")
+    except (OSError, ValueError) as error:
+        run.log.warning(f"report: could not be written ({error})")

@@ -1,0 +1,189 @@
+"""What the training runners share: one epoch with its progress, log and metrics, and how it saves, stops and explains itself."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets.batches import Batches
+from models.layers.norm import BatchNorm
+from tools.context import RunContext
+from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
+from tools.optim import batch_norm_momentum, build_schedule
+from tools.run_state import RunState, save_last
+from utils.config import RunConfig
+from utils.dist import is_main, rank, world_size
+from utils.errors import UserError
+from utils.logger import MetricsWriter
+from utils.seed import step_seed
+
+
+@dataclass(frozen=True)
+class Display:
+    """How the log and TensorBoard show the losses of a runner.
+
+    Args:
+        scale: factor of the loss in the log and in `epoch_tag`; metrics.jsonl has plain numbers.
+        epoch_tag: published name of the epoch's mean loss in TensorBoard.
+        batch_tags: published names of what a step returns; the part behind "Loss/Batch/".
+    """
+
+    scale: float
+    epoch_tag: str
+    batch_tags: dict[str, str]
+
+    def tag(self, name: str) -> str:
+        return f"Loss/Batch/{self.batch_tags.get(name) or name.replace('loss', 'Loss')}"
+
+
+@dataclass
+class Training:
+    """A run that trains: its state, its batches, where its numbers go, and whether it was asked to stop."""
+
+    run: RunContext
+    state: RunState
+    batches: Batches
+    writer: MetricsWriter | None  # None on all processes but the first
+    stop: StopRequest
+    display: Display
+
+    def epoch(self, epoch: int, step: Callable[..., dict[str, Tensor]]) -> None:
+        """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss".
+
+        Raises:
+            UserError: a loss or gradient that is not finite.
+            Interrupted: asked to stop; the state is saved in mid-epoch.
+        """
+        run, state, config = self.run, self.state, self.run.config
+        if config.bnmscheduler is not None:
+            for module in state.model.modules():
+                if isinstance(module, BatchNorm):
+                    module.momentum = batch_norm_momentum(config.bnmscheduler, epoch)
+        done = state.pending["step"]
+        bar = run.log.progress(len(self.batches), f"epoch {epoch}/{last_epoch(config)}", done=done)
+
+        def seeded(batch):
+            torch.manual_seed(step_seed(run.seed, epoch, batch.step, f"layers {rank()}"))
+            return step(batch)
+
+        def flush(first: int, rows: list[dict]) -> None:
+            shown = rows[-1]["loss"] * self.display.scale
+            bar.update(len(rows), loss=shown, lr=rows[-1]["lr"], samples=len(rows) * config.total_bs)
+            if self.writer is not None:
+                self._write_steps(epoch, first, rows, bar.samples_per_second)
+
+        log = EpochLog(flush, every=config.log_every, rows=state.pending["rows"])
+        started, first = time.perf_counter(), len(log.rows)
+        try:
+            complete = self._train(seeded, epoch, log)
+            log.read()
+        except NonFiniteLoss as error:
+            raise self._explain(epoch, error.step) from error
+        finally:
+            bar.close()
+        if not complete:
+            state.pending.update(step=len(log.rows), rows=log.rows)
+            self.save(evaluations=[])
+            raise Interrupted(self.stop.signal_number)
+        state.pending.update(step=0, rows=[])
+        state.metrics = {name: log.mean(name) for name in log.rows[-1] if name != "lr"}
+        if self.writer is not None:
+            seconds = time.perf_counter() - started
+            self._write_epoch(epoch, log, seconds, (len(log.rows) - first) * config.total_bs / seconds)
+
+    def _train(self, step, epoch: int, log: EpochLog) -> bool:
+        config, state, device = self.run.config, self.state, self.run.device
+        return train_one_epoch(
+            step,
+            self.batches.epoch(epoch, first_step=state.pending["step"]),
+            state.optimizer,
+            steps=len(self.batches),
+            schedule=build_schedule(config.scheduler, config.optimizer.kwargs.lr),
+            epoch=epoch,
+            accum=config.step_per_update,
+            divide="undivided_accumulation" not in config.legacy_names(),
+            clip=config.grad_norm_clip,
+            precision=config.precision,
+            scaler=state.scaler,
+            log=log,
+            # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
+            may_stop=lambda position: (
+                (world_size() == 1 or position % config.log_every == 0) and self.stop.agreed(device)
+            ),
+        )
+
+    def save(self, *, evaluations: list[int]) -> None:
+        """Write `ckpt-last.pth`, which owes the evaluations of these epochs."""
+        self.state.pending["evaluations"] = evaluations
+        if is_main():
+            save_last(self.state, self.run.folder, self.run.config_dict())
+
+    def stop_if_asked(self, epoch: int) -> None:
+        """Raise Interrupted between two epochs where the run was asked to stop; the state must be saved."""
+        if epoch < last_epoch(self.run.config) and self.stop.agreed(self.run.device):
+            raise Interrupted(self.stop.signal_number)
+
+    def _write_steps(self, epoch: int, first: int, rows: list[dict], speed: float) -> None:
+        steps = len(self.batches)
+        for offset, row in enumerate(rows):
+            for name, value in row.items():
+                self.writer.scalar(self.display.tag(name), value, epoch * steps + first + offset)
+        position = {"kind": "step", "epoch": epoch, "step": first + len(rows) - 1}
+        self.writer.write({**position, **rows[-1], "samples_per_second": speed})
+
+    def _write_epoch(self, epoch: int, log: EpochLog, seconds: float, speed: float) -> None:
+        means, rate = self.state.metrics, log.rows[-1]["lr"]
+        memory = peak_memory_mb(self.run.device)
+        row = {"kind": "epoch", "epoch": epoch, **means, "lr": rate}
+        self.writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
+        shown = means["loss"] * self.display.scale
+        self.writer.scalar(self.display.epoch_tag, shown, epoch)
+        unit = f" (x{self.display.scale:.0f})" if self.display.scale != 1 else ""
+        others = "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")
+        self.run.log.info(
+            f"epoch {epoch}: loss {shown:.4f}{unit}{others}, lr {rate:.6f}, {seconds:.1f} s, {speed:.0f} samples/s, {memory:.0f} MB"
+        )
+
+    def _explain(self, epoch: int, step: int) -> UserError:
+        """Say which clouds led to a loss that is not finite."""
+        batch = next(self.batches.epoch(epoch, first_step=step))
+        names = self.batches.cloud_set.names
+        samples = [names[i] if names else f"#{i}" for i in batch.indices.tolist()]
+        kept = self.run.folder / "ckpt-last.pth"
+        return UserError(
+            f"loss or gradient is not finite in epoch {epoch}, step {step} (clouds {', '.join(samples[:8])}"
+            f"{', ...' if len(samples) > 8 else ''}); the update was skipped and the run stopped. "
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "There is no checkpoint yet. ")
+            + "Lower optimizer.kwargs.lr, set grad_norm_clip, or use --precision fp32."
+        )
+
+
+def last_epoch(config: RunConfig) -> int:
+    """Return the index of the last epoch: as published, `max_epoch` itself still runs."""
+    return config.max_epoch if config.max_epoch_inclusive else config.max_epoch - 1
+
+
+def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
+    """Open the metrics on the first process and drop the rows that will be written again.
+
+    Those are all rows where an earlier run died before its first checkpoint.
+    """
+    if not is_main():
+        return None
+    following = (state.epoch + 1, state.pending["step"])
+    return MetricsWriter(run.folder, resume_from=following, pending=state.pending["evaluations"])
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory of this process so far, in MB: the device's where there is one, else the resident set (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
