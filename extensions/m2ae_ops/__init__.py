@@ -9,6 +9,16 @@ from .emd import emd
 from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
+from .patches import (
+    group_max,
+    join_rows,
+    lift_rows,
+    lift_rows_sums,
+    norm_relu,
+    peak_backward,
+    peak_sums,
+    spread_winners,
+)
 from .rows import row_sums
 from .sampling import fps, fps_nested
 
@@ -22,8 +32,16 @@ __all__ = [
     "fps_nested",
     "gather",
     "group",
+    "group_max",
+    "join_rows",
     "knn",
+    "lift_rows",
+    "lift_rows_sums",
+    "norm_relu",
+    "peak_backward",
+    "peak_sums",
     "row_sums",
+    "spread_winners",
     "three_interpolate",
     "three_nn",
 ]

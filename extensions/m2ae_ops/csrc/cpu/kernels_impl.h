@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "knn_impl.h"
 #include "nearest_impl.h"
+#include "patches_impl.h"
 #include "rows_impl.h"
 #include "scatter_impl.h"
 
