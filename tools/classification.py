@@ -64,6 +64,7 @@ class Judge:
 
     run: RunContext
     clouds: CloudSet
+    npoints: int | None = None  # points that the classifier sees in `judge`; None = those of the configuration
     _seen: Tensor | None = field(default=None, repr=False)
     _pool: Tensor | None = field(default=None, repr=False)
     predictions: np.ndarray | None = field(default=None, repr=False)  # of the last judgement, (M,) int64
@@ -77,7 +78,7 @@ class Judge:
     def judge(self, model: nn.Module) -> float:
         """Return the accuracy (a fraction) without augmentation; keeps `predictions`."""
         if self._seen is None:
-            self._seen = self._thinned(self.run.config.npoints)
+            self._seen = self._thinned(self.npoints or self.run.config.npoints)
         logits = _in_evaluation(
             model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._seen)])
         )
