@@ -10,7 +10,7 @@ from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
 from .rows import row_sums
-from .sampling import fps
+from .sampling import fps, fps_nested
 
 __all__ = [
     "backend",
@@ -19,6 +19,7 @@ __all__ = [
     "chamfer_loss",
     "emd",
     "fps",
+    "fps_nested",
     "gather",
     "group",
     "knn",

@@ -8,12 +8,15 @@
 #include "knn_impl.h"
 #include "nearest_impl.h"
 #include "rows_impl.h"
+#include "scatter_impl.h"
 
 namespace m2ae::M2AE_ISA {
 namespace {
 
 template <typename T>
-constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>, row_sums<T>, emd<T>};
+constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>, row_sums<T>,
+                            scatter_rows<T, T>, scatter_rows<T, Bfloat16>, dot_rows<T, T>, dot_rows<T, Bfloat16>,
+                            emd<T>};
 
 }  // namespace
 
