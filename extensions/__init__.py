@@ -3,7 +3,9 @@
 from .m2ae_ops import (
     ball_query,
     chamfer_distance,
+    emd,
     fps,
+    fps_nested,
     gather,
     group,
     knn,
@@ -15,7 +17,9 @@ from .m2ae_ops import (
 __all__ = [
     "ball_query",
     "chamfer_distance",
+    "emd",
     "fps",
+    "fps_nested",
     "gather",
     "group",
     "knn",

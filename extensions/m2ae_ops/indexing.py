@@ -4,7 +4,7 @@ import torch
 
 from .checks import FLOATS, check_alike, check_device, check_index, check_values
 from .reference import indexing as reference
-from .registration import no_second_derivative, register
+from .registration import register
 
 
 def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
@@ -142,6 +142,21 @@ def _three_interpolate_backward(ctx, grad):
     return to_values, None, to_weight
 
 
+def _three_interpolate_second(ctx, to_values, to_weight):
+    # The first gradients are sums of grad * weight into rows and products grad * row: linear in each of the three, so that
+    # their gradients are interpolations and first gradients again.
+    grad, values, idx, weight = ctx.saved_tensors
+    ops, (wants_grad, wants_values, _, wants_weight) = torch.ops.m2ae, ctx.needs_input_grad
+    through_grad = through_values = through_weight = None
+    if wants_grad:
+        through_grad = ops.three_interpolate(to_values, idx, weight) + ops.three_interpolate(values, idx, to_weight)
+    if wants_values:
+        through_values = ops.three_interpolate_backward(grad, values, idx, to_weight)[0]
+    if wants_weight:
+        through_weight = ops.three_interpolate_backward(grad, to_values, idx, weight)[1]
+    return through_grad, through_values, None, through_weight
+
+
 register(
     "gather",
     "(Tensor values, Tensor idx) -> Tensor",
@@ -179,6 +194,6 @@ register(
     "(Tensor grad, Tensor values, Tensor idx, Tensor weight) -> (Tensor, Tensor)",
     reference=reference.three_interpolate_backward,
     fake=_fake_three_interpolate_backward,
-    backward=no_second_derivative("three_interpolate"),
+    backward=_three_interpolate_second,
     setup_context=_save_inputs,
 )

@@ -1,0 +1,1 @@
+"""Speed measurements: every claim about speed comes from a script here, its raw results lie in `results/`."""
