@@ -48,12 +48,3 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
-
-
-def no_second_derivative(name: str) -> Callable:
-    """Return a backward formula for the op `name` that says it cannot be differentiated again."""
-
-    def backward(ctx, *grads):
-        raise RuntimeError(f"{name}: second derivatives are not implemented; drop create_graph=True")
-
-    return backward
