@@ -70,6 +70,10 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
 def _dispatch(run) -> Results:
     """Run what the flags ask for; of several, --test comes first, then --test_svm."""
     args = run.args
+    if args.corruptions:
+        from tools.runner_corruptions import run_corruptions
+
+        return run_corruptions(run)
     if args.test:
         from tools.runner_test import run_test
 

@@ -18,6 +18,7 @@ OUT_OF_PLACE = (
     "start_ckpts",
     "transfer",
     "vote",
+    "corruptions",
     "seeds",
 )
 

@@ -12,14 +12,9 @@ from torch import Tensor
 from benchmarks import agree, peers, plain
 from benchmarks.case import Case, Side, Target
 from benchmarks.clouds import Clouds, clear_origin
-from extensions import ball_query, chamfer_distance, fps, gather, knn, three_interpolate, three_nn
+from extensions import ball_query, chamfer_distance, emd, fps, gather, knn, three_interpolate, three_nn
 from models.layers.group import group_pyramid
 from models.losses import reconstruction_loss
-
-try:
-    from extensions import emd
-except ImportError:
-    emd = None
 
 TREE = "scipy cKDTree"
 CDIST = "torch.cdist"
@@ -74,8 +69,8 @@ TINY_SIZES = Sizes(
 
 
 def build_cases(sizes: Sizes, clouds: Clouds) -> list[Case]:
-    """Return all rows for shapes and a source of inputs; an op that this version lacks has no row."""
-    rows = [
+    """Return all rows for shapes and a source of inputs."""
+    return [
         _fps("fps-2048", sizes.clouds, sizes.points, sizes.groups[0], clouds, must=8, aim=12),
         _fps("fps-8192", sizes.large_clouds, sizes.large_points, sizes.large_samples, clouds, must=5, aim=10),
         _knn(sizes, clouds),
@@ -86,11 +81,9 @@ def build_cases(sizes: Sizes, clouds: Clouds) -> list[Case]:
         _ball_query(sizes, clouds),
         _gather_backward(sizes, clouds),
         _interpolation(sizes, clouds),
+        _emd("emd", sizes, clouds, eps=0.005, share=None),
+        _emd("emd-tight", sizes, clouds, eps=1e-4, share=0.01),
     ]
-    if emd is not None:
-        rows.append(_emd("emd", sizes, clouds, eps=0.005, share=None))
-        rows.append(_emd("emd-tight", sizes, clouds, eps=1e-4, share=0.01))
-    return rows
 
 
 def _fps(key: str, B: int, N: int, samples: int, clouds: Clouds, *, must: float, aim: float) -> Case:

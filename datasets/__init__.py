@@ -1,6 +1,6 @@
 """Data sets: `build_dataset(config)` gives a `CloudSet`, `Batches` draws from it, `transforms` change batches."""
 
-from datasets import few_shot, folder, modelnet, modelnet_txt, scanobjectnn, shapenet, synthetic
+from datasets import few_shot, folder, modelnet, modelnet40_c, modelnet_txt, scanobjectnn, shapenet, synthetic
 from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
 from datasets.registry import DATASETS
@@ -14,6 +14,7 @@ __all__ = [
     "few_shot",
     "folder",
     "modelnet",
+    "modelnet40_c",
     "modelnet_txt",
     "scanobjectnn",
     "shapenet",

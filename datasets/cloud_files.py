@@ -24,11 +24,12 @@ PLY_TYPES = {
 }  # fmt: skip
 
 
-def cloud_files(path: str | Path, *, what: str = "--input") -> list[Path]:
+def cloud_files(path: str | Path, *, what: str = "--input", recursive: bool = False) -> list[Path]:
     """Return the files that a path means: itself, or those of a folder that can be read, sorted by name.
 
     Args:
         what: the flag or key that gave the path, for messages.
+        recursive: also those of the folders below it, but for hidden files and folders.
 
     Raises:
         UserError: there is no such file or folder, or none of a format that can be read.
@@ -36,7 +37,10 @@ def cloud_files(path: str | Path, *, what: str = "--input") -> list[Path]:
     path = Path(path)
     known = ", ".join(FORMATS)
     if path.is_dir():
-        files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in FORMATS and entry.is_file())
+        entries = path.rglob("*") if recursive else path.iterdir()
+        files = sorted(entry for entry in entries if entry.suffix.lower() in FORMATS and entry.is_file())
+        if recursive:
+            files = [file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts)]
         if not files:
             raise UserError(f"{what} {path}: holds no cloud; the formats are {known}")
         return files

@@ -63,7 +63,7 @@ def read_modelnet(config: ModelNet40SVMConfig) -> CloudSet:
         listing = ", ".join(f"{shape.path.name}: {shape.points}" for shape in shapes)
         raise UserError(f"{folder}: the files hold different numbers of points ({listing}); use one number for all")
     points = min(config.N_POINTS, stored.pop()) if config.N_POINTS > 0 else stored.pop()
-    class_names = _class_names(folder)
+    class_names = read_class_names(folder)
     classes = len(class_names) if class_names else config.NUM_CATEGORY
     count = sum(shape.count for shape in shapes)
     arrays = cached(
@@ -109,7 +109,8 @@ def _files(folder: Path, subset: str) -> list[Path]:
     return sorted(folder.glob(f"ply_data_{subset}*.h5"), key=number)
 
 
-def _class_names(folder: Path) -> list[str] | None:
+def read_class_names(folder: Path) -> list[str] | None:
+    """Read `shape_names.txt`, one class name a line; None where there is none."""
     path = folder / "shape_names.txt"
     if not path.is_file():
         return None

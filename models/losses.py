@@ -8,7 +8,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from extensions import chamfer_distance, emd
+from extensions import chamfer_loss, emd
 from utils.dist import all_reduce_sum, world_size
 
 RECONSTRUCTION_LOSSES = ("cdl1", "cdl2", "emd")
@@ -30,12 +30,8 @@ def reconstruction_loss(rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, 
     """
     if kind == "emd":
         per_patch = transport_cost(rebuilt.float(), target.float())
-        return mean_over_processes(per_patch) if synchronise else per_patch.mean()
-    forth, back, _, _ = chamfer_distance(rebuilt.float(), target.float())  # (L, n), (L, m)
-    if kind == "cdl2":
-        per_patch = forth.mean(1) + back.mean(1)
-    elif kind == "cdl1":
-        per_patch = (forth.clamp_min(1e-12).sqrt().mean(1) + back.clamp_min(1e-12).sqrt().mean(1)) / 2
+    elif kind in RECONSTRUCTION_LOSSES:
+        per_patch = chamfer_loss(rebuilt.float(), target.float(), kind)  # (L,)
     else:
         raise ValueError(f"reconstruction loss {kind!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
     return mean_over_processes(per_patch) if synchronise else per_patch.mean()

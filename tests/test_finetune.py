@@ -12,6 +12,7 @@ import main
 from models import build_model
 from tools import runner_finetune
 from utils.checkpoint import read_checkpoint
+from utils.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("experiments/fine-tuning/point-mae/debug")
@@ -82,6 +83,23 @@ def test_a_run_leaves_everything_behind(beside_whole):
     assert best["acc_vote"] == max(row["mean"] for row in votes)
     page = (folder / "report.html").read_text()
     assert "Last accuracy" in page and "selected on the clouds it is reported on" in page and "Confusion" in page
+
+
+def test_checkpoints_name_their_classes(beside_whole, capsys):
+    """The names of the training set travel with the weights, and a test set that calls its classes otherwise is refused."""
+    from datasets import build_dataset
+
+    names = build_dataset({"NAME": "Synthetic", "clouds": 40}).class_names
+    folder = FOLDER / "whole"
+    saved = read_checkpoint(folder / "ckpt-best.pth")
+    assert saved["config"]["class_names"] == names == read_yaml(folder / "config.yaml")["class_names"]
+    first, second, *rest = names
+    saved["config"]["class_names"] = [second, first, *rest]
+    torch.save(saved, "swapped.pth")
+    words = ("not the 20 of swapped.pth", f"label 0 is {second!r} there and {first!r} here")
+    refused(capsys, arguments("swapped", "--test", "--ckpts", "swapped.pth"), "Synthetic (test)", *words)
+    other = [*SMALLER, "class_names=[a, b]"]
+    refused(capsys, arguments("named", "--scratch_model", settings=other), "2 of the key class_names", "label 0 is 'a'")
 
 
 def test_a_classifier_learns(beside_whole):

@@ -15,6 +15,8 @@ MAY_IMPORT = {
     "tools": {"datasets", "models", "extensions", "utils"},
     "segmentation": {"datasets", "models", "extensions", "utils", "tools"},
 }
+# A published command changes into segmentation/; the launcher does for another script what the interpreter does.
+MAY_EDIT_THE_PATH = {ROOT / "segmentation" / "main.py", ROOT / "extensions" / "m2ae_ops" / "compat" / "launch.py"}
 ROOMS = set(MAY_IMPORT) | {"main", "tests", "benchmarks"}
 SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
 
@@ -39,7 +41,7 @@ def test_imports_run_one_way_and_house_rules_hold(path):
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "bare except"
         assert not (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)), "import *"
-        if isinstance(node, ast.Attribute) and path != ROOT / "segmentation" / "main.py":
+        if isinstance(node, ast.Attribute) and path not in MAY_EDIT_THE_PATH:
             assert not (node.attr == "path" and isinstance(node.value, ast.Name) and node.value.id == "sys"), "sys.path"
 
 

@@ -3,6 +3,7 @@
 Shapes: `B` batch, `N` points, `M` clouds of a set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,6 +64,7 @@ class Judge:
 
     run: RunContext
     clouds: CloudSet
+    npoints: int | None = None  # points that the classifier sees in `judge`; None = those of the configuration
     _seen: Tensor | None = field(default=None, repr=False)
     _pool: Tensor | None = field(default=None, repr=False)
     predictions: np.ndarray | None = field(default=None, repr=False)  # of the last judgement, (M,) int64
@@ -76,7 +78,7 @@ class Judge:
     def judge(self, model: nn.Module) -> float:
         """Return the accuracy (a fraction) without augmentation; keeps `predictions`."""
         if self._seen is None:
-            self._seen = self._thinned(self.run.config.npoints)
+            self._seen = self._thinned(self.npoints or self.run.config.npoints)
         logits = _in_evaluation(
             model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._seen)])
         )
@@ -184,6 +186,21 @@ def check_points(clouds: CloudSet, npoints: int | None) -> None:
             f"npoints: {npoints} are asked, {clouds.name} ({clouds.subset}) gives {clouds.npoints} points a cloud; "
             f"set npoints to {clouds.npoints} or less"
         )
+
+
+def check_class_names(names: Sequence[str] | None, clouds: CloudSet, source: str) -> None:
+    """Raise where a set calls its classes otherwise than `source` does; where either has no names there is nothing to compare."""
+    own = clouds.class_names
+    if names is None or own is None or list(names) == list(own):
+        return
+    label = next((label for label, pair in enumerate(zip(names, own, strict=False)) if pair[0] != pair[1]), None)
+    if label is None:
+        label = min(len(names), len(own))
+    there, here = (repr(known[label]) if label < len(known) else "no class" for known in (names, own))
+    raise UserError(
+        f"{clouds.name} ({clouds.subset}): its {len(own)} classes are not the {len(names)} of {source}: label {label} is "
+        f"{there} there and {here} here. Splits or label sets are mixed up; take the data set that belongs to it"
+    )
 
 
 def check_classes(clouds: CloudSet, classes: int) -> None:

@@ -161,7 +161,7 @@ def train_one_epoch(
         finite = torch.isfinite(loss.detach())
         position = batch.step + 1
         if position % accum == 0 or (divide and position == steps):
-            finite &= _update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
+            finite &= update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
             if after_update is not None:
                 after_update()
         log.add(values, rate, finite)
@@ -170,7 +170,7 @@ def train_one_epoch(
     return True
 
 
-def _update(optimizer: torch.optim.Optimizer, *, clip: float | None, scaler, repeats: int) -> Tensor:
+def update(optimizer: torch.optim.Optimizer, *, clip: float | None, scaler, repeats: int) -> Tensor:
     """Step the optimizer and clear the gradients; returns a device bool, False where the gradient was not finite."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if scaler is not None:

@@ -10,7 +10,7 @@ from datasets import CloudSet, build_dataset
 from models import build_model, load_weights
 from models.layers.norm import convert_sync_batchnorm
 from tools.augment import augment
-from tools.classification import Judge, check_classes, check_points, training_points
+from tools.classification import Judge, check_class_names, check_classes, check_points, training_points
 from tools.compile import compile_regions
 from tools.context import RunContext, distribute
 from tools.engine import StopRequest
@@ -19,6 +19,7 @@ from tools.report import write_report
 from tools.run_state import RunState
 from tools.training import Display, Training, last_epoch, open_metrics
 from utils.checkpoint import save_checkpoint
+from utils.config import save_config
 from utils.dist import barrier, is_main
 from utils.errors import UserError
 from utils.seed import generator
@@ -45,6 +46,7 @@ def run_finetune(run: RunContext) -> dict[str, float]:
     _initialise(run, model)
     clouds, held_out = build_dataset(config.dataset.train), build_dataset(config.dataset.val)
     _check_data(run, clouds, held_out)
+    _keep_class_names(run, clouds)
     if config.transfer != "full":
         for parameter in model.encoder_parameters():
             parameter.requires_grad_(False)
@@ -115,6 +117,15 @@ def _check_data(run: RunContext, clouds: CloudSet, held_out: CloudSet) -> None:
         )
     if (clouds.source, clouds.subset) == (held_out.source, held_out.subset) and clouds.source:
         run.log.warning(f"dataset.val is the split that is trained on, {clouds.subset} of {clouds.source}")
+
+
+def _keep_class_names(run: RunContext, clouds: CloudSet) -> None:
+    """Put the class names of the training set into the configuration, and so into every checkpoint of the run."""
+    check_class_names(run.config.class_names, clouds, "the key class_names")
+    if clouds.class_names and run.config.class_names is None:
+        run.config.class_names = list(clouds.class_names)
+        if is_main():
+            save_config(run.config, run.folder / "config.yaml")
 
 
 def _epochs(training: Training, judge: Judge | None) -> None:

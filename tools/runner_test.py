@@ -2,14 +2,16 @@
 
 from datetime import datetime
 
+from torch import nn
+
 from datasets import build_dataset
 from models import load_weights
-from tools.classification import PUBLISHED_ROUNDS, Judge, Vote, check_classes
+from tools.classification import PUBLISHED_ROUNDS, Judge, Vote, check_class_names, check_classes
 from tools.compile import compile_regions
 from tools.context import RunContext
 from tools.report import write_report
 from tools.runner_finetune import build_classifier
-from utils.checkpoint import write_atomic
+from utils.checkpoint import read_checkpoint, write_atomic
 from utils.errors import UserError
 
 
@@ -25,18 +27,10 @@ def run_test(run: RunContext) -> dict[str, float]:
     entry = config.dataset.test or config.dataset.val
     if entry is None:
         raise UserError("dataset.test: is missing, --test judges on it; add the entry, or dataset.val")
-    model = build_classifier(run)
-    report = load_weights(model, args.ckpts)
-    if report.missing:
-        raise UserError(
-            f"{args.ckpts}: lacks {len(report.missing)} tensors of the classifier, first {report.missing[0]}; "
-            "--test needs a fine-tuned checkpoint, fine-tune this one with --finetune_model"
-        )
-    run.log.info(f"{args.ckpts}: {report}")
-    if args.compile:
-        compile_regions(model)
+    model = load_classifier(run)
     clouds = build_dataset(entry)
     check_classes(clouds, config.model.cls_dim)
+    check_class_names(config.class_names, clouds, f"{args.ckpts}")
     judge = Judge(run, clouds)
     results = {"accuracy": 100 * judge.judge(model)}
     run.log.info(f"{clouds.name} ({clouds.subset}), {len(clouds)} clouds: accuracy {results['accuracy']:.2f} %")
@@ -46,6 +40,28 @@ def run_test(run: RunContext) -> dict[str, float]:
         results |= _voted(vote)
     _write(run, judge, results)
     return results
+
+
+def load_classifier(run: RunContext) -> nn.Module:
+    """Build the classifier of a configuration with the weights of `--ckpts`; `run.config.class_names` become those of the checkpoint.
+
+    Raises:
+        UserError: the checkpoint is not one of this classifier whole.
+    """
+    config, path = run.config, run.args.ckpts
+    model = build_classifier(run)
+    report = load_weights(model, path)
+    if report.missing:
+        raise UserError(
+            f"{path}: lacks {len(report.missing)} tensors of the classifier, first {report.missing[0]}; "
+            "--test needs a fine-tuned checkpoint, fine-tune this one with --finetune_model"
+        )
+    run.log.info(f"{path}: {report}")
+    saved = read_checkpoint(path).get("config")
+    config.class_names = (saved.get("class_names") if isinstance(saved, dict) else None) or config.class_names
+    if run.args.compile:
+        compile_regions(model)
+    return model
 
 
 def _rounds(run: RunContext, method: str) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "merge",
     "read_yaml",
     "save_config",
+    "saved_config",
     "to_dict",
 ]
 
@@ -69,8 +71,29 @@ def load_config(
         UserError: naming file, key and remedy.
     """
     file = find_recipe(path, method).path
-    tree = read_yaml(file)
-    where = f"{_short(file)}" + (f" (with --set {' '.join(overrides)})" if overrides else "")
+    return _resolve(read_yaml(file), file, _short(file), overrides, models, datasets, data_root)
+
+
+def saved_config(
+    tree: Mapping, where: str, *, overrides: Sequence[str] = (), models: Registry, datasets: Registry
+) -> RunConfig:
+    """Check a resolved configuration, such as a checkpoint holds, as `load_config` checks a file.
+
+    Args:
+        tree: what `to_dict` made of a `RunConfig`; it is left as it is.
+        where: where it stands, for messages.
+
+    Raises:
+        UserError: naming key and remedy.
+    """
+    return _resolve(deepcopy(dict(tree)), ROOT, where, overrides, models, datasets, None)
+
+
+def _resolve(
+    tree: dict, file: Path, name: str, overrides: Sequence[str], models: Registry, datasets: Registry, data_root
+) -> RunConfig:
+    """Set the overrides in a raw tree and check it; bases are looked for beside `file`."""
+    where = name + (f" (with --set {' '.join(overrides)})" if overrides else "")
     pairs = [_split(override) for override in overrides]
     # A new base must be known before entries are resolved; everything else is set over the resolved entries.
     for keys, value in pairs:

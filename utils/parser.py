@@ -102,6 +102,15 @@ def _add_evaluation(group) -> None:
         "--vote_rounds", type=int, metavar="R",
         help="rounds of ten passes each (default: 1; with --test --as_published 49 for Point-M2AE, 299 for Point-MAE)",
     )  # fmt: skip
+    group.add_argument(
+        "--corruptions",
+        metavar="DIR",
+        help="with --test: judge on every corruption of ModelNet40-C in this folder as well",
+    )
+    group.add_argument(
+        "--reference", metavar="JSON",
+        help="with --corruptions: error rates of a baseline, for the mean corruption error, such as the corruptions.json of another run",
+    )  # fmt: skip
     group.add_argument("--way", type=int, default=-1, help="few-shot: classes, 5 or 10")
     group.add_argument("--shot", type=int, default=-1, help="few-shot: training clouds a class, 10 or 20")
     group.add_argument(
@@ -169,6 +178,14 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("transfer", "vote", "vote_rounds"):
         if getattr(args, name) and not classifies:
             raise UserError(f"--{name} goes with a classifier: add --finetune_model, --scratch_model or --test")
+    if args.corruptions and not args.test:
+        raise UserError(
+            f"--corruptions {args.corruptions}: judges a fine-tuned classifier; add --test and --ckpts PATH"
+        )
+    if args.corruptions and (args.vote or args.vote_rounds):
+        raise UserError("--corruptions is judged without voting; leave out --vote and --vote_rounds")
+    if args.reference and not args.corruptions:
+        raise UserError(f"--reference {args.reference}: goes with --corruptions DIR; add it")
     for name in ("val_freq", "vote_rounds"):
         value = getattr(args, name)
         if value is not None and value < 1:

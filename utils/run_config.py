@@ -155,6 +155,8 @@ class RunConfig:
     # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)
     # or one linear layer, which needs model.head: linear. --transfer sets both.
     transfer: Literal["full", "mlp3", "linear"] = "full"
+    # Names of the classes by label. Fine-tuning fills it in from the training set, so that checkpoints can name what they predict.
+    class_names: list[str] | None = None
     svm: SVMConfig = field(default_factory=SVMConfig)
     legacy: bool | list[str] = (
         False  # faults of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own

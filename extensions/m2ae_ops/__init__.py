@@ -4,24 +4,44 @@ Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compile
 See README.md.
 """
 
-from .chamfer import chamfer_distance
+from .chamfer import chamfer_distance, chamfer_loss
 from .emd import emd
 from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
+from .patches import (
+    group_max,
+    join_rows,
+    lift_rows,
+    lift_rows_sums,
+    norm_relu,
+    peak_backward,
+    peak_sums,
+    spread_winners,
+)
 from .rows import row_sums
-from .sampling import fps
+from .sampling import fps, fps_nested
 
 __all__ = [
     "backend",
     "ball_query",
     "chamfer_distance",
+    "chamfer_loss",
     "emd",
     "fps",
+    "fps_nested",
     "gather",
     "group",
+    "group_max",
+    "join_rows",
     "knn",
+    "lift_rows",
+    "lift_rows_sums",
+    "norm_relu",
+    "peak_backward",
+    "peak_sums",
     "row_sums",
+    "spread_winners",
     "three_interpolate",
     "three_nn",
 ]

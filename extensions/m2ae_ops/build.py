@@ -1,50 +1,33 @@
-"""Compile the kernels of this package into a library, once per version of sources, PyTorch and compiler.
+"""Compile the kernels of this package into libraries, once per version of sources, PyTorch and compilers.
 
-    python -m extensions.m2ae_ops.build [--verbose]
+    python -m extensions.m2ae_ops.build [--cpu] [--cuda] [--arch 9.0 --arch 10.0+PTX] [--verbose]
 
-The library lies in the cache folder ($M2AE_CACHE, by default the user's), has no Python ABI and only adds kernels to
-ops that are declared in Python, so any Python version may load it. Several processes may start at once: one builds,
-the others wait for it.
+There are two halves that know nothing of each other: the CPU kernels and the CUDA kernels. A half lies in the cache folder
+($M2AE_CACHE, by default the user's), has no Python ABI and only adds kernels to ops that are declared in Python, so any
+Python version may load it. Several processes may start at once: one builds, the others wait for it.
 """
 
 import argparse
-import hashlib
 import logging
 import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-SOURCES = Path(__file__).parent / "csrc" / "cpu"
-LIBRARY_NAME = "libm2ae_ops.so"
-LOCK_TIMEOUT = 900  # seconds to wait for another process that builds
-# The squared distance must not be contracted to fused multiply-adds: see reference/distance.py.
-FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
-ISA_FLAGS = {
-    "isa_avx2.cpp": ("-mavx2", "-mbmi", "-mpopcnt"),
-    "isa_avx512.cpp": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mbmi", "-mpopcnt"),
-}
+from .building import BuildError
+from .building.compile import compile_half
+from .building.compiler import find_compiler
+from .building.cuda import CudaToolkit, architectures_for, default_architectures, find_cuda, parse_architectures
+from .building.recipe import Half, cpu_half, cuda_half
+from .building.torch_files import torch_files
+
+CSRC = Path(__file__).parent / "csrc"
+HALVES = ("cpu", "cuda")
+LOCK_TIMEOUT = 1800  # seconds to wait for another process that builds
+DURATION = {"cpu": "some 20 seconds", "cuda": "a minute or two"}
 logger = logging.getLogger("m2ae_ops")
-
-
-class BuildError(RuntimeError):
-    """The library cannot be built here; the message says why and where the compiler's output is."""
-
-
-@dataclass(frozen=True)
-class Compiler:
-    """A C++ compiler: its command, what it says about itself, and whether it has OpenMP."""
-
-    command: str
-    version: str
-    openmp: bool
 
 
 def cache_folder() -> Path:
@@ -54,131 +37,87 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ae"
 
 
-def find_compiler() -> Compiler:
-    """Return the compiler to use: $CXX, g++, clang++ or c++, in this order.
+def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool = False) -> Path:
+    """Return the path of a half of the library, "cpu" or "cuda", compiling it first when it is not in the cache.
 
-    Raises:
-        BuildError: the platform has no build here, or no compiler was found.
-    """
-    if sys.platform != "linux":
-        raise BuildError(f"there is no build for {sys.platform} yet, only for Linux")
-    wanted = os.environ.get("CXX")
-    for command in [wanted] if wanted else ["g++", "clang++", "c++"]:
-        if path := shutil.which(command):
-            answer = subprocess.run([path, "--version"], capture_output=True, text=True)
-            if answer.returncode == 0:
-                return Compiler(path, answer.stdout.splitlines()[0], _has_openmp(path))
-    raise BuildError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'}); install one or set CXX")
-
-
-def library_path(compiler: Compiler) -> Path:
-    """Return where the library for these sources, this PyTorch and this compiler lies, built or not."""
-    digest = hashlib.sha256()
-    # The processor family is part of the key because home folders are shared between machines.
-    flags = repr((FLAGS, ISA_FLAGS, compiler.openmp))
-    for part in (torch.__version__, compiler.version, platform.machine(), flags):
-        digest.update(part.encode() + b"\0")
-    for source in sorted(SOURCES.iterdir()):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    return cache_folder() / f"ops-{digest.hexdigest()[:16]}" / LIBRARY_NAME
-
-
-def build(*, verbose: bool = False) -> Path:
-    """Return the path of the library, compiling it first when it is not in the cache.
+    Args:
+        name: which half.
+        architectures: of the CUDA half, such as "9.0" or "9.0+PTX"; by default $TORCH_CUDA_ARCH_LIST, else those of the
+            devices at hand, else all usual ones.
+        verbose: print the commands and the compilers' output.
 
     Raises:
         BuildError: no compiler, or the compiler failed.
     """
     from filelock import FileLock, Timeout  # comes with PyTorch
 
-    compiler = find_compiler()
-    target = library_path(compiler)
+    half = _recipe(name, architectures)
+    target = cache_folder() / f"ops-{name}-{half.key}" / half.library
     if target.exists():
         return target
+    lock = target.parent / "build.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.parent / "build.lock", timeout=LOCK_TIMEOUT):
+        with FileLock(lock, timeout=LOCK_TIMEOUT):
             if not target.exists():
-                logger.warning("compiling the CPU kernels into %s (once, some 20 seconds)", target.parent)
-                _compile(compiler, target, verbose=verbose)
+                where, how_long = target.parent, DURATION[name]
+                logger.warning("compiling the %s kernels into %s (once, %s)", name.upper(), where, how_long)
+                compile_half(half, target, cache_folder() / "ops-objects", verbose=verbose)
     except Timeout as error:
-        raise BuildError(f"another process holds {target.parent / 'build.lock'} for over {LOCK_TIMEOUT} s") from error
+        raise BuildError(f"another process holds {lock} for over {LOCK_TIMEOUT} s") from error
     except OSError as error:
         raise BuildError(f"cannot write to the cache: {error}; set M2AE_CACHE to another folder") from error
     return target
 
 
-def _compile(compiler: Compiler, target: Path, *, verbose: bool) -> None:
-    """Compile all sources into a temporary folder and move the finished library to `target` in one step."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-        work = Path(folder)
-        sources = [s for s in sorted(SOURCES.glob("*.cpp")) if s.name not in ISA_FLAGS or _is_x86()]
-        objects = [work / f"{source.stem}.o" for source in sources]
-        commands = [_compile_command(compiler, s, o) for s, o in zip(sources, objects, strict=True)]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            logs = list(pool.map(lambda command: _run(command, verbose), commands))
-        library = work / LIBRARY_NAME
-        if all(code == 0 for code, _ in logs):
-            logs.append(_run(_link_command(compiler, objects, library), verbose))
-        log_file = target.parent / "build.log"
-        log_file.write_text("\n".join(text for _, text in logs))
-        if any(code != 0 for code, _ in logs):
-            raise BuildError(f"the compiler failed; its output is in {log_file}")
-        os.replace(library, target)
+def present_devices() -> list[tuple[int, int]]:
+    """Return the compute capabilities of the CUDA devices at hand."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [torch.cuda.get_device_capability(index) for index in range(count)]
 
 
-def _compile_command(compiler: Compiler, source: Path, target: Path) -> list[str]:
-    include = Path(torch.__file__).parent / "include"
-    includes = ["-isystem", str(include), "-isystem", str(include / "torch" / "csrc" / "api" / "include")]
-    openmp = ["-fopenmp"] if compiler.openmp else []
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    isa = ISA_FLAGS.get(source.name, ())
-    return [compiler.command, *FLAGS, *isa, *openmp, abi, *includes, "-c", str(source), "-o", str(target)]
+def _recipe(name: str, architectures: Sequence[str]) -> Half:
+    compiler, files = find_compiler(), torch_files(Path(torch.__file__).parent)
+    if name == "cpu":
+        return cpu_half(CSRC, files, compiler)
+    toolkit = find_cuda(files)
+    return cuda_half(CSRC, files, compiler, toolkit, _choose_architectures(architectures, toolkit))
 
 
-def _link_command(compiler: Compiler, objects: list[Path], library: Path) -> list[str]:
-    torch_libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
-    openmp = ["-fopenmp"] if compiler.openmp else []
-    parts = [*map(str, objects), torch_libraries, "-ltorch_cpu", "-lc10"]
-    return [compiler.command, "-shared", *openmp, *parts, "-o", str(library)]
-
-
-def _run(command: list[str], verbose: bool) -> tuple[int, str]:
-    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
-    text = " ".join(command) + "\n" + answer.stdout
-    if verbose:
-        print(text)
-    return answer.returncode, text
-
-
-def _has_openmp(compiler: str) -> bool:
-    """Return whether a small OpenMP program links; Clang often comes without the library."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "probe.cpp"
-        source.write_text("#include <omp.h>\nint threads() { return omp_get_max_threads(); }\n")
-        command = [compiler, "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(Path(folder) / "probe.so")]
-        return subprocess.run(command, capture_output=True).returncode == 0
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+def _choose_architectures(wanted: Sequence[str], toolkit: CudaToolkit) -> tuple[str, ...]:
+    if chosen := " ".join(wanted) or os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return parse_architectures(chosen, toolkit)
+    present = present_devices()
+    return architectures_for(present, toolkit) if present else default_architectures(toolkit)
 
 
 def main() -> int:
-    """Build ahead of the first use and print what is active; the exit status is 1 without a library."""
+    """Build ahead of the first use and print what is active; the exit status is 1 when a half was not built."""
     from .loader import backend
 
-    parser = argparse.ArgumentParser(description="Compile the kernels of m2ae_ops and print what is active.")
+    parser = argparse.ArgumentParser(
+        description="Compile the kernels of m2ae_ops and print what is active.",
+        epilog="Without --cpu and --cuda: the CPU kernels, and the CUDA kernels where there is a CUDA device.",
+    )
+    parser.add_argument("--cpu", action="store_true", help="the CPU kernels")
+    parser.add_argument("--cuda", action="store_true", help="the CUDA kernels; needs nvcc, but no GPU")
+    parser.add_argument(
+        "--arch", action="append", default=[], help="CUDA architecture, such as 9.0 or 9.0+PTX; repeatable"
+    )
     parser.add_argument("--verbose", action="store_true", help="print compiler commands and output")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    try:
-        print(f"library: {build(verbose=arguments.verbose)}")
-    except BuildError as error:
-        print(f"not built: {error}", file=sys.stderr)
-        return 1
+    wanted = [name for name in HALVES if getattr(arguments, name)]
+    status = 0
+    for name in wanted or (HALVES if present_devices() else HALVES[:1]):
+        try:
+            path = build(name, architectures=arguments.arch if name == "cuda" else (), verbose=arguments.verbose)
+            print(f"{name}: {path}")
+        except BuildError as error:
+            print(f"{name}: not built: {error}", file=sys.stderr)
+            status = 1
     print(f"active: {backend()}")
-    return 0
+    return status
 
 
 if __name__ == "__main__":

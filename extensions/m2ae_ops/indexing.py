@@ -2,9 +2,9 @@
 
 import torch
 
-from .checks import FLOATS, check_alike, check_device, check_index, check_values
+from .checks import check_alike, check_device, check_float, check_index, check_size, check_values
 from .reference import indexing as reference
-from .registration import no_second_derivative, register
+from .registration import register
 
 
 def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
@@ -24,6 +24,7 @@ def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
     """
     check_values("gather", values)
     check_index("gather", idx, "values", values)
+    check_size("gather", *idx.shape, values.shape[-1])
     return torch.ops.m2ae.gather(values, idx)
 
 
@@ -48,6 +49,7 @@ def group(points: torch.Tensor, centers: torch.Tensor, idx: torch.Tensor) -> tor
         raise ValueError(f"group: centers must have shape (B, G, {points.shape[-1]}), got {tuple(centers.shape)}")
     if idx.dim() != 3 or idx.shape[1] != centers.shape[1]:
         raise ValueError(f"group: idx must have shape (B, {centers.shape[1]}, K), got {tuple(idx.shape)}")
+    check_size("group", *idx.shape, points.shape[-1])
     return torch.ops.m2ae.group(points, centers, idx)
 
 
@@ -67,14 +69,14 @@ def three_interpolate(values: torch.Tensor, idx: torch.Tensor, weight: torch.Ten
     """
     check_values("three_interpolate", values)
     check_index("three_interpolate", idx, "values", values)
+    check_float("three_interpolate", "values", values)
+    check_float("three_interpolate", "weight", weight)
     check_device("three_interpolate", "values", values, "weight", weight)
     if idx.dim() != 3 or idx.shape[-1] != 3:
         raise ValueError(f"three_interpolate: idx must have shape (B, N, 3), got {tuple(idx.shape)}")
     if weight.shape != idx.shape:
         raise ValueError(f"three_interpolate: weight must have shape {tuple(idx.shape)}, got {tuple(weight.shape)}")
-    if values.dtype not in FLOATS or weight.dtype not in FLOATS:
-        dtypes = f"{values.dtype} and {weight.dtype}"
-        raise ValueError(f"three_interpolate: values and weight must be floating, got {dtypes}")
+    check_size("three_interpolate", idx.shape[0], idx.shape[1], values.shape[-1])
     return torch.ops.m2ae.three_interpolate(values, idx, weight)
 
 
@@ -142,6 +144,21 @@ def _three_interpolate_backward(ctx, grad):
     return to_values, None, to_weight
 
 
+def _three_interpolate_second(ctx, to_values, to_weight):
+    # The first gradients are sums of grad * weight into rows and products grad * row: linear in each of the three, so that
+    # their gradients are interpolations and first gradients again.
+    grad, values, idx, weight = ctx.saved_tensors
+    ops, (wants_grad, wants_values, _, wants_weight) = torch.ops.m2ae, ctx.needs_input_grad
+    through_grad = through_values = through_weight = None
+    if wants_grad:
+        through_grad = ops.three_interpolate(to_values, idx, weight) + ops.three_interpolate(values, idx, to_weight)
+    if wants_values:
+        through_values = ops.three_interpolate_backward(grad, values, idx, to_weight)[0]
+    if wants_weight:
+        through_weight = ops.three_interpolate_backward(grad, to_values, idx, weight)[1]
+    return through_grad, through_values, None, through_weight
+
+
 register(
     "gather",
     "(Tensor values, Tensor idx) -> Tensor",
@@ -179,6 +196,6 @@ register(
     "(Tensor grad, Tensor values, Tensor idx, Tensor weight) -> (Tensor, Tensor)",
     reference=reference.three_interpolate_backward,
     fake=_fake_three_interpolate_backward,
-    backward=no_second_derivative("three_interpolate"),
+    backward=_three_interpolate_second,
     setup_context=_save_inputs,
 )

@@ -1,10 +1,8 @@
 """Neighbour search. Shape legend: B batch, Q queries, N support points, K neighbours."""
 
-import math
-
 import torch
 
-from .checks import check_points
+from .checks import check_count, check_points, check_radius, check_size
 from .reference import neighbors as reference
 from .registration import register
 
@@ -19,18 +17,18 @@ def knn(query: torch.Tensor, support: torch.Tensor, k: int) -> tuple[torch.Tenso
 
     Returns:
         Squared distances (B, Q, k), ascending, float32 for half-precision input, differentiable through the chosen
-        pairs; and int64 indices (B, Q, k), lowest index first on equal distances. NaN counts as infinitely far.
+        pairs any number of times; and int64 indices (B, Q, k), lowest index first on equal distances. NaN counts as infinitely far.
 
     Raises:
-        ValueError: wrong shape or dtype, no points, tensors that do not match, k outside 1..N.
+        ValueError: wrong shape or dtype, no points, tensors that do not match, k no integer or outside 1..N.
     """
     check_points("knn", query=query, support=support)
-    if k < 1:
-        raise ValueError(f"knn: k={k} must be at least 1")
+    check_count("knn", "k", k)
     if k > support.shape[1]:
         raise ValueError(
             f"knn: k={k} exceeds the {support.shape[1]} support points; lower group_size or sample more points"
         )
+    check_size("knn", query.shape[0], query.shape[1], k)
     return torch.ops.m2ae.knn(query, support, k)
 
 
@@ -48,6 +46,7 @@ def three_nn(query: torch.Tensor, support: torch.Tensor) -> tuple[torch.Tensor, 
         Squared distances (B, Q, 3), differentiable, and int64 indices (B, Q, 3); otherwise as `knn`.
     """
     check_points("three_nn", query=query, support=support)
+    check_size("three_nn", query.shape[0], query.shape[1], 3)
     return torch.ops.m2ae.three_nn(query, support)
 
 
@@ -67,10 +66,9 @@ def ball_query(query: torch.Tensor, support: torch.Tensor, radius: float, k: int
         ValueError: wrong shape or dtype, no points, tensors that do not match, k < 1, radius not positive and finite.
     """
     check_points("ball_query", query=query, support=support)
-    if k < 1:
-        raise ValueError(f"ball_query: k={k} must be at least 1")
-    if not (radius > 0 and math.isfinite(radius)):
-        raise ValueError(f"ball_query: radius={radius} must be positive and finite")
+    check_count("ball_query", "k", k)
+    check_radius("ball_query", radius)
+    check_size("ball_query", query.shape[0], query.shape[1], k)
     return torch.ops.m2ae.ball_query(query, support, radius, k)
 
 
@@ -100,8 +98,16 @@ def _save_pairs(ctx, inputs, output):
 
 def _pair_backward(ctx, grad, _):
     query, support, idx = ctx.saved_tensors
-    to_query, to_support = reference.pair_gradients(grad, query, support, idx)
+    # Plain operations and differentiable ops, so that the gradient can be differentiated again.
+    to_query, to_support = reference.pair_gradients(grad, query, support, idx, rows=torch.ops.m2ae)
     return to_query.to(query.dtype), to_support.to(support.dtype)
+
+
+def _three_nn_backward(ctx, grad, _):
+    _, support, idx = ctx.saved_tensors
+    # The filling of a gap is infinitely far whatever the points are.
+    real = torch.arange(3, device=idx.device) < support.shape[1]
+    return _pair_backward(ctx, torch.where(real, grad, 0), None)
 
 
 def _knn_backward(ctx, grad, _):
@@ -121,7 +127,7 @@ register(
     "(Tensor query, Tensor support) -> (Tensor, Tensor)",
     reference=reference.three_nn,
     fake=_fake_three_nn,
-    backward=_pair_backward,
+    backward=_three_nn_backward,
     setup_context=_save_pairs,
 )
 register(

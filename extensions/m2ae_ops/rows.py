@@ -2,6 +2,7 @@
 
 import torch
 
+from .checks import check_device, check_float
 from .reference import rows as reference_rows
 from .registration import register
 
@@ -19,8 +20,13 @@ def row_sums(x: torch.Tensor, y: torch.Tensor, shift: torch.Tensor) -> torch.Ten
         (2, C) float64: the sums of y, and those of y * (x - shift). Not differentiable.
 
     Raises:
-        ValueError: shapes differ.
+        ValueError: shapes, dtypes or devices differ.
     """
+    for name, tensor in {"x": x, "y": y, "shift": shift}.items():
+        check_float("row_sums", name, tensor)
+        check_device("row_sums", "x", x, name, tensor)
+    if x.dtype != y.dtype:
+        raise ValueError(f"row_sums: x is {x.dtype} but y is {y.dtype}; convert one of them")
     if x.dim() != 2 or x.shape != y.shape or shift.shape != x.shape[1:]:
         shapes = f"{tuple(x.shape)}, {tuple(y.shape)}, {tuple(shift.shape)}"
         raise ValueError(f"row_sums: x and y must be (R, C) and shift (C,), got {shapes}")

@@ -3,6 +3,8 @@
 Shapes: `B` batch, `L` tokens, `C` channels, `H` heads.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,12 @@ FORBIDDEN = -100000.0
 
 
 class Attention(nn.Module):
-    """Self-attention with a bias-free joint projection laid out as (q | k | v, heads, head channels)."""
+    """Self-attention with a bias-free joint projection laid out as (q | k | v, heads, head channels).
+
+    Note:
+        Under bf16 autocast on the CPU the projections run in bf16 and what lies between them in fp32: PyTorch's fused kernel is
+        more exact then, and for heads this narrow twice as fast, forward and backward.
+    """
 
     def __init__(self, channels: int, num_heads: int):
         super().__init__()
@@ -25,9 +32,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attend within (B, L, C); `bias` is added to the logits and broadcasts to (B, H, L, L)."""
         B, L, C = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(B, L, C))
+        qkv = self.qkv(x)
+        wide = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
+        q, k, v = (
+            (qkv.float() if wide else qkv).view(B, L, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        )
+        bias = None if bias is None else bias.to(q.dtype)
+        with torch.autocast("cpu", enabled=False) if wide else contextlib.nullcontext():
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj(x.transpose(1, 2).reshape(B, L, C).to(qkv.dtype))
 
 
 def attention_bias(attend: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Embeddings: a mini-PointNet turns each patch into a token, an MLP turns each centre into a position.
 
-Shapes: `B` batch, `G` groups, `K` neighbours per group, `C` channels.
+Shapes: `B` batch, `G` groups, `K` neighbours per group, `C` channels, `R` = B * G * K members.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.members import LiftMembers, PeakOfGroups, can_fuse, encode_members
 from models.layers.norm import BatchNorm, PointwiseConv
 
 
@@ -20,8 +22,10 @@ class PatchEmbed(nn.Module):
         widths: channels after the two layers of `first_conv` and after the first layer of `second_conv`.
 
     Note:
+        Two identities save more than half of the embedding's work, exact up to rounding (`tests/models/test_layers.py`).
         The group half of `second_conv`'s first layer is the same for all K members, so it is multiplied once per group and
-        added. This is exact up to rounding and saves a third of the embedding's work (`tests/models/test_layers.py`).
+        added. The member half follows on `first_conv`'s last layer with nothing between, so both are one product with the
+        product of their weights, from the narrower hidden rows. On the CPU the rest is fused as `members.py` says.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, widths: tuple[int, int, int] = (128, 256, 512)):
@@ -43,15 +47,63 @@ class PatchEmbed(nn.Module):
     def forward(self, members: Tensor) -> Tensor:
         """Map the members of each group (B, G, K, C_in) to tokens (B, G, C_out)."""
         B, G, K, C = members.shape
-        local = self.first_conv(members.reshape(B * G * K, C))  # (B*G*K, second)
-        pooled = local.view(B * G, K, -1).amax(1)  # (B*G, second)
+        rows = members.reshape(B * G * K, C)
+        if not can_fuse(rows, K) or (torch.is_grad_enabled() and not self.training):
+            tokens = self._plain(rows, K)
+        elif self.training:
+            tokens = self._fused(rows, K)
+        else:
+            tokens = encode_members(rows, K, self.first_conv, self.second_conv, *self._joining())
+        return tokens.view(B, G, -1)
 
-        join, rest = self.second_conv[0], self.second_conv[1:]
-        group_weight, member_weight = join.weight.squeeze(-1).split(pooled.shape[1], dim=1)
-        joined = F.linear(local, member_weight).view(B * G, K, -1)  # (B*G, K, third)
-        joined = joined + F.linear(pooled, group_weight, join.effective_bias()).unsqueeze(1)
-        tokens = rest(joined.view(B * G * K, -1))  # (B*G*K, C_out)
-        return tokens.view(B, G, K, -1).amax(2)  # (B, G, C_out)
+    def _joining(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what makes the joined rows: weight on the hidden rows, weight on the group's maximum (without bias), bias."""
+        widen, join = self.first_conv[3], self.second_conv[0]
+        with torch.autocast(widen.weight.device.type, enabled=False):
+            group, member = join.weight.squeeze(-1).split(widen.out_channels, dim=1)
+            both = (group + member) @ widen.effective_bias() + join.effective_bias()
+            return member @ widen.weight.squeeze(-1), group, both
+
+    def _plain(self, rows: Tensor, K: int) -> Tensor:
+        hidden = self.first_conv[:3](rows)  # (R, first)
+        pooled = (
+            F.linear(hidden, self.first_conv[3].weight.squeeze(-1)).view(-1, K, self.first_conv[3].out_channels).amax(1)
+        )
+        from_hidden, from_group, bias = self._joining()
+        joined = F.linear(hidden, from_hidden).view(len(pooled), K, -1)  # (B*G, K, third)
+        joined = joined + F.linear(pooled, from_group, bias).unsqueeze(1)
+        tokens = self.second_conv[1:](joined.flatten(0, 1))  # (R, C_out)
+        return tokens.view(len(pooled), K, -1).amax(1)  # (B*G, C_out)
+
+    def _fused(self, rows: Tensor, K: int) -> Tensor:
+        lift, norm, _, widen = self.first_conv
+        norm.check_rows(len(rows))
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
+        if lift.in_channels == 3 and not rows.requires_grad:
+            weight = lift.weight.squeeze(-1)
+            hidden, mean, variance, count = LiftMembers.apply(
+                rows, weight, norm.weight, norm.bias, norm.eps, norm.shared, dtype
+            )
+            norm.track(mean + lift.bias.detach(), variance, count)
+        else:
+            hidden = F.relu(norm(lift(rows)), inplace=True).to(dtype)
+        from_hidden, from_group, bias = self._joining()
+        _, norm, _, last = self.second_conv
+        tokens, mean, variance, count = PeakOfGroups.apply(
+            hidden,
+            widen.weight.squeeze(-1),
+            from_hidden,
+            from_group,
+            norm.weight,
+            norm.bias,
+            last.weight.squeeze(-1),
+            K,
+            norm.eps,
+            norm.shared,
+        )
+        norm.track(mean + bias.detach(), variance, count)
+        # Statistics take the earlier biases away; being no part of the graph, they get their zero gradient from this term.
+        return tokens + last.bias.to(tokens.dtype) + 0.0 * (bias.sum() + lift.effective_bias().sum())
 
 
 def position_embed(out_channels: int, hidden: int | None = None) -> nn.Sequential:

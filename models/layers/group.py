@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from extensions import fps, gather, group, knn
+from extensions import fps_nested, gather, group, knn
 
 
 class Pyramid(NamedTuple):
@@ -34,19 +34,26 @@ def group_pyramid(points: Tensor, num_groups: Sequence[int], group_sizes: Sequen
     """
     if points.dim() != 3 or points.shape[-1] != 3:
         raise ValueError(f"group: points must be (B, N, 3), got {tuple(points.shape)}")
-    pyramid = Pyramid([], [], [])
     members = points.float()
-    for scale, (groups, size) in enumerate(zip(num_groups, group_sizes, strict=True)):
-        if members.shape[1] < max(groups, size):
-            source = "points a cloud" if scale == 0 else f"centres of scale {scale - 1}"
-            raise ValueError(
-                f"group: scale {scale} wants {groups} groups of {size} from {members.shape[1]} {source}; "
-                "sample more points or lower num_groups and group_sizes"
-            )
-        centers = gather(members, fps(members, groups, skip_near_origin=True))  # (B, G, 3)
+    _check_sizes(members.shape[1], num_groups, group_sizes)
+    pyramid = Pyramid([], [], [])
+    for chosen, size in zip(fps_nested(members, num_groups, skip_near_origin=True), group_sizes, strict=True):
+        centers = gather(members, chosen)  # (B, G, 3)
         _, idx = knn(centers, members, size)  # (B, G, K)
         pyramid.centers.append(centers)
         pyramid.idx.append(idx)
         pyramid.neighborhoods.append(group(members, centers, idx))
         members = centers
     return pyramid
+
+
+def _check_sizes(members: int, num_groups: Sequence[int], group_sizes: Sequence[int]) -> None:
+    """Raise a ValueError where a scale has fewer members than the groups or neighbours asked of it."""
+    for scale, (groups, size) in enumerate(zip(num_groups, group_sizes, strict=True)):
+        if members < max(groups, size):
+            source = "points a cloud" if scale == 0 else f"centres of scale {scale - 1}"
+            raise ValueError(
+                f"group: scale {scale} wants {groups} groups of {size} from {members} {source}; "
+                "sample more points or lower num_groups and group_sizes"
+            )
+        members = groups

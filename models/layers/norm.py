@@ -46,18 +46,35 @@ class BatchNorm(nn.BatchNorm1d):
 
     sync = False
 
+    @property
+    def shared(self) -> bool:
+        """True where statistics are those of all processes."""
+        return self.sync and world_size() > 1
+
     def forward(self, x: Tensor) -> Tensor:
-        shared = self.sync and world_size() > 1
-        if not self.training or (x.is_cuda and not shared):
+        if not self.training or (x.is_cuda and not self.shared):
             return super().forward(x)
-        if len(x) < 2 and not shared:
-            raise ValueError("batch normalisation needs more than one row while training; raise the batch size")
-        y, mean, variance, rows = _NormaliseRows.apply(x, self.weight, self.bias, self.eps, shared)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (rows / (rows - 1)), self.momentum)
+        self.check_rows(len(x))
+        y, mean, variance, rows = _NormaliseRows.apply(x, self.weight, self.bias, self.eps, self.shared)
+        self.track(mean, variance, rows)
         return y
+
+    def check_rows(self, rows: int) -> None:
+        """Raise a ValueError where one row has no statistics."""
+        if rows < 2 and not self.shared:
+            raise ValueError("batch normalisation needs more than one row while training; raise the batch size")
+
+    @torch.no_grad()
+    def track(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+        """Take the mean and biased variance (C,) of a step of `rows` rows into the running statistics."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_((variance * (rows / (rows - 1))).to(variance.dtype), self.momentum)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return scale and shift (C,) that evaluation mode amounts to."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
 
 
 class _NormaliseRows(torch.autograd.Function):
@@ -66,7 +83,7 @@ class _NormaliseRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, shared: bool):
         sums = row_sums(x, x, torch.zeros_like(weight))  # (2, C): of x, of its square
-        rows = torch.tensor(float(len(x)), device=x.device)
+        rows = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
         if shared:
             sums, rows = all_reduce_sum(sums), all_reduce_sum(rows)
         mean = sums[0] / rows

@@ -91,6 +91,15 @@ def test_formats(tmp_path, name, write):
     np.testing.assert_allclose(read_cloud(tmp_path / name), POINTS, atol=1e-6)
 
 
+def test_folders_below(tmp_path):
+    for name in ("b/c/2.npy", "b/1.xyz", "a.npy", ".trash/3.npy", "b/._1.npy", "b/readme.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert cloud_files(tmp_path) == [tmp_path / "a.npy"]
+    found = [file.relative_to(tmp_path).as_posix() for file in cloud_files(tmp_path, recursive=True)]
+    assert found == ["a.npy", "b/1.xyz", "b/c/2.npy"]
+
+
 PLY = "ply\nformat {} 1.0\nelement vertex 2\nproperty float x\nproperty float y\nproperty float z\nend_header\n"
 
 PCD = b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nPOINTS 2\nDATA ascii\n"

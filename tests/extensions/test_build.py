@@ -1,15 +1,24 @@
-"""Building and falling back: no compiler, a broken compiler, a forced reference, several processes at once."""
+"""Building and falling back: no compiler, a broken compiler, a forced reference, what is kept, several at once, CUDA."""
 
+import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from extensions.m2ae_ops import backend
+from extensions.m2ae_ops import build as building
 from extensions.m2ae_ops.build import build
+from extensions.m2ae_ops.building import BuildError
+from extensions.m2ae_ops.building import compile as compiling
+from extensions.m2ae_ops.building.cuda import find_cuda
+from extensions.m2ae_ops.building.torch_files import torch_files
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -19,6 +28,18 @@ from extensions import fps
 from extensions.m2ae_ops import backend
 print(fps(torch.tensor([[[0., 0, 0], [1, 0, 0], [3, 0, 0]]]), 3).tolist(), backend())
 """
+
+
+def has_compiler() -> bool:
+    return sys.platform == "linux" and any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def has_nvcc() -> bool:
+    try:
+        find_cuda(torch_files(Path(torch.__file__).parent))
+    except BuildError:
+        return False
+    return has_compiler() and (building.CSRC / "cuda").is_dir()
 
 
 def run(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -31,7 +52,7 @@ def test_without_a_compiler_the_reference_serves(tmp_path):
     answer = run(tmp_path, CXX="no-such-compiler")
     assert answer.stdout.startswith("[[0, 2, 1]] reference (no C++ compiler found (no-such-compiler)")
     assert answer.stderr.count("using the PyTorch reference") == 1
-    assert "python -m extensions.m2ae_ops.build --verbose" in answer.stderr
+    assert "python -m extensions.m2ae_ops.build --cpu --verbose" in answer.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="builds on Linux only")
@@ -47,7 +68,7 @@ def test_a_failed_build_does_not_stop_the_program(tmp_path):
 
 
 def test_a_cache_that_cannot_be_written_does_not_stop_the_program(tmp_path):
-    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+    if not has_compiler():
         pytest.skip("no C++ compiler")
     (tmp_path / "file").write_text("")
     answer = run(tmp_path / "file")
@@ -67,6 +88,109 @@ def test_the_library_may_load_before_the_ops_are_declared():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert answer.stdout.startswith("[[0, 2, 1]] compiled (")
+
+
+@pytest.fixture
+def small_sources(tmp_path, monkeypatch):
+    """Let the CPU half consist of two tiny files, in a cache of its own; return their folder."""
+    if not has_compiler():
+        pytest.skip("no C++ compiler")
+    backend()  # the real library loads once, from the real cache, before the variable below hides that
+    folder = tmp_path / "csrc" / "cpu"
+    folder.mkdir(parents=True)
+    (folder / "answer.h").write_text("inline int answer() { return 41; }\n")
+    (folder / "one.cpp").write_text(
+        '#include "answer.h"\nextern "C" __attribute__((visibility("default"))) int one() { return answer(); }\n'
+    )
+    (folder / "two.cpp").write_text('extern "C" __attribute__((visibility("default"))) int two() { return 2; }\n')
+    monkeypatch.setattr(building, "CSRC", folder.parent)
+    monkeypatch.setenv("M2AE_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def compiled_files(library: Path) -> set[str]:
+    log = (library.parent / "build.log").read_text()
+    return {name for name in ("one.cpp", "two.cpp") if f"{name} -o" in log}
+
+
+@pytest.mark.parametrize("ninja", [True, False])
+def test_only_what_changed_is_compiled_again(small_sources, monkeypatch, ninja):
+    if not ninja:
+        monkeypatch.setattr(compiling, "find_ninja", lambda: None)
+    first = build()
+    assert compiled_files(first) == {"one.cpp", "two.cpp"}
+    stamp = first.stat().st_mtime_ns
+    assert build() == first and first.stat().st_mtime_ns == stamp  # from the cache
+    (small_sources / "answer.h").write_text("inline int answer() { return 42; }\n")
+    second = build()
+    assert second != first and compiled_files(second) == {"one.cpp"}
+    (small_sources / "answer.h").write_text("inline int answer() { return 41; }\n")
+    assert build() == first
+
+
+def test_a_mistake_is_told_and_the_good_files_are_kept(small_sources):
+    (small_sources / "two.cpp").write_text("this is no C++\n")
+    with pytest.raises(BuildError, match=r"the compiler failed; its output is in (.*build\.log)") as error:
+        build()
+    log = Path(str(error.value).split(" is in ")[1])
+    assert "error" in log.read_text()
+    (small_sources / "two.cpp").write_text("int two() { return 2; }\n")
+    assert compiled_files(build()) == {"two.cpp"}
+
+
+def test_many_at_once_compile_once(small_sources, caplog):
+    with caplog.at_level(logging.WARNING, logger="m2ae_ops"), ThreadPoolExecutor(4) as pool:
+        paths = {pool.submit(build) for _ in range(4)}
+    assert len({path.result() for path in paths}) == 1
+    assert sum("compiling the CPU kernels" in record.message for record in caplog.records) == 1
+
+
+def test_objects_that_nobody_uses_are_removed(small_sources):
+    objects = build().parent.parent / "ops-objects"
+    old = objects / "old-0123456789abcdef.o"
+    old.write_text("")
+    os.utime(old, (0, 0))
+    kept = sorted(objects.glob("one-*.o")) + sorted(objects.glob("two-*.o"))
+    os.utime(kept[0], (0, 0))
+    (small_sources / "two.cpp").write_text("int two() { return 3; }\n")
+    build()
+    assert not old.exists() and all(path.exists() for path in kept)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="backend: device='tpu' is not one of cpu, cuda"):
+        backend("tpu")
+
+
+def test_without_cuda_sources_the_cpu_half_stands(small_sources, monkeypatch):
+    # The fake half is compiled by whatever is at hand; the CUDA half fails for want of sources or of nvcc.
+    with pytest.raises(BuildError):
+        build("cuda")
+    assert build().exists()
+
+
+KERNELS = """
+import json, sys, torch
+import extensions
+from extensions.m2ae_ops import backend
+before = backend()
+torch.ops.load_library(sys.argv[1])
+def kernels(key):
+    return [name for name in torch._C._dispatch_get_registrations_for_dispatch_key(key) if name.startswith("m2ae::")]
+print(json.dumps([before, kernels("CPU"), kernels("CUDA")]))
+"""
+
+
+@pytest.mark.skipif(not has_nvcc(), reason="no CUDA sources, or no nvcc that fits this PyTorch")
+def test_the_cuda_half_compiles_and_loads_without_a_gpu():
+    """Compile for Hopper and Blackwell, in the usual cache; every op with a CPU kernel has one on CUDA."""
+    library = build("cuda", architectures=["9.0", "10.0"])
+    command = [sys.executable, "-c", KERNELS, str(library)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    before, cpu, cuda = json.loads(answer.stdout)
+    assert before.startswith("compiled") and cpu
+    assert set(cuda) == set(cpu)
 
 
 @pytest.mark.slow

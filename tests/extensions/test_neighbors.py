@@ -40,6 +40,14 @@ def test_three_nn_with_few_support_points(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_the_filling_of_three_nn_has_no_gradient(device):
+    query, support = line(0).to(device).requires_grad_(), line(2, 5).to(device).requires_grad_()
+    sqdist, _ = three_nn(query, support)
+    (sqdist * torch.tensor([1.0, 10.0, 100.0], device=device)).sum().backward()
+    assert query.grad[0, :, 0].tolist() == [-104] and support.grad[0, :, 0].tolist() == [4, 100]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_ball_query_by_hand(device):
     support = line(9, 1, 0, 2, 0.5).to(device)
     # Strictly closer than 2, in index order; padded with the first hit; index 0 where nothing is near.

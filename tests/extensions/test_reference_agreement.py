@@ -1,6 +1,10 @@
 """Compiled kernels and PyTorch reference agree to the bit, on ordinary and on degenerate clouds."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from extensions.m2ae_ops.reference import sampling as reference_sampling
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 KINDS = ["random", "small", "grid", "duplicates", "equal", "zero", "line", "nan", "nan_first", "huge"]
+WIDE_KINDS = [*KINDS, "overflow", "tiny", "offset", "outlier", "few_finite"]
 
 
 def make_cloud(kind: str, batch: int, count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -43,6 +48,16 @@ def make_cloud(kind: str, batch: int, count: int, seed: int, dtype: torch.dtype 
         points[:, 0] = np.nan
     elif kind == "huge":
         points = points * 1e18
+    elif kind == "overflow":
+        points = points * 1e30
+    elif kind == "tiny":
+        points = points * 1e-30
+    elif kind == "offset":
+        points = points * 1e-3 + 1000
+    elif kind == "outlier":
+        points[:, count // 2] = 1e30
+    elif kind == "few_finite":
+        points[:, rng.permutation(count)[: -max(1, count // 20)]] = np.nan
     return torch.tensor(points.reshape(batch, count, 3), dtype=dtype)
 
 
@@ -96,6 +111,67 @@ def test_neighbors(device, kind, queries, count, dtype):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    pairs=st.sampled_from([1, 3, 4, 16, 19, 33]),
+    n=st.sampled_from([1, 2, 5, 8, 31, 32, 64, 65]),
+    m=st.sampled_from([1, 3, 16, 33, 48, 64]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_chamfer_of_patches(device, kind, pairs, n, m, dtype):
+    a, b = make_cloud(kind, pairs, n, 5, dtype).to(device), make_cloud(kind, pairs, m, 6, dtype).to(device)
+    b[:, 0] = a[:, n // 2]
+    assert_same(chamfer_distance(a, b), reference_chamfer.chamfer(a, b))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    kinds=st.tuples(st.sampled_from(WIDE_KINDS), st.sampled_from(WIDE_KINDS)),
+    queries=st.sampled_from([90, 300, 777]),
+    count=st.sampled_from([257, 512, 1000, 2049]),
+    k=st.sampled_from([1, 3, 8, 9, 16, 17, 40, 128]),
+    radius=st.sampled_from([0.05, 0.3, 1.0, 1e30]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_neighbors_of_larger_clouds(device, kinds, queries, count, k, radius, dtype):
+    """The sizes from which clouds are sorted into buckets, with queries inside and outside the support."""
+    support = make_cloud(kinds[0], 1, count, 6, dtype).to(device)
+    query = make_cloud(kinds[1], 1, queries, 7, dtype).to(device)
+    shared = min(queries, count) // 2
+    query[:, :shared] = support[:, :shared]
+    assert_same(knn(query, support, k), reference_neighbors.knn(query, support, k))
+    assert_same(ball_query(query, support, radius, k), reference_neighbors.ball_query(query, support, radius, k))
+    assert_same(three_nn(query, support), reference_neighbors.three_nn(query, support))
+    assert_same(chamfer_distance(query, support), reference_chamfer.chamfer(query, support))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["random", "surface"])
+def test_neighbors_among_131072_points(device, kind):
+    """All queries are searched; a few of them are compared with the reference."""
+    support = make_cloud("random", 1, 131072, 8).to(device)
+    if kind == "surface":
+        support = support / support.norm(dim=-1, keepdim=True)
+    query = support[:, ::64] + 0.01
+    some = torch.arange(0, query.shape[1], 171, device=device)
+    found = knn(query, support, 128), three_nn(query, support), ball_query(query, support, 0.03, 32)
+    few = query[:, some]
+    expected = (
+        reference_neighbors.knn(few, support, 128),
+        reference_neighbors.three_nn(few, support),
+        reference_neighbors.ball_query(few, support, 0.03, 32),
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_same(tuple(x[:, some] for x in ours) if isinstance(ours, tuple) else ours[:, some], theirs)
+    d1, d2, i1, i2 = chamfer_distance(query, support)
+    assert_same((d1[:, some], i1[:, some]), reference_chamfer.nearest(few, support))
+    others = torch.arange(0, 131072, 4099, device=device)
+    assert_same((d2[:, others], i2[:, others]), reference_chamfer.nearest(support[:, others], query))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(device, dtype):
     points = make_cloud("random", 2, 150, 5, dtype).to(device)
@@ -146,16 +222,17 @@ def test_sums_of_backward_agree_with_the_reference(device):
     torch.testing.assert_close(ours, reference_chamfer.chamfer_backward(d1, d2, a, b, i1, i2))
 
 
-def test_thread_count_changes_nothing():
-    points, b = make_cloud("random", 9, 500, 1), make_cloud("random", 9, 300, 2)
-    grad = torch.randn(9, 500, 40)
+@pytest.mark.parametrize("clouds", [1, 3, 9])
+def test_thread_count_changes_nothing(clouds):
+    points, b = make_cloud("random", clouds, 1500, 1), make_cloud("grid", clouds, 700, 2)
+    grad = torch.randn(clouds, 1500, 40)
 
     def run():
         chosen = fps(points, 120)
         sqdist, idx = knn(b, points, 12)
         pairs = chamfer_distance(points, b)
         back = torch.ops.m2ae.chamfer_backward(pairs[0], pairs[1], points, b, pairs[2], pairs[3])
-        sums = torch.ops.m2ae.gather_backward(grad, chosen[:, :1].expand(-1, 500).contiguous(), 500)
+        sums = torch.ops.m2ae.gather_backward(grad, chosen[:, :1].expand(-1, 1500).contiguous(), 1500)
         return chosen, sqdist, idx, *pairs, *back, sums, ball_query(b, points, 0.3, 9), *three_nn(b, points)
 
     before = torch.get_num_threads()
@@ -167,3 +244,34 @@ def test_thread_count_changes_nothing():
             assert_same(run(), one)
     finally:
         torch.set_num_threads(before)
+
+
+def search_all_kinds() -> list[torch.Tensor]:
+    """Return what the neighbour searches find, in sorted and in small clouds, at this process's instruction set."""
+    results = []
+    for kind, dtype, count in itertools.product(WIDE_KINDS, [torch.float32, torch.float64], [90, 1100]):
+        support, query = make_cloud(kind, 1, count, 1, dtype), make_cloud(kind, 1, 400, 2, dtype)
+        results += [*knn(query, support, 20), *three_nn(query, support), *chamfer_distance(query, support)]
+        results.append(ball_query(query, support, 0.4, 20))
+    return results
+
+
+@pytest.mark.parametrize("level", ["avx2", "base"])
+def test_every_instruction_set_finds_the_same(level, tmp_path):
+    if not backend().startswith("compiled"):
+        pytest.skip(f"no compiled library: {backend()}")
+    program = (
+        "import sys, torch; from tests.extensions.test_reference_agreement import backend, search_all_kinds; "
+        "print(backend()); torch.save(search_all_kinds(), sys.argv[1])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "found.pt")],
+        env={**os.environ, "M2AE_CPU": level},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert level in answer.stdout or "base" in answer.stdout
+    for ours, theirs in zip(torch.load(tmp_path / "found.pt"), search_all_kinds(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -6,19 +6,23 @@ import torch
 from extensions import row_sums
 from extensions.m2ae_ops.reference.rows import row_sums as reference
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("rows", "channels"), [(1, 1), (5, 3), (700, 32), (5000, 45)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_agrees_with_the_reference(rows, channels, dtype):
+def test_agrees_with_the_reference(device, rows, channels, dtype):
     generator = torch.Generator().manual_seed(rows)
-    x, y = (torch.randn(rows, channels, generator=generator).to(dtype) for _ in range(2))
-    shift = torch.randn(channels, generator=generator)
+    x, y = (torch.randn(rows, channels, generator=generator).to(device, dtype) for _ in range(2))
+    shift = torch.randn(channels, generator=generator).to(device)
     torch.testing.assert_close(row_sums(x, y, shift), reference(x, y, shift), rtol=1e-12, atol=1e-9)
 
 
-def test_by_hand_and_not_contiguous():
+@pytest.mark.parametrize("device", DEVICES)
+def test_by_hand_and_not_contiguous(device):
     x, y = torch.tensor([[1.0, 3.0], [2.0, 5.0]]).T, torch.tensor([[1.0, 10.0], [100.0, 1000.0]])
-    sums = row_sums(x, y, torch.tensor([1.0, 1.0]))  # x - shift = [[0, 1], [2, 4]]
+    sums = row_sums(x.to(device), y.to(device), torch.tensor([1.0, 1.0], device=device))  # x - shift = [[0, 1], [2, 4]]
     assert sums.tolist() == [[101.0, 1010.0], [200.0, 4010.0]]
 
 

@@ -1,9 +1,18 @@
 """Farthest point sampling: hand-worked cases, rules and errors."""
 
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from extensions import fps, gather
+from extensions import fps, fps_nested, gather
+from extensions.m2ae_ops.reference import sampling as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -54,6 +63,121 @@ def test_prefix_and_uniqueness(device, skip):
     assert torch.equal(nested, torch.arange(50, device=device).expand(3, -1))
 
 
+def lattice(batch: int, count: int, steps: int, size: float, seed: int = 0) -> torch.Tensor:
+    """Return points (batch, count, 3) of a coarse lattice around the origin: ties, duplicates, points near the origin."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-steps, steps + 1, (batch, count, 3), generator=generator) * size
+
+
+def scale_by_scale(points: torch.Tensor, num_samples: list[int], skip: bool, tie_break: str) -> list[torch.Tensor]:
+    """Return the samples of every scale from runs of the reference of their own."""
+    chosen = []
+    for samples in num_samples:
+        chosen.append(reference.fps(points, samples, skip, tie_break))
+        points = gather(points, chosen[-1])
+    return chosen
+
+
+RULES = list(itertools.product([False, True], ["lowest", "pointnet2"]))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.sampled_from([1, 2, 31, 33, 97, 300, 700])),
+    percent=st.tuples(st.integers(1, 120), st.integers(1, 120), st.integers(1, 120)),
+    steps=st.sampled_from([0, 1, 2, 5, 10**6]),
+    size=st.sampled_from([0.01, 0.02, 1.0, 1e-22]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_nested_samples_are_those_of_every_scale(device, shape, percent, steps, size, dtype):
+    points = lattice(*shape, steps, size, seed=sum(percent)).to(device, dtype)
+    num_samples = [shape[1]]
+    for p in percent:
+        num_samples.append(max(1, num_samples[-1] * p // 100))
+    for skip, tie_break in RULES:
+        ours = fps_nested(points, num_samples[1:], skip_near_origin=skip, tie_break=tie_break)
+        expected = scale_by_scale(points, num_samples[1:], skip, tie_break)
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nested_with_a_tie_that_a_smaller_cloud_breaks_otherwise(device):
+    # From index 0, indices 1, 2 and 3 are equally far. Eight points prefer slots 0 4 2 6 1 5 3 7, so 2 comes before 1 and 3.
+    # Among the four chosen ones (0, 2, 1, 3) positions 1, 2, 3 tie again and the order is 0 2 1 3: position 2 is taken first.
+    points = torch.zeros(1, 8, 3, device=device)
+    points[0, 1, 0] = points[0, 2, 1] = points[0, 3, 2] = 1.0
+    chosen = fps_nested(points, [4, 4, 2], tie_break="pointnet2")
+    assert [idx.tolist() for idx in chosen] == [[[0, 2, 1, 3]], [[0, 2, 1, 3]], [[0, 2]]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nested_samples_of_a_pyramid(device):
+    points = torch.randn(3, 1024, 3, generator=torch.Generator().manual_seed(2)).to(device)
+    points[1, 0] = 0.001  # the first centre lies near the origin: chosen all the same, at every scale
+    points[2, :] = points[2, :1]  # nothing but repeats
+    chosen = fps_nested(points, [512, 256, 64], skip_near_origin=True)
+    expected = scale_by_scale(points, [512, 256, 64], True, "pointnet2")
+    assert all(torch.equal(a, b) for a, b in zip(chosen, expected, strict=True))
+    assert torch.equal(chosen[1][:2], torch.arange(256, device=device).expand(2, -1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("count", "samples"), [(4097, 130), (6000, 60), (131072, 60)])
+def test_large_clouds_agree_with_the_reference(device, count, samples):
+    generator = torch.Generator().manual_seed(count)
+    uneven = torch.randn(1, count, 3, generator=generator) * torch.tensor([1.0, 0.3, 0.01])
+    uneven[0, count // 2 :: 5] = uneven[0, 3]
+    uneven[0, 7::1001] = torch.inf
+    for points, (skip, tie_break) in itertools.product([uneven, lattice(1, count, 9, 0.05)], RULES[1:3]):
+        points = points.to(device)
+        ours = fps(points, samples, skip_near_origin=skip, tie_break=tie_break)
+        assert torch.equal(ours, reference.fps(points, samples, skip, tie_break))
+
+
+SAMPLE_ALL = """
+import sys
+import torch
+from extensions import fps, fps_nested
+results = []
+for points in torch.load(sys.argv[1]):
+    results += [fps(points, 70), *fps_nested(points, [60, 20], skip_near_origin=True)]
+torch.save(results, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("level", ["avx2", "base"])
+def test_instruction_sets_agree(level, tmp_path):
+    clouds = [lattice(3, 500, 3, 0.1), torch.randn(3, 500, 3).double(), torch.randn(2, 5000, 3)]
+    torch.save(clouds, tmp_path / "in.pt")
+    command = [sys.executable, "-c", SAMPLE_ALL, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, check=True, cwd=root, env=os.environ | {"M2AE_CPU": level, "PYTHONPATH": str(root)})
+    expected = []
+    for points in clouds:
+        expected += [fps(points, 70), *fps_nested(points, [60, 20], skip_near_origin=True)]
+    assert all(torch.equal(a, b) for a, b in zip(torch.load(tmp_path / "out.pt"), expected, strict=True))
+
+
+def test_thread_count_changes_no_sample():
+    points = torch.cat([torch.randn(4, 400, 3), lattice(5, 400, 2, 0.1)])
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(torch.cat([fps(points, 90), *fps_nested(points, [80, 30])], 1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_nested_shapes_without_data():
+    shapes = [idx.shape for idx in fps_nested(torch.empty(2, 30, 3, device="meta"), [9, 4])]
+    assert shapes == [(2, 9), (2, 4)]
+    torch.library.opcheck(torch.ops.m2ae.fps_nested, (torch.randn(2, 30, 3), [9, 4], True, "pointnet2"))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -63,6 +187,9 @@ def test_prefix_and_uniqueness(device, skip):
         (lambda: fps(torch.zeros(4, 3), 1), "fps: points must have shape"),
         (lambda: fps(torch.zeros(1, 4, 3).long(), 1), "fps: points must be float16, .* got torch.int64"),
         (lambda: fps(torch.zeros(1, 4, 3), 1, tie_break="first"), "fps: tie_break='first' is not one of"),
+        (lambda: fps_nested(torch.zeros(1, 4, 3), []), r"fps_nested: num_samples=\[\] must hold one number"),
+        (lambda: fps_nested(torch.zeros(1, 4, 3), [2, 0]), r"fps_nested: num_samples=\[2, 0\] must hold one number"),
+        (lambda: fps_nested(torch.zeros(1, 4, 2), [2]), r"fps_nested: points must have shape \(B, N, 3\)"),
     ],
 )
 def test_errors(call, message):

@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import extensions
-from extensions import chamfer_distance, fps, gather, group, knn, three_interpolate, three_nn
+from extensions import chamfer_distance, chamfer_loss, fps, gather, group, knn, three_interpolate, three_nn
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -39,6 +39,12 @@ def test_opcheck(device):
     opcheck(ops.three_interpolate_backward, (grad[:, :, 0], points, idx, grad[:, :, 1]))
     opcheck(ops.chamfer, (a, b))
     opcheck(ops.chamfer_backward, (d1, d2, points, centers, i1, i2))
+    opcheck(ops.chamfer_backward, (d1.clone().requires_grad_(), d2, a, b, i1, i2))
+    for root in (False, True):
+        opcheck(ops.chamfer_loss, (a, b, root, True, True))
+        opcheck(ops.chamfer_loss, (a, centers, root, True, False))
+    _, to_a, to_b = ops.chamfer_loss(points, centers, False, True, False)
+    opcheck(ops.chamfer_loss_backward, (d1[:, 0], to_a, to_b))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -47,6 +53,8 @@ def test_gradcheck(device):
     idx = torch.randint(0, 9, (2, 5, 3), generator=torch.Generator().manual_seed(2)).to(device)
     weight = leaf(2, 5, 3, device=device, seed=3)
     assert gradcheck(lambda x, y: chamfer_distance(x, y)[:2], (a, b))
+    assert gradcheck(chamfer_loss, (a, b))
+    assert gradcheck(lambda x, y: chamfer_loss(x, y, "cdl1"), (a, b))
     assert gradcheck(lambda x, y: knn(x, y, 4)[0], (b, a))
     assert gradcheck(lambda x, y: three_nn(x, y)[0], (b, a))
     assert gradcheck(lambda x: gather(x, idx), (a,))
@@ -56,12 +64,14 @@ def test_gradcheck(device):
     assert gradgradcheck(lambda x, y: group(x, y, idx), (a, b))
 
 
-def test_a_second_derivative_of_chamfer_is_refused():
-    a = leaf(1, 4, 3)
-    d1 = chamfer_distance(a, leaf(1, 4, 3, seed=1))[0]
-    (first,) = torch.autograd.grad(d1.sum(), a, create_graph=True)
-    with pytest.raises(RuntimeError, match="chamfer_distance: second derivatives are not implemented"):
-        first.sum().backward()
+@pytest.mark.parametrize("device", DEVICES)
+def test_second_derivatives(device):
+    a, b = leaf(2, 5, 3, device=device), leaf(2, 4, 3, device=device, seed=1)
+    assert gradgradcheck(lambda x, y: chamfer_distance(x, y)[:2], (a, b))
+    assert gradgradcheck(lambda x, y: chamfer_loss(x, y, "cdl2"), (a, b))
+    assert gradgradcheck(lambda x, y: chamfer_loss(x, y, "cdl1"), (a, b))
+    assert gradgradcheck(lambda x, y: knn(x, y, 3)[0], (b, a))
+    assert gradgradcheck(lambda x, y: three_nn(x, y)[0], (b, a))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -71,7 +81,8 @@ def test_compile_gives_the_same(device):
         _, idx = knn(centers, points, 5)
         patches = group(points, centers, idx).flatten(0, 1)
         d1, d2, _, _ = chamfer_distance(patches, patches[:, :3] * 1.1)
-        return d1.mean() + d2.mean(), idx
+        fused = chamfer_loss(patches, patches[:, :4] * 0.9, "cdl1").mean()
+        return d1.mean() + d2.mean() + fused, idx
 
     eager, compiled = (torch.randn(2, 40, 3, generator=torch.Generator().manual_seed(0)).to(device) for _ in range(2))
     eager.requires_grad_(), compiled.requires_grad_()
@@ -95,7 +106,7 @@ def test_shapes_without_data():
 def test_half_gradients_keep_their_dtype():
     a, b = (torch.randn(2, 8, 3).bfloat16().requires_grad_() for _ in range(2))
     d1, d2, _, _ = chamfer_distance(a, b)
-    (d1.mean() + d2.mean() + knn(a, b, 2)[0].mean()).backward()
+    (d1.mean() + d2.mean() + knn(a, b, 2)[0].mean() + chamfer_loss(a, b).mean()).backward()
     assert a.grad.dtype == b.grad.dtype == torch.bfloat16
 
 

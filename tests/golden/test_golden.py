@@ -13,6 +13,7 @@ import torch
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
 from tools.augment import augment
+from tools.engine import autocast
 from tools.optim import build_optimizer
 from utils.config import load_config
 from utils.seed import generator
@@ -21,8 +22,13 @@ ROOT = Path(__file__).parent.parent.parent
 RECIPES = sorted((ROOT / "cfgs" / "debug").glob("*.yaml"))
 
 
-def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-5) -> list[float]:
-    """Train the debug recipe of a method for some steps at a small rate, where rounding does not grow."""
+# Rounding stays rounding for some steps; then a maximum or a nearest point jumps to another candidate, and it grows.
+QUIET_STEPS, QUIET, LATER = 12, 1e-5, 2e-3
+BF16_EACH, BF16_MEAN = 0.05, 0.01  # relative to the golden losses in fp32
+
+
+def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-5, precision: str = "fp32") -> list[float]:
+    """Train the debug recipe of a method for some steps at a small rate, where rounding hardly grows."""
     overrides = ["model.drop_path_rate=0", f"optimizer.kwargs.lr={rate}"]
     config = load_config(path, overrides=overrides, models=MODELS, datasets=DATASETS)
     torch.manual_seed(0)
@@ -33,7 +39,8 @@ def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-5) -> list[flo
     for epoch in range(2):
         for batch in batches.epoch(epoch):
             points = augment(batch.points, config.augmentation, "y", generator(0, epoch, batch.step, "augmentation"))
-            loss = model(points, generator=generator(0, epoch, batch.step, "mask"))["loss"]
+            with autocast(points.device, precision):
+                loss = model(points, generator=generator(0, epoch, batch.step, "mask"))["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -46,4 +53,14 @@ def test_golden_losses(path):
     losses, file = first_losses(path), Path(__file__).parent / f"{path.stem}.json"
     if os.environ.get("M2AE_WRITE_GOLDEN"):
         file.write_text(json.dumps(losses, indent=1) + "\n")
-    assert losses == pytest.approx(json.loads(file.read_text()), rel=2e-4)
+    golden = json.loads(file.read_text())
+    assert losses[:QUIET_STEPS] == pytest.approx(golden[:QUIET_STEPS], rel=QUIET)
+    assert losses[QUIET_STEPS:] == pytest.approx(golden[QUIET_STEPS:], rel=LATER)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_bfloat16_follows_the_golden_losses(path):
+    golden = json.loads((Path(__file__).parent / f"{path.stem}.json").read_text())
+    losses = first_losses(path, precision="bf16")
+    assert losses == pytest.approx(golden, rel=BF16_EACH)
+    assert sum(losses) == pytest.approx(sum(golden), rel=BF16_MEAN)

@@ -1,5 +1,7 @@
 """Parts of the models against plain forms of the same formulas."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,10 +41,11 @@ class ConvLayout(nn.Module):
         return self._apply_layers(self.layers[1], joined).amax(2).view(B, G, -1)
 
 
-def test_factored_patch_embed_equals_the_published_layout():
+@pytest.mark.parametrize("channels", [3, 6])  # points, whose first layer has a form of its own, and tokens
+def test_factored_patch_embed_equals_the_published_layout(channels):
     torch.manual_seed(0)
-    embed = PatchEmbed(3, 24, widths=(16, 32, 40)).double().train()
-    members = torch.randn(3, 5, 8, 3, dtype=torch.float64)
+    embed = PatchEmbed(channels, 24, widths=(16, 32, 40)).double().train()
+    members = torch.randn(3, 5, 8, channels, dtype=torch.float64)
     plain = ConvLayout(embed)(members)
     torch.testing.assert_close(embed(members), plain, rtol=1e-9, atol=1e-9)
     names, weights = zip(*embed.named_parameters(), strict=True)
@@ -54,6 +57,69 @@ def test_factored_patch_embed_equals_the_published_layout():
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_forms_of_the_patch_embed_agree(channels):
+    """Fused and plain, while training and not: outputs, gradients, running statistics; members with a gradient too."""
+    torch.manual_seed(0)
+    embed = PatchEmbed(channels, 24, widths=(16, 32, 40)).double().train()
+    for parameter in embed.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    twin = copy.deepcopy(embed)
+    members = torch.randn(40, 7, 16, channels, dtype=torch.float64)  # more than one piece of rows
+    rows, K, flow = members.view(-1, channels), 16, torch.randn(280, 24, dtype=torch.float64)
+    for source in (rows, rows.clone().requires_grad_()):
+        inputs = [source] if source.requires_grad else []
+        outs = [embed(source.view_as(members)).view(280, 24), twin._plain(source, K)]
+        torch.testing.assert_close(*outs, rtol=1e-9, atol=1e-9)
+        first, second = (
+            torch.autograd.grad(out, [*module.parameters(), *inputs], flow)
+            for out, module in zip(outs, (embed, twin), strict=True)
+        )
+        for ours, theirs in zip(first, second, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(embed.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            embed.eval()(members).view(280, 24), twin.eval()._plain(rows, K), rtol=1e-9, atol=1e-9
+        )
+
+
+def test_patch_embed_in_bfloat16_stays_near():
+    torch.manual_seed(0)
+    embed = PatchEmbed(3, 24, widths=(16, 32, 40)).train()
+    for parameter in embed.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    members, flow = torch.randn(8, 20, 16, 3), torch.randn(8, 20, 24)
+    weights = [p for name, p in embed.named_parameters() if not name.endswith(("0.bias", "first_conv.3.bias"))]
+
+    def run(form, dtype):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            tokens = form()
+        assert tokens.dtype == (dtype or torch.float32)
+        grads = torch.autograd.grad(tokens, weights, flow.view_as(tokens).to(tokens.dtype))
+        return [tokens.float().flatten(), *grads]
+
+    exact = run(lambda: embed(members), None)
+    ours = run(lambda: embed(members), torch.bfloat16)
+    plain = run(lambda: embed._plain(members.view(-1, 3), 16), torch.bfloat16)
+    # Rounding makes other members win a maximum now and then, and weights' gradients jump with them, in any form.
+    for value, own, usual in zip(exact, ours, plain, strict=True):
+        assert own.dtype == torch.float32
+        assert (own - value).norm() < max(1.5 * (usual - value).norm(), 0.02 * value.norm()) and (
+            own - value
+        ).norm() < 0.2 * value.norm()
+
+
+def test_attention_in_bfloat16_stays_near():
+    torch.manual_seed(0)
+    attention, x, attend = Attention(12, 3), torch.randn(2, 5, 12), torch.arange(5).view(1, 1, 5) < 4
+    expected = attention(x, attention_bias(attend))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attention(x, attention_bias(attend))
+    assert found.dtype == torch.bfloat16 and (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_attention_equals_the_formula_and_stays_finite_where_everything_is_forbidden():

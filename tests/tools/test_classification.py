@@ -13,6 +13,7 @@ from extensions import fps
 from tools.classification import (
     Judge,
     Vote,
+    check_class_names,
     check_classes,
     check_points,
     farthest,
@@ -134,3 +135,18 @@ def test_bad_sets():
         check_points(clouds, None)
     with pytest.raises(UserError, match=r"Made \(test\): has no labels"):
         Judge(fake_run(), CloudSet(clouds.points, "Made", "test"))
+
+
+def test_class_names_must_agree_where_both_sides_have_them():
+    clouds = cloud_set()  # class 0 to class 2
+    for names in (None, list(clouds.class_names), tuple(clouds.class_names)):
+        check_class_names(names, clouds, "a.pth")
+    check_class_names(["other"], CloudSet(clouds.points, "Made", "test"), "a.pth")
+    with pytest.raises(
+        UserError, match=r"Made \(test\): its 3 classes are not the 3 of a.pth: label 1 is 'chair' there and 'class 1'"
+    ):
+        check_class_names(["class 0", "chair", "class 2"], clouds, "a.pth")
+    with pytest.raises(UserError, match=r"the 2 of a.pth: label 2 is no class there and 'class 2' here"):
+        check_class_names(["class 0", "class 1"], clouds, "a.pth")
+    with pytest.raises(UserError, match=r"the 4 of a.pth: label 3 is 'class 3' there and no class here"):
+        check_class_names([f"class {label}" for label in range(4)], clouds, "a.pth")

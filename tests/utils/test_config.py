@@ -8,7 +8,7 @@ import yaml
 
 from datasets import DATASETS
 from models import MODELS
-from utils.config import find_recipe, load_config, save_config, to_dict
+from utils.config import find_recipe, load_config, save_config, saved_config, to_dict
 from utils.errors import UserError
 from utils.recipes import ROOT
 from utils.registry import Registry
@@ -345,6 +345,16 @@ def test_saved_config(load, tmp_path):
     assert to_dict(config)["seed"] == 3
     with pytest.raises(UserError, match="the folder does not exist"):
         save_config(config, tmp_path / "none" / "config.yaml")
+
+
+def test_config_of_a_checkpoint(load):
+    config = load(SMALL, "class_names=[chair, lamp]")
+    tree = to_dict(config)
+    assert saved_config(tree, "a.pth: config", models=NETS, datasets=CLOUDS) == config
+    changed = saved_config(tree, "a.pth: config", overrides=["seed=7", "model.NAME=Net"], models=NETS, datasets=CLOUDS)
+    assert changed.seed == 7 and changed.class_names == ["chair", "lamp"] and tree == to_dict(config)
+    with pytest.raises(UserError, match=r"a.pth: config: unknown key 'seeed'; did you mean seed"):
+        saved_config({**tree, "seeed": 1}, "a.pth: config", models=NETS, datasets=CLOUDS)
 
 
 def test_find_recipe_prefers_a_file(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Gathering, grouping and interpolation in plain PyTorch. Shape legend: B batch, N points, G groups, K neighbours."""
 
+import math
+
 import torch
 
 from .distance import to_compute
@@ -8,15 +10,15 @@ from .distance import to_compute
 def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:
     """Return rows of `values` (B, N, C) at `idx` (B, ...) as (B, ..., C)."""
     B, _, C = values.shape
-    rows = idx.reshape(B, -1, 1).expand(-1, -1, C)
+    rows = idx.reshape(B, math.prod(idx.shape[1:]), 1).expand(-1, -1, C)  # -1 would be ambiguous with no samples
     return values.gather(1, rows).view(*idx.shape, C)
 
 
 def gather_backward(grad: torch.Tensor, idx: torch.Tensor, count: int) -> torch.Tensor:
     """Return the sum of `grad` (B, ..., C) per row: (B, count, C), summed in the compute precision."""
     B, C = grad.shape[0], grad.shape[-1]
-    rows = idx.reshape(B, -1, 1).expand(-1, -1, C)
-    flat = to_compute(grad).reshape(B, -1, C)
+    rows = idx.reshape(B, math.prod(idx.shape[1:]), 1).expand(-1, -1, C)  # -1 would be ambiguous with no samples
+    flat = to_compute(grad).reshape(B, rows.shape[1], C)
     return flat.new_zeros((B, count, C)).scatter_add(1, rows, flat).to(grad.dtype)
 
 

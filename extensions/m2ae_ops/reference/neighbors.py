@@ -1,7 +1,10 @@
 """Neighbour search in plain PyTorch. Shape legend: B batch, Q queries, N support points, K neighbours."""
 
+from typing import Any
+
 import torch
 
+from . import indexing
 from .distance import pairwise_chunks, to_compute
 
 
@@ -51,16 +54,16 @@ def ball_query(query: torch.Tensor, support: torch.Tensor, radius: float, k: int
 
 
 def pair_gradients(
-    grad: torch.Tensor, query: torch.Tensor, support: torch.Tensor, idx: torch.Tensor
+    grad: torch.Tensor, query: torch.Tensor, support: torch.Tensor, idx: torch.Tensor, *, rows: Any = indexing
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the gradients of `squared_distance(query[q], support[idx[q, k]])` weighted by `grad` (B, Q, K).
 
-    The sums run, and come back, in the compute precision.
+    The sums run, and come back, in the compute precision. Differentiable any number of times with `idx` held fixed.
+
+    Args:
+        rows: what offers `gather` and `gather_backward`: this reference, or `torch.ops.m2ae` for the fastest at hand.
     """
     q, s = to_compute(query), to_compute(support)
-    B, Q, K = idx.shape
-    rows = idx.reshape(B, Q * K, 1).expand(-1, -1, 3)
-    offset = q[:, :, None] - s.gather(1, rows).view(B, Q, K, 3)
+    offset = q[:, :, None] - rows.gather(s, idx)
     flow = (2 * grad)[..., None].to(q.dtype) * offset  # (B, Q, K, 3)
-    onto_support = torch.zeros_like(s).scatter_add(1, rows, flow.view(B, Q * K, 3))
-    return flow.sum(2), -onto_support
+    return flow.sum(2), -rows.gather_backward(flow, idx, s.shape[1])

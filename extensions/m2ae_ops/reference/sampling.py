@@ -1,8 +1,11 @@
 """Farthest point sampling in plain PyTorch. Shape legend: B batch, N points, S samples."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .distance import squared_distance, to_compute
+from .indexing import gather
 
 NEAR_ORIGIN = 1e-3
 """Squared norm up to which `skip_near_origin` leaves a point out."""
@@ -55,4 +58,19 @@ def fps(points: torch.Tensor, num_samples: int, skip_near_origin: bool, tie_brea
         index = torch.where(some, index, 0)
         chosen[:, step] = index
         last = points[rows, index]
+    return chosen
+
+
+def fps_nested(
+    points: torch.Tensor, num_samples: Sequence[int], skip_near_origin: bool, tie_break: str
+) -> list[torch.Tensor]:
+    """Return the samples of every scale, each (B, S_i) int64 into the scale below.
+
+    Calls the op of a single scale, so that a device with a kernel for that one uses it.
+    """
+    chosen, members = [], points
+    for samples in num_samples:
+        idx = torch.ops.m2ae.fps(members, samples, skip_near_origin, tie_break)
+        chosen.append(idx)
+        members = gather(members, idx)
     return chosen

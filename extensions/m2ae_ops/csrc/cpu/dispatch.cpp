@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "patches.h"
 
 namespace m2ae {
 namespace {
@@ -44,6 +45,15 @@ const Kernels<T>& pick() {
   return base::table<T>();
 }
 
+template <typename S>
+const PatchKernels<S>& pick_patches() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return avx512::patch_table<S>();
+  if (isa() == kAvx2) return avx2::patch_table<S>();
+#endif
+  return base::patch_table<S>();
+}
+
 }  // namespace
 
 const char* active_isa() {
@@ -53,6 +63,10 @@ const char* active_isa() {
 
 template <> const Kernels<float>& kernels<float>() { return pick<float>(); }
 template <> const Kernels<double>& kernels<double>() { return pick<double>(); }
+
+template <> const PatchKernels<float>& patch_kernels<float>() { return pick_patches<float>(); }
+template <> const PatchKernels<double>& patch_kernels<double>() { return pick_patches<double>(); }
+template <> const PatchKernels<Bf16>& patch_kernels<Bf16>() { return pick_patches<Bf16>(); }
 
 }  // namespace m2ae
 

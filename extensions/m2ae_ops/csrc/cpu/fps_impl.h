@@ -1,23 +1,35 @@
 // Farthest point sampling of one cloud, exact.
 //
-// The points that may be chosen are sorted along a Z-order curve into buckets of 16, each with its bounding box, the largest
-// running distance inside and who has it. A new sample changes a bucket only if the box comes closer to it than that
-// largest distance; the bound is computed with the operations of the distance itself, and rounding is monotone, so no
-// bucket is left out that would have changed. Ties: every point has a rank (its place in the order of preference), the lowest
-// rank among the farthest wins.
+// The points that may be chosen are laid out in leaves of kLeaf points (kd_impl.h), each with its bounding box and the largest
+// running distance inside. A new sample changes a leaf only if the box comes closer to it than that distance; the bound is
+// computed with the operations of the distance itself, and rounding is monotone, so no leaf is left out that would have
+// changed. Leaves come in groups of kGroup, and where there are many groups these have boxes as well. Ties: the lowest rank
+// among the farthest wins.
 #pragma once
 
-#include <cstring>
-
+#include "kd_impl.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace m2ae::M2AE_ISA {
 namespace {
 
-constexpr int kDigitBits = 9;  // the Z-order key has two digits, 6 bits an axis
-constexpr int kDigits = 1 << kDigitBits;
-constexpr int64_t kSortFromSamples = 16;  // with fewer samples sorting costs more than it saves
+constexpr int64_t kSortFromSamples = 48;  // with fewer samples sorting costs more than it saves
+constexpr int64_t kManyGroups = 9;        // from here on groups are looked at before their leaves
+
+// Points of a leaf with their running squared distances.
+template <typename T>
+struct Leaf {
+  T x[kLeaf], y[kLeaf], z[kLeaf], running[kLeaf];
+};
+
+// Boxes around the leaves of a group, or around groups.
+template <typename T>
+struct Boxes {
+  T low[3][kGroup], high[3][kGroup];
+  T best[kGroup];     // largest running distance inside
+  Int<T> id[kGroup];  // leaf that has it
+};
 
 // Hands out aligned pieces of the scratch memory.
 struct Arena {
@@ -30,217 +42,303 @@ struct Arena {
   }
 };
 
-inline uint32_t spread(uint32_t v) {  // abcdef -> a00b00c00d00e00f
-  v = (v | (v << 8)) & 0x0300F;
-  v = (v | (v << 4)) & 0x030C3;
-  return (v | (v << 2)) & 0x09249;
+template <typename T>
+struct Query {
+  T x, y, z;
+};
+
+template <typename T>
+struct Candidate {
+  Vec<T> most;
+  IVec<T> who;
+};
+
+// Distance from `q` to the interval.
+template <typename T>
+inline Vec<T> outside(T q, const T* low, const T* high) {
+  return q - smaller(larger(all<T>(q), load(low)), load(high));
+}
+
+// Appends to `list` which boxes the sample may change, from number `first` on, and returns how many they are; the
+// farthest points of the others are candidates for the next sample.
+template <typename T>
+inline int64_t scan(const Boxes<T>& b, Query<T> q, int32_t first, int32_t* list, Candidate<T>& candidate) {
+  int64_t found = 0;
+  for (int v = 0; v < kGroup; v += Lanes<T>::W) {
+    const Vec<T> away = squared_distance(outside(q.x, b.low[0] + v, b.high[0] + v), outside(q.y, b.low[1] + v, b.high[1] + v),
+                                         outside(q.z, b.low[2] + v, b.high[2] + v));
+    const Vec<T> has = load(b.best + v);
+    const Mask<T> change = lt(away, has), better = ~change & lt(candidate.most, has);
+    candidate.most = select(better, has, candidate.most);
+    candidate.who = select(better, load_int<T>(b.id + v), candidate.who);
+    found += append_lanes<T>(change, first + v, list + found);
+  }
+  return found;
+}
+
+// Takes the sample into account inside a leaf and returns the largest running distance.
+template <typename T>
+inline T update(Leaf<T>& leaf, Query<T> q) {
+  Vec<T> most;
+  for (int v = 0; v < kLeaf; v += Lanes<T>::W) {
+    const Vec<T> sqdist = squared_distance(load(leaf.x + v) - q.x, load(leaf.y + v) - q.y, load(leaf.z + v) - q.z);
+    const Vec<T> now = smaller(sqdist, load(leaf.running + v));
+    store(leaf.running + v, now);
+    most = v ? larger(now, most) : now;
+  }
+  return largest(most);
+}
+
+// One bit for every value equal to `wanted`.
+template <int count, typename T>
+inline uint32_t matches(const T* values, T wanted) {
+  uint32_t out = 0;
+  for (int v = 0; v < count; v += Lanes<T>::W) out |= bits(eq(load(values + v), all<T>(wanted))) << v;
+  return out;
+}
+
+template <typename T>
+inline void split_axes(const T* __restrict points, int64_t count, T* __restrict x, T* __restrict y, T* __restrict z) {
+  for (int64_t i = 0; i < count; ++i) x[i] = points[3 * i], y[i] = points[3 * i + 1], z[i] = points[3 * i + 2];
 }
 
 template <typename T>
 struct FpsCloud {
-  using I = Int<T>;
   static constexpr int W = Lanes<T>::W;
   const T* points;
-  const int32_t* order;
-  int64_t live, buckets, bucket_slots;
-  T *x, *y, *z, *running;                          // per point, sorted, padded
-  I* rank;                                         // per point
-  T *low[3], *high[3], *bucket_best;               // per bucket
-  I* bucket_rank;
-  int32_t* changing;                               // buckets that the current sample may change
-
-  int64_t index_of(int64_t r) const { return order ? order[r] : r; }
+  const int32_t* rank;
+  int64_t live, leaves, groups;
+  T *x, *y, *z;
+  int32_t* index;       // of the points in the leaves
+  Leaf<T>* leaf;
+  Boxes<T>*group, *upper;  // around the leaves, and around the groups where there are many
+  int32_t* touched;     // groups that the current sample may change
+  int64_t touches;
+  Query<T> q;           // the current sample
+  Key<T> best;          // largest distance so far and its leaf
+  bool tied;            // several points have been farthest at some step
 
   void prepare(const T* pts, int64_t count, int64_t samples, const FpsRules& rules, void* scratch) {
     points = pts;
-    order = rules.order;
+    rank = rules.rank;
     Arena arena{static_cast<char*>(scratch)};
-    const int64_t slots = padded(count);
-    uint32_t* ranks = arena.take<uint32_t>(slots);
-    uint32_t* spare = arena.take<uint32_t>(slots);
-    uint32_t* keys = arena.take<uint32_t>(slots);
-    uint32_t* histogram = arena.take<uint32_t>(2 * kDigits);
-    collect_live(count, rules.skip_near_origin, ranks);
-    if (samples >= kSortFromSamples && live > 4 * kBucket) sort_along_curve(ranks, spare, keys, histogram);
-    x = arena.take<T>(slots), y = arena.take<T>(slots), z = arena.take<T>(slots), running = arena.take<T>(slots);
-    rank = arena.take<I>(slots);
-    if (live == 0) return;
-    buckets = padded(live) / kBucket;
-    bucket_slots = padded(buckets);
-    for (int c = 0; c < 3; ++c) low[c] = arena.take<T>(bucket_slots), high[c] = arena.take<T>(bucket_slots);
-    bucket_best = arena.take<T>(bucket_slots);
-    bucket_rank = arena.take<I>(bucket_slots);
-    changing = arena.take<int32_t>(bucket_slots + W);
-    lay_out(ranks);
-    make_boxes();
+    const int64_t slots = (count + kLeaf - 1) / kLeaf * kLeaf;
+    index = arena.take<int32_t>(slots + 16);
+    KdItems items{arena.take<int32_t>(slots + 16), index, arena.take<int32_t>(slots + 16), arena.take<int32_t>(slots + 16)};
+    x = arena.take<T>(slots), y = arena.take<T>(slots), z = arena.take<T>(slots);
+    collect_live(count, rules.skip_near_origin);
+    leaves = (live + kLeaf - 1) / kLeaf;
+    groups = (leaves + kGroup - 1) / kGroup;
+    if (samples >= kSortFromSamples && leaves > 2 && make_keys(items.key)) kd_order(items, live);
+    leaf = arena.take<Leaf<T>>(leaves);
+    group = arena.take<Boxes<T>>(groups);
+    upper = arena.take<Boxes<T>>((groups + kGroup - 1) / kGroup);
+    touched = arena.take<int32_t>((groups + kGroup - 1) / kGroup * kGroup + W);
+    touches = 0;
+    best = 0;
+    tied = false;
+    lay_out();
+    const bool finite = (pts[0] - pts[0] == 0) & (pts[1] - pts[1] == 0) & (pts[2] - pts[2] == 0);
+    const T far = __builtin_inf();  // changes nothing
+    q = finite ? Query<T>{pts[0], pts[1], pts[2]} : Query<T>{far, far, far};
   }
 
-  void collect_live(int64_t count, bool skip_near_origin, uint32_t* ranks) {
+  // Fills x, y, z and index with the points that may be chosen.
+  void collect_live(int64_t count, bool skip_near_origin) {
+    const T nearest = skip_near_origin ? T(1e-3) : T(-1);
+    split_axes(points, count, x, y, z);
+    for (int64_t i = 0; i < count; ++i) index[i] = int32_t(i);
+    live = count;
+    if (count >= W && all_eligible(nearest)) return;
     live = 0;
-    for (int64_t r = 0; r < count; ++r) {
-      const T* p = points + 3 * index_of(r);
-      // The difference of a value with itself is 0 unless it is NaN or infinite.
-      const bool finite = (p[0] - p[0] == 0) & (p[1] - p[1] == 0) & (p[2] - p[2] == 0);
-      const bool near = skip_near_origin && (p[0] * p[0] + p[1] * p[1]) + p[2] * p[2] <= T(1e-3);
-      ranks[live] = uint32_t(r);
-      live += finite & !near;
+    for (int64_t i = 0; i < count; ++i) {
+      const T a = x[i], b = y[i], c = z[i];
+      x[live] = a, y[live] = b, z[live] = c;
+      index[live] = int32_t(i);
+      live += eligible(a, b, c, nearest);
     }
   }
 
-  void sort_along_curve(uint32_t* ranks, uint32_t* spare, uint32_t* keys, uint32_t* histogram) {
-    T lowest[3], highest[3];
-    const T* first = points + 3 * index_of(ranks[0]);
-    for (int c = 0; c < 3; ++c) lowest[c] = highest[c] = first[c];
+  // The difference of a value with itself is 0 unless it is NaN or infinite.
+  static inline bool eligible(T a, T b, T c, T nearest) {
+    return ((a * a + b * b) + c * c > nearest) & (((a - a) + (b - b)) + (c - c) == 0);
+  }
+
+  // The same for the `live` points in x, y and z, of which there is a vector at least.
+  inline bool all_eligible(T nearest) const {
+    uint32_t fine = ~0u;
+    for (int64_t i = 0; i < live; i += W) {
+      const int64_t at = i + W <= live ? i : live - W;
+      const Vec<T> a = load(x + at), b = load(y + at), c = load(z + at);
+      fine &= bits(lt(all<T>(nearest), squared_distance(a, b, c))) & bits(eq(((a - a) + (b - b)) + (c - c), Vec<T>{}));
+    }
+    return fine == (W == 32 ? ~0u : (1u << W) - 1);
+  }
+
+  // Coordinates as the k-d tree wants them; false if the cloud is too large or too small to be scaled.
+  bool make_keys(int32_t* key) const {
+    const T* coordinates[3] = {x, y, z};
+    T lowest[3], extent = 0;
+    for (int c = 0; c < 3; ++c) {
+      Vec<T> lows = load(coordinates[c]), highs = lows;  // there are more than two leaves of them
+      for (int64_t i = W; i < live; i += W) {
+        const Vec<T> v = load(coordinates[c] + (i + W <= live ? i : live - W));
+        lows = smaller(v, lows), highs = larger(v, highs);
+      }
+      const T low = -largest(-lows), high = largest(highs);
+      lowest[c] = low;
+      extent = high - low > extent ? high - low : extent;
+    }
+    const T factor = extent > 0 && extent < T(1e30) ? T(kField + 0.99) / extent : T(0);
+    if (!(factor > 0 && factor < T(1e30))) return false;
+    const T ax = lowest[0], ay = lowest[1], az = lowest[2];
     for (int64_t i = 0; i < live; ++i) {
-      const T* p = points + 3 * index_of(ranks[i]);
-      for (int c = 0; c < 3; ++c) {
-        lowest[c] = p[c] < lowest[c] ? p[c] : lowest[c];
-        highest[c] = p[c] > highest[c] ? p[c] : highest[c];
+      const int32_t kx = int32_t((x[i] - ax) * factor), ky = int32_t((y[i] - ay) * factor), kz = int32_t((z[i] - az) * factor);
+      key[i] = kx | ky << kFieldBits | kz << 2 * kFieldBits;
+    }
+    return true;
+  }
+
+  void lay_out() {
+    for (int64_t i = live; i < leaves * kLeaf; ++i) index[i] = index[live - 1];
+    for (int64_t l = 0; l < leaves; ++l) {
+      const int32_t* from = index + l * kLeaf;
+      for (int i = 0; i < kLeaf; ++i) {
+        const T* p = points + 3 * int64_t(from[i]);
+        leaf[l].x[i] = p[0], leaf[l].y[i] = p[1], leaf[l].z[i] = p[2];
+      }
+      for (int i = 0; i < kLeaf; ++i) leaf[l].running[i] = T(1e10);
+    }
+    // Padding stays below every distance: never chosen, never updated.
+    for (int64_t i = live; i < leaves * kLeaf; ++i) leaf[leaves - 1].running[i % kLeaf] = -1;
+    for (int64_t l = 0; l < groups * kGroup; ++l) surround(group[l / kGroup], l % kGroup, l, l + 1 < leaves ? l + 1 : leaves);
+    if (groups < kManyGroups) return;
+    for (int64_t g = 0; g < (groups + kGroup - 1) / kGroup * kGroup; ++g) {
+      const int64_t end = (g + 1) * kGroup;
+      surround(upper[g / kGroup], g % kGroup, g * kGroup, end < leaves ? end : leaves);
+    }
+  }
+
+  void surround(Boxes<T>& boxes, int64_t at, int64_t from, int64_t to) const {
+    boxes.id[at] = Int<T>(from);
+    boxes.best[at] = from < to ? T(1e10) : T(-1);
+    if (from >= to) {  // never changed nor chosen
+      for (int c = 0; c < 3; ++c) boxes.low[c][at] = boxes.high[c][at] = 0;
+      return;
+    }
+    Vec<T> low[3] = {load(leaf[from].x), load(leaf[from].y), load(leaf[from].z)}, high[3] = {low[0], low[1], low[2]};
+    for (int64_t l = from; l < to; ++l) {
+      for (int v = 0; v < kLeaf; v += W) {
+        low[0] = smaller(load(leaf[l].x + v), low[0]), high[0] = larger(load(leaf[l].x + v), high[0]);
+        low[1] = smaller(load(leaf[l].y + v), low[1]), high[1] = larger(load(leaf[l].y + v), high[1]);
+        low[2] = smaller(load(leaf[l].z + v), low[2]), high[2] = larger(load(leaf[l].z + v), high[2]);
       }
     }
-    T extent = 0;
-    for (int c = 0; c < 3; ++c) extent = highest[c] - lowest[c] > extent ? highest[c] - lowest[c] : extent;
-    // The layout is only a matter of speed; a cloud too large or too small to be scaled stays in its order.
-    const T factor = extent > 0 && extent < T(1e30) ? T(63.999) / extent : T(0);
-    if (!(factor > 0 && factor < T(1e30))) return;
-    memset(histogram, 0, 2 * kDigits * sizeof(uint32_t));
-    for (int64_t i = 0; i < live; ++i) {
-      const T* p = points + 3 * index_of(ranks[i]);
-      uint32_t key = 0;
-      for (int c = 0; c < 3; ++c) key |= spread(uint32_t((p[c] - lowest[c]) * factor) & 63) << c;
-      keys[ranks[i]] = key;
-      ++histogram[key % kDigits];
-      ++histogram[kDigits + (key >> kDigitBits)];
-    }
-    uint32_t sums[2] = {0, 0};
-    for (int d = 0; d < kDigits; ++d) {
-      for (int pass = 0; pass < 2; ++pass) {
-        const uint32_t here = histogram[pass * kDigits + d];
-        histogram[pass * kDigits + d] = sums[pass];
-        sums[pass] += here;
-      }
-    }
-    for (int64_t i = 0; i < live; ++i) spare[histogram[keys[ranks[i]] % kDigits]++] = ranks[i];
-    for (int64_t i = 0; i < live; ++i) ranks[histogram[kDigits + (keys[spare[i]] >> kDigitBits)]++] = spare[i];
+    for (int c = 0; c < 3; ++c) boxes.low[c][at] = -largest(-low[c]), boxes.high[c][at] = largest(high[c]);
   }
 
-  void lay_out(const uint32_t* ranks) {
-    for (int64_t i = 0; i < padded(live); ++i) {
-      const bool real = i < live;
-      const uint32_t r = ranks[real ? i : live - 1];
-      const T* p = points + 3 * index_of(r);
-      x[i] = p[0], y[i] = p[1], z[i] = p[2];
-      running[i] = real ? T(1e10) : T(-1);  // below every distance: never chosen, never updated
-      rank[i] = I(r);
-    }
-  }
-
-  void make_boxes() {
-    for (int64_t b = 0; b < bucket_slots; ++b) {
-      bucket_best[b] = b < buckets ? T(1e10) : T(-1);
-      const int64_t from = (b < buckets ? b : buckets - 1) * kBucket;
-      const T* coordinates[3] = {x + from, y + from, z + from};
-      for (int c = 0; c < 3; ++c) {
-        T lowest = coordinates[c][0], highest = coordinates[c][0];
-        for (int i = 1; i < kBucket; ++i) {
-          lowest = coordinates[c][i] < lowest ? coordinates[c][i] : lowest;
-          highest = coordinates[c][i] > highest ? coordinates[c][i] : highest;
-        }
-        low[c][b] = lowest, high[c][b] = highest;
-      }
-      I best = rank[from];
-      for (int i = 1; i < kBucket; ++i) best = rank[from + i] < best ? rank[from + i] : best;
-      bucket_rank[b] = best;
-    }
-  }
-
-  // Largest distance and rank as one integer: larger is farther, and of equally far points the one with the lower rank.
-  static Key<T> priority(T sqdist, I r) { return make_key(sqdist, 0x7FFFFFFF - int64_t(r)); }
-
-  // Takes the new sample into account inside one bucket and returns the priority of its farthest point.
-  inline Key<T> update(int64_t bucket, Vec<T> qx, Vec<T> qy, Vec<T> qz) {
-    constexpr int U = kBucket / W;
-    const int64_t from = bucket * kBucket;
-    Vec<T> now[U], most;
-    for (int u = 0; u < U; ++u) {
-      const int64_t at = from + u * W;
-      const Vec<T> d = squared_distance(load(x + at) - qx, load(y + at) - qy, load(z + at) - qz);
-      const Vec<T> before = load(running + at);
-      now[u] = smaller(d, before);
-      store(running + at, now[u]);
-      most = u ? larger(now[u], most) : now[0];
-    }
-    const T top = largest(most);
-    uint32_t who = 0;
-    for (int u = 0; u < U; ++u) who |= bits(eq(now[u], all<T>(top))) << (u * W);
-    I top_rank = rank[from + __builtin_ctz(who)];
-    while (who &= who - 1) {
-      const I other = rank[from + __builtin_ctz(who)];
-      top_rank = other < top_rank ? other : top_rank;
-    }
-    bucket_best[bucket] = top;
-    bucket_rank[bucket] = top_rank;
-    return priority(top, top_rank);
-  }
-
-  // Adds the sample `last` and returns the index of the next one.
-  inline int64_t step(int64_t last) {
-    if (live == 0) return 0;
-    const T* q = points + 3 * last;
-    const Vec<T> qx = all<T>(q[0]), qy = all<T>(q[1]), qz = all<T>(q[2]), zero{};
-    Vec<T> most = all<T>(-2);  // of the buckets that stay as they are
-    IVec<T> most_rank{};
+  // Lists the leaves that the sample may change, each with `mark` added.
+  inline int64_t find_changes(int32_t mark, int32_t* list) {
+    Candidate<T> candidate{all<T>(-2), IVec<T>{}};
     int64_t changes = 0;
-    for (int64_t v = 0; v < bucket_slots; v += W) {
-      const Vec<T> dx = larger(larger(load(low[0] + v) - qx, qx - load(high[0] + v)), zero);
-      const Vec<T> dy = larger(larger(load(low[1] + v) - qy, qy - load(high[1] + v)), zero);
-      const Vec<T> dz = larger(larger(load(low[2] + v) - qz, qz - load(high[2] + v)), zero);
-      const Vec<T> has = load(bucket_best + v);
-      const IVec<T> who = load_int<T>(bucket_rank + v);
-      const Mask<T> change = lt(squared_distance(dx, dy, dz), has);
-      const Mask<T> better = ~change & (lt(most, has) | (eq(has, most) & lt(who, most_rank)));
-      most = select(better, has, most);
-      most_rank = select(better, who, most_rank);
-      changes += append_lanes<T>(change, int32_t(v), changing + changes);
-    }
-    Key<T> best = 0;
-    for (int64_t i = 0; i < changes; ++i) {
-      const Key<T> key = update(changing[i], qx, qy, qz);
-      best = key > best ? key : best;
-    }
-    const T top = largest(most);
-    if (top >= 0) {
-      for (uint32_t who = bits(eq(most, all<T>(top))); who; who &= who - 1) {
-        const Key<T> key = priority(top, most_rank[__builtin_ctz(who)]);
-        best = key > best ? key : best;
+    if (groups < kManyGroups) {
+      for (int64_t g = 0; g < groups; ++g) changes += scan(group[g], q, mark + int32_t(g * kGroup), list + changes, candidate);
+    } else {
+      touches = 0;
+      for (int64_t g = 0; g < groups; g += kGroup) touches += scan(upper[g / kGroup], q, int32_t(g), touched + touches, candidate);
+      for (int64_t t = 0; t < touches; ++t) {
+        changes += scan(group[touched[t]], q, mark + int32_t(touched[t] * kGroup), list + changes, candidate);
       }
     }
-    T sqdist;
-    int64_t complement;
-    split_key(best, sqdist, complement);
-    return index_of(0x7FFFFFFF - complement);
+    Int<T> who[W];
+    __builtin_memcpy(who, &candidate.who, sizeof(who));
+    const T top = largest(candidate.most);
+    best = top < 0 ? 0 : make_key(top, who[__builtin_ctz(bits(eq(candidate.most, all<T>(top))))]);
+    return changes;
+  }
+
+  inline void change(int64_t l) {
+    const T most = update(leaf[l], q);
+    group[l / kGroup].best[l % kGroup] = most;
+    const Key<T> key = make_key(most, l);
+    best = key > best ? key : best;
+  }
+
+  // The next sample.
+  inline int64_t pick() {
+    if (live == 0) return 0;
+    for (int64_t t = 0; t < touches; ++t) {
+      const int64_t g = touched[t];
+      Vec<T> most = load(group[g].best);
+      for (int v = W; v < kGroup; v += W) most = larger(load(group[g].best + v), most);
+      const T top = largest(most);
+      upper[g / kGroup].best[g % kGroup] = top;
+      upper[g / kGroup].id[g % kGroup] = Int<T>(g * kGroup + __builtin_ctz(matches<kGroup>(group[g].best, top)));
+    }
+    T top;
+    int64_t winner;
+    split_key(best, top, winner);
+    const uint32_t same = matches<kLeaf>(leaf[winner].running, top);
+    int64_t at = __builtin_ctz(same);
+    int64_t ties = __builtin_popcount(same);
+    if (groups < kManyGroups) {
+      for (int64_t g = 0; g < groups; ++g) ties += __builtin_popcount(matches<kGroup>(group[g].best, top));
+    } else {
+      for (int64_t g = 0; g < groups; g += kGroup) ties += __builtin_popcount(matches<kGroup>(upper[g / kGroup].best, top));
+      ties += __builtin_popcount(matches<kGroup>(group[winner / kGroup].best, top)) - 1;
+    }
+    at += winner * kLeaf;
+    if (__builtin_expect(ties > 2, 0)) {
+      at = preferred(top);
+      tied = true;
+    }
+    const Leaf<T>& l = leaf[at / kLeaf];
+    q = {l.x[at % kLeaf], l.y[at % kLeaf], l.z[at % kLeaf]};
+    return index[at];
+  }
+
+  // Of the points at distance `top` the one with the lowest rank.
+  __attribute__((noinline)) int64_t preferred(T top) const {
+    int64_t winner = -1;
+    int32_t best_rank = 0;
+    for (int64_t l = 0; l < leaves; ++l) {
+      if (group[l / kGroup].best[l % kGroup] != top) continue;
+      for (uint32_t same = matches<kLeaf>(leaf[l].running, top); same; same &= same - 1) {
+        const int64_t at = l * kLeaf + __builtin_ctz(same);
+        const int32_t here = rank ? rank[index[at]] : index[at];
+        if (winner < 0 || here < best_rank) winner = at, best_rank = here;
+      }
+    }
+    return winner;
   }
 };
 
-// Two clouds advance in turn where there are two, so that one computes while the other waits for its chain of operations.
+// Clouds advance in turn, so that one computes while the other waits for its chain of operations, and their leaves are
+// updated in one loop, whose end is hard to predict.
 template <typename T>
-void fps(const T* points, int64_t clouds, int64_t count, int64_t samples, const FpsRules& rules, void* scratch, int64_t* out) {
-  FpsCloud<T> first, second;
-  int64_t cloud = 0;
-  for (; cloud + 2 <= clouds; cloud += 2, points += 6 * count, out += 2 * samples) {
-    first.prepare(points, count, samples, rules, scratch);
-    second.prepare(points + 3 * count, count, samples, rules, static_cast<char*>(scratch) + fps_scratch<T>(count));
-    int64_t *a = out, *b = out + samples;
-    a[0] = b[0] = 0;
-    for (int64_t s = 1; s < samples; ++s) {
-      a[s] = first.step(a[s - 1]);
-      b[s] = second.step(b[s - 1]);
+void fps(const T* points, int64_t clouds, int64_t count, int64_t samples, const FpsRules& rules, void* scratch, int64_t* out,
+         uint8_t* doubtful) {
+  constexpr int kMark = 28;  // where the number of the cloud stands in a list of leaves
+  FpsCloud<T> cloud[kFpsTogether];
+  int32_t* list = static_cast<int32_t*>(scratch);
+  char* rest = static_cast<char*>(scratch) + fps_list<T>(count);
+  for (int64_t first = 0; first < clouds; first += kFpsTogether) {
+    const int together = clouds - first < kFpsTogether ? int(clouds - first) : kFpsTogether;
+    for (int c = 0; c < together; ++c) {
+      cloud[c].prepare(points + 3 * count * (first + c), count, samples, rules, rest + c * fps_cloud<T>(count));
+      out[(first + c) * samples] = 0;
     }
-  }
-  if (cloud < clouds) {
-    first.prepare(points, count, samples, rules, scratch);
-    out[0] = 0;
-    for (int64_t s = 1; s < samples; ++s) out[s] = first.step(out[s - 1]);
+    for (int64_t s = 1; s < samples; ++s) {
+      int64_t changes = 0;
+      for (int c = 0; c < together; ++c) changes += cloud[c].find_changes(c << kMark, list + changes);
+      for (int64_t i = 0; i < changes; ++i) cloud[list[i] >> kMark].change(list[i] & ((1 << kMark) - 1));
+      for (int c = 0; c < together; ++c) out[(first + c) * samples + s] = cloud[c].pick();
+      if (doubtful && s < rules.distinct_steps) {
+        for (int c = 0; c < together; ++c) doubtful[first + c] |= cloud[c].tied;
+      }
+    }
+    // With no point left at a distance the last samples were repeats.
+    for (int c = 0; doubtful && c < together; ++c) doubtful[first + c] |= samples > 1 && cloud[c].best >> 32 == 0;
   }
 }
 

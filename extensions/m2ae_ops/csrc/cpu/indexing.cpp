@@ -34,34 +34,44 @@ Tensor gather_cpu(const Tensor& values, const Tensor& idx) {
   return out;
 }
 
-// Adds row i of `from` (rows x C) to row idx[i] of `to`, channels first..last.
-template <typename T>
-void add_rows(const T* from, const int64_t* idx, int64_t rows, int64_t C, int64_t first, int64_t last, T* to) {
-  for (int64_t i = 0; i < rows; ++i) {
-    const T* source = from + i * C;
-    T* target = to + idx[i] * C;
-    for (int64_t c = first; c < last; ++c) target[c] += source[c];
-  }
-}
+// bfloat16 is read as it lies in memory, float16 as a copy in float32; sums are kept in the compute precision.
+Tensor readable(const Tensor& t) { return t.scalar_type() == at::kBFloat16 ? t.contiguous() : to_compute(t); }
 
-Tensor gather_backward_cpu(const Tensor& grad, const Tensor& idx, int64_t count) {
-  const Tensor g = to_compute(grad), index = idx.contiguous();
-  const int64_t B = g.size(0), C = g.size(-1), rows = B ? index.numel() / B : 0;
-  check_range("gather_backward", index, count);
-  Tensor out = at::zeros({B, count, C}, g.options());
-  const int64_t pieces = (C + kChannels - 1) / kChannels;
-  AT_DISPATCH_FLOATING_TYPES(g.scalar_type(), "m2ae::gather_backward", [&] {
-    const scalar_t* from = g.const_data_ptr<scalar_t>();
+const Bfloat16* as_bfloat16(const Tensor& t) { return static_cast<const Bfloat16*>(t.const_data_ptr()); }
+
+// Adds rows of `from` (B, rows, C) to those of the result (B, count, C); see Kernels::scatter_rows. The work is shared out by
+// cloud, and by pieces of the channels where there are few clouds.
+Tensor scatter(const Tensor& from, const Tensor& index, const Tensor& weight, int64_t rows, int64_t count) {
+  const int64_t B = from.size(0), C = from.size(-1), entries = B ? index.numel() / B : 0;
+  const int64_t wanted = (2 * at::get_num_threads() + B - 1) / std::max<int64_t>(B, 1);
+  const int64_t pieces = std::max<int64_t>(1, std::min(wanted, C / kChannels)), width = (C + pieces - 1) / pieces;
+  Tensor out = at::empty({B, count, C}, from.options().dtype(compute_type(from)));
+  const bool bfloat16 = from.scalar_type() == at::kBFloat16;
+  AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "m2ae::scatter", [&] {
     const int64_t* chosen = index.const_data_ptr<int64_t>();
-    scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, B * pieces, grain(rows * std::min(C, kChannels) / 4), [&](int64_t begin, int64_t end) {
+    const scalar_t* weights = weight.defined() ? weight.const_data_ptr<scalar_t>() : nullptr;
+    scalar_t* sums = out.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, B * pieces, grain((count + entries) * width / 4), [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t b = unit / pieces, first = unit % pieces * kChannels;
-        add_rows(from + b * rows * C, chosen + b * rows, rows, C, first, std::min(C, first + kChannels), to + b * count * C);
+        const int64_t b = unit / pieces, first = unit % pieces * width, channels = std::min(C - first, width);
+        if (channels <= 0) continue;
+        scalar_t* to = sums + b * count * C + first;
+        if (channels == C) std::memset(to, 0, count * C * sizeof(scalar_t));
+        else for (int64_t i = 0; i < count; ++i) std::memset(to + i * C, 0, channels * sizeof(scalar_t));
+        const scalar_t* w = weights ? weights + b * entries : nullptr;
+        const int64_t at = b * rows * C + first;
+        if (bfloat16) kernels<scalar_t>().scatter_rows_bf16(as_bfloat16(from) + at, chosen + b * entries, w, rows, C, channels, to);
+        else kernels<scalar_t>().scatter_rows(from.const_data_ptr<scalar_t>() + at, chosen + b * entries, w, rows, C, channels, to);
       }
     });
   });
-  return out.to(grad.scalar_type());
+  return out;
+}
+
+Tensor gather_backward_cpu(const Tensor& grad, const Tensor& idx, int64_t count) {
+  const Tensor index = idx.contiguous();
+  check_range("gather_backward", index, count);
+  return scatter(readable(grad), index, Tensor(), idx.size(0) ? idx.numel() / idx.size(0) : 0, count).to(grad.scalar_type());
 }
 
 Tensor group_cpu(const Tensor& points, const Tensor& centers, const Tensor& idx) {
@@ -105,41 +115,28 @@ Tensor three_interpolate_cpu(const Tensor& values, const Tensor& idx, const Tens
   return out.to(values.scalar_type());
 }
 
-// Gradient of the values for channels first..last of one cloud.
-template <typename T>
-void spread_rows(const T* grad, const int64_t* idx, const T* weight, int64_t N, int64_t C, int64_t first, int64_t last, T* to) {
-  for (int64_t i = 0; i < 3 * N; ++i) {
-    const T* source = grad + i / 3 * C;
-    T* target = to + idx[i] * C;
-    for (int64_t c = first; c < last; ++c) target[c] += weight[i] * source[c];
-  }
-}
-
 std::tuple<Tensor, Tensor> three_interpolate_backward_cpu(const Tensor& grad, const Tensor& values, const Tensor& idx,
                                                           const Tensor& weight) {
-  const Tensor v = to_compute(values), g = grad.to(v.scalar_type()).contiguous();
-  const Tensor index = idx.contiguous(), w = weight.to(v.scalar_type()).contiguous();
-  const int64_t B = v.size(0), M = v.size(1), C = v.size(2), N = index.size(1);
+  const Tensor v = readable(values), g = readable(grad.to(values.scalar_type())), index = idx.contiguous();
+  const Tensor w = weight.to(compute_type(v)).contiguous();
+  const int64_t M = v.size(1), C = v.size(2), B = index.size(0), N = index.size(1);
   check_range("three_interpolate_backward", index, M);
-  Tensor to_values = at::zeros({B, M, C}, v.options()), to_weight = at::empty({B, N, 3}, v.options());
-  const int64_t pieces = (C + kChannels - 1) / kChannels;
-  AT_DISPATCH_FLOATING_TYPES(v.scalar_type(), "m2ae::three_interpolate_backward", [&] {
-    const scalar_t *flow = g.const_data_ptr<scalar_t>(), *from = v.const_data_ptr<scalar_t>();
-    const scalar_t* weights = w.const_data_ptr<scalar_t>();
+  const Tensor to_values = scatter(g, index, w, N, M);
+  Tensor to_weight = at::empty({B, N, 3}, w.options());
+  AT_DISPATCH_FLOATING_TYPES(w.scalar_type(), "m2ae::three_interpolate_backward", [&] {
     const int64_t* chosen = index.const_data_ptr<int64_t>();
-    scalar_t *to = to_values.mutable_data_ptr<scalar_t>(), *to_w = to_weight.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, B * pieces, grain(N * std::min(C, kChannels)), [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t b = unit / pieces, first = unit % pieces * kChannels, at = b * N;
-        spread_rows(flow + at * C, chosen + 3 * at, weights + 3 * at, N, C, first, std::min(C, first + kChannels), to + b * M * C);
-      }
-    });
-    at::parallel_for(0, B * N, grain(C), [&](int64_t begin, int64_t end) {
-      for (int64_t i = 3 * begin; i < 3 * end; ++i) {
-        const scalar_t *row = from + (i / 3 / N * M + chosen[i]) * C, *source = flow + i / 3 * C;
-        scalar_t sum = 0;
-        for (int64_t c = 0; c < C; ++c) sum += source[c] * row[c];
-        to_w[i] = sum;
+    scalar_t* out = to_weight.mutable_data_ptr<scalar_t>();
+    at::parallel_for(0, B * N, grain(C / 2), [&](int64_t begin, int64_t end) {
+      while (begin < end) {  // cloud by cloud
+        const int64_t b = begin / N, rows = std::min(end, (b + 1) * N) - begin;
+        const int64_t row = begin * C, cloud = b * M * C;
+        if (v.scalar_type() == at::kBFloat16) {
+          kernels<scalar_t>().dot_rows_bf16(as_bfloat16(g) + row, as_bfloat16(v) + cloud, chosen + 3 * begin, rows, C, out + 3 * begin);
+        } else {
+          kernels<scalar_t>().dot_rows(g.const_data_ptr<scalar_t>() + row, v.const_data_ptr<scalar_t>() + cloud, chosen + 3 * begin,
+                                       rows, C, out + 3 * begin);
+        }
+        begin += rows;
       }
     });
   });

@@ -11,15 +11,31 @@
 
 namespace m2ae {
 
-// Points in a bucket of the sampling kernel; also what padded lengths are a multiple of.
+// What padded lengths are a multiple of.
 constexpr int64_t kBucket = 16;
+
+// Points that the patch kernel takes at most, in either patch of a pair.
+constexpr int64_t kPatch = 64;
 
 constexpr int64_t padded(int64_t count) { return (count + kBucket - 1) / kBucket * kBucket; }
 
-// Rules of farthest point sampling. `order` lists the points by preference among equals (nullptr: by index).
+// Points in a leaf of the sampling kernel, leaves in a group, and clouds that it works on at a time.
+constexpr int64_t kLeaf = 32;
+constexpr int64_t kGroup = 16;
+constexpr int kFpsTogether = 2;
+
+// Rules of farthest point sampling. `rank` is the place of every point in the order of preference among equals (nullptr: its
+// index). A cloud is doubtful if several points were farthest at one of the first `distinct_steps` samples, or if points had
+// to be repeated.
 struct FpsRules {
   bool skip_near_origin;
-  const int32_t* order;
+  const int32_t* rank;
+  int64_t distinct_steps;
+};
+
+// A bfloat16 number as it lies in memory.
+struct Bfloat16 {
+  uint16_t pattern;
 };
 
 // Rules of one auction, see reference/emd.py: the cost of infinitely far pairs, the price steps of the first and the last phase,
@@ -34,8 +50,10 @@ struct EmdRules {
 // the padding. Scratch is memory of the given size in bytes, aligned to 64.
 template <typename T>
 struct Kernels {
-  // Chooses `samples` of `count` points of each cloud; scratch of 2 * fps_scratch<T>(count) bytes.
-  void (*fps)(const T* points, int64_t clouds, int64_t count, int64_t samples, const FpsRules& rules, void* scratch, int64_t* out);
+  // Chooses `samples` of `count` points of each cloud and adds to `doubtful` (one a cloud, or nullptr); scratch of
+  // fps_scratch<T>(count) bytes.
+  void (*fps)(const T* points, int64_t clouds, int64_t count, int64_t samples, const FpsRules& rules, void* scratch, int64_t* out,
+              uint8_t* doubtful);
   // Chooses k nearest of `count` for each of `queries` queries; scratch of knn_scratch<T>(count) bytes.
   void (*knn)(const T* query, int64_t queries, const T* soa, int64_t count, int64_t k, void* scratch, T* sqdist, int64_t* idx);
   // The nearest target of every query.
@@ -44,18 +62,59 @@ struct Kernels {
   void (*three_nn)(const T* query, int64_t queries, const T* target, int64_t count, T* sqdist, int64_t* idx);
   // The first k points closer than sqrt(limit) for every query.
   void (*ball_query)(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx);
+  // Both nearest-point searches of up to kBucket pairs of patches (n and m points, each at most kPatch). Column p of the
+  // outputs, d1 and i1 (n, kBucket), d2 and i2 (m, kBucket), belongs to pair p; columns without a pair hold anything.
+  void (*patches)(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1, int32_t* i1, T* d2, int32_t* i2);
+  // Sorts two clouds, of queries and of the points they search, along one curve (buckets_impl.h): memory of
+  // layout_bytes<T>(count) for each, scratch of lay_out_scratch<T>(the larger count). The clouds must outlive the layouts.
+  void (*lay_out)(const T* query, int64_t queries, const T* support, int64_t count, void* scratch, void* query_layout,
+                  void* support_layout);
+  // The searches above on laid-out clouds, for `number` queries from the sorted place `first` on (a multiple of 16). Results
+  // go to the place a query has in its cloud; scratch of search_scratch<T>(points searched).
+  void (*knn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k,
+                     void* scratch, T* sqdist, int64_t* idx);
+  // `nearest` and `three_nn` take 16 queries together, which suits clouds of queries that are not much sparser than the targets.
+  void (*nearest_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                         T* sqdist, int64_t* idx);
+  void (*three_nn_sorted)(const void* query_layout, int64_t first, int64_t number, const void* target_layout, void* scratch,
+                          T* sqdist, int64_t* idx);
+  void (*ball_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, T limit, int64_t k,
+                      void* scratch, int64_t* idx);
   // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
   void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
+  // Adds row i of `from` to row idx[i] of `to`, or, with weights, weight[3 i + k] times row i to row idx[3 i + k], k = 0, 1, 2;
+  // `channels` of the `stride` values a row.
+  void (*scatter_rows)(const T* from, const int64_t* idx, const T* weight, int64_t rows, int64_t stride, int64_t channels, T* to);
+  void (*scatter_rows_bf16)(const Bfloat16* from, const int64_t* idx, const T* weight, int64_t rows, int64_t stride,
+                            int64_t channels, T* to);
+  // The products of row i of `from` with rows idx[3 i + k] of `values`, k = 0, 1, 2.
+  void (*dot_rows)(const T* from, const T* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
+  void (*dot_rows_bf16)(const Bfloat16* from, const Bfloat16* values, const int64_t* idx, int64_t rows, int64_t channels, T* out);
   // Matches the points of a with those of b, `count` each. `assignment` holds the nearest point of b on entry, which stays for
   // whoever the auction leaves without a partner; scratch of emd_scratch<T>(count) bytes.
   void (*emd)(const T* a, const T* b, int64_t count, const EmdRules<T>& rules, void* scratch, int64_t* assignment);
 };
 
+constexpr size_t lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr int64_t pieces_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Scratch of the sampling kernel: a list of leaves of all clouds it works on, and the memory of each cloud.
 template <typename T>
-constexpr size_t fps_scratch(int64_t count) {  // a multiple of 64
-  const size_t points = padded(count);
-  const size_t buckets = padded(points / kBucket);
-  return points * (4 * sizeof(T) + 8 + 4 * sizeof(uint32_t)) + buckets * (7 * sizeof(T) + 12) + 2 * 512 * 4 + 20 * 64;
+constexpr size_t fps_list(int64_t count) {
+  return lines(sizeof(int32_t) * (kFpsTogether * pieces_of(count, kLeaf) + 16));
+}
+
+template <typename T>
+constexpr size_t fps_cloud(int64_t count) {
+  const size_t leaves = pieces_of(count, kLeaf), groups = pieces_of(leaves, kGroup), uppers = pieces_of(groups, kGroup);
+  const size_t points = leaves * kLeaf;
+  return 4 * lines(sizeof(int32_t) * (points + 16)) + 3 * lines(sizeof(T) * points) + leaves * 4 * kLeaf * sizeof(T) +
+         (groups + uppers) * 8 * kGroup * sizeof(T) + lines(sizeof(int32_t) * (uppers * kGroup + 16));
+}
+
+template <typename T>
+constexpr size_t fps_scratch(int64_t count) {
+  return fps_list<T>(count) + kFpsTogether * fps_cloud<T>(count);
 }
 
 template <typename T>
@@ -67,6 +126,24 @@ template <typename T>
 constexpr size_t emd_scratch(int64_t count) {
   const size_t candidates = 128 / sizeof(T);  // two of every lane of the widest register
   return padded(count) * 4 * sizeof(T) + count * ((candidates + 1) * sizeof(T) + (candidates + 3) * sizeof(int32_t));
+}
+
+constexpr size_t kPieceGap = 192;  // between the arrays of a layout
+
+template <typename T>
+constexpr size_t layout_bytes(int64_t count) {  // a multiple of 64
+  const size_t points = padded(count), buckets = padded(points / kBucket), supers = padded(buckets / kBucket);
+  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 4096 * 4 + 512 + 20 * (64 + kPieceGap);
+}
+
+template <typename T>
+constexpr size_t lay_out_scratch(int64_t count) {
+  return padded(count) * (sizeof(T) + 16) + 3 * (64 + kPieceGap);
+}
+
+template <typename T>
+constexpr size_t search_scratch(int64_t count) {
+  return (padded(count) + 64) * (7 * sizeof(T) + 16) + 16 * (64 + kPieceGap);
 }
 
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.

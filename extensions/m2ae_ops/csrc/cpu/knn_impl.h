@@ -1,9 +1,12 @@
-// k nearest neighbours and ball query: one query against a cloud in structure-of-arrays form, exact.
+// k nearest neighbours, exact.
 //
-// Neighbours: one pass computes all squared distances and the minima of at least 2k groups of points. The k-th smallest of
-// those minima bounds the k-th smallest distance, so a second pass finds the few points within it, which are then sorted.
+// Small clouds, in structure-of-arrays form: one pass computes all squared distances and the minima of at least 2k groups of
+// points. The k-th smallest of those minima bounds the k-th smallest distance, so a second pass finds the few points within
+// it, which are then sorted. Larger ones, laid out in buckets: the points around a query's place on the curve give the
+// bound, and only buckets within it are looked at.
 #pragma once
 
+#include "buckets_impl.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -143,23 +146,162 @@ void knn(const T* query, int64_t queries, const T* soa, int64_t count, int64_t k
   }
 }
 
+// Distances and indices of the points that a search has kept, in no particular order.
 template <typename T>
-void ball_query(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx) {
-  constexpr int W = Lanes<T>::W, U = 16 / W;
-  const int64_t stride = padded(count);
-  for (int64_t q = 0; q < queries; ++q) {
-    const T* p = query + 3 * q;
-    const Vec<T> qx = all<T>(p[0]), qy = all<T>(p[1]), qz = all<T>(p[2]), below = all<T>(limit);
-    int64_t* out = idx + q * k;
-    int64_t found = 0;
-    // The padding is NaN and never a hit.
-    for (int64_t at = 0; at < stride && found < k; at += 16) {
-      uint32_t hits = 0;
-      for (int u = 0; u < U; ++u) hits |= bits(lt(distances(soa, stride, at + u * W, qx, qy, qz), below)) << (u * W);
-      for (; hits && found < k; hits &= hits - 1) out[found++] = at + __builtin_ctz(hits);
+struct Kept {
+  T* sqdist;
+  Int<T>* index;
+  int64_t count;
+};
+
+// The number of values within `bound`, of a multiple of 16; NaN is not within.
+template <typename T>
+inline int64_t count_within(const T* values, int64_t count, T bound) {
+  const Vec<T> limit = all<T>(bound);
+  int64_t within = 0;
+  for (int64_t i = 0; i < count; i += Lanes<T>::W) within += __builtin_popcount(bits(le(load(values + i), limit)));
+  return within;
+}
+
+// Lowers a bound that at least k of `count` values are within, by bisection, until at most `enough` are or it stops paying.
+template <typename T>
+inline T lower_bound_on(const T* values, int64_t count, int64_t k, int64_t enough, T bound, int steps) {
+  T below = 0;
+  for (int step = 0; step < steps; ++step) {
+    const T middle = below + (bound - below) / 2;
+    const int64_t within = count_within(values, count, middle);
+    below = within < k ? middle : below;
+    bound = within < k ? bound : middle;
+    if (within >= k && within <= enough) break;
+  }
+  return bound;
+}
+
+// A distance that at least k points are within, from those around the query's place on the curve.
+template <typename T>
+inline T first_bound(const Layout<T>& support, const Probe<T>& probe, uint32_t key, int64_t k, int64_t window, T* values) {
+  constexpr int W = Lanes<T>::W;
+  const int64_t from = window_around(support, key, window);
+  if (window <= 2 * kBucket) {
+    constexpr int U = kBucket / W;
+    Vec<T> d[2 * U];
+    for (int u = 0; u < U; ++u) d[u] = probe.to(support, from + u * W);
+    if (window == kBucket) return kth_smallest<T, U>(d, k);
+    for (int u = U; u < 2 * U; ++u) d[u] = probe.to(support, from + u * W);
+    return kth_smallest<T, 2 * U>(d, k);
+  }
+  Vec<T> most{};
+  for (int64_t i = 0; i < window; i += W) {
+    const Vec<T> d = probe.to(support, from + i);
+    store(values + i, d);
+    most = larger(d, most);
+  }
+  return lower_bound_on(values, window, k, k + k / 8, largest(most), 8);
+}
+
+template <typename T>
+inline void keep_within(const Layout<T>& support, const Probe<T>& probe, T bound, const int32_t* buckets, int64_t count, Kept<T>& kept) {
+  constexpr int W = Lanes<T>::W;
+  const Vec<T> limit = all<T>(bound);
+  kept.count = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = int64_t(buckets[i]) * kBucket;
+    for (int64_t at = first; at < first + kBucket; at += W) {
+      const Vec<T> d = probe.to(support, at);  // NaN in the padding: not within
+      const Mask<T> within = le(d, limit);
+      append_values<T>(within, d, kept.sqdist + kept.count);
+      kept.count += append_values<T>(within, load_int<T>(support.index + at), kept.index + kept.count);
     }
-    const int64_t filling = found ? out[0] : 0;
-    for (; found < k; ++found) out[found] = filling;
+  }
+}
+
+// Drops kept points until not many more than k are left; all those at the distance of the k-th stay.
+template <typename T>
+inline void thin_out(Kept<T>& kept, int64_t k, T bound) {
+  constexpr int W = Lanes<T>::W;
+  for (int64_t i = kept.count; i < padded(kept.count); ++i) kept.sqdist[i] = __builtin_nan("");
+  const Vec<T> limit = all<T>(lower_bound_on(kept.sqdist, padded(kept.count), k, k + kBucket / 2, bound, 16));
+  int64_t left = 0;
+  for (int64_t i = 0; i < kept.count; i += W) {
+    const Vec<T> d = load(kept.sqdist + i);
+    const IVec<T> who = load_int<T>(kept.index + i);
+    const Mask<T> within = le(d, limit);
+    append_values<T>(within, d, kept.sqdist + left);
+    left += append_values<T>(within, who, kept.index + left);
+  }
+  kept.count = left;
+}
+
+// The number of kept points before each: nearer, or as near with a lower index (`ties`: else those count as not before).
+template <typename T, bool ties>
+inline int64_t rank_kept(const Kept<T>& kept, Int<T>* ranks) {
+  constexpr int W = Lanes<T>::W, U = kBucket / W;
+  IVec<T> sum{};
+  for (int64_t i = 0; i < kept.count; i += kBucket) {
+    IVec<T> before[U], who[U];
+    Vec<T> mine[U];
+    for (int u = 0; u < U; ++u) {
+      before[u] = IVec<T>{}, mine[u] = load(kept.sqdist + i + u * W), who[u] = load_int<T>(kept.index + i + u * W);
+    }
+    for (int64_t j = 0; j < kept.count; ++j) {
+      const Vec<T> other = all<T>(kept.sqdist[j]);
+      for (int u = 0; u < U; ++u) {
+        Mask<T> first = lt(other, mine[u]);
+        if constexpr (ties) first = first | (eq(other, mine[u]) & lt(all_int<T>(kept.index[j]), who[u]));
+        before[u] = select(first, before[u] + 1, before[u]);
+      }
+    }
+    for (int u = 0; u < U; ++u) store_int<T>(ranks + i + u * W, before[u]), sum += before[u];
+  }
+  int64_t total = 0;  // NaN has no one before it, so the padding adds nothing
+  for (int lane = 0; lane < W; ++lane) total += sum[lane];
+  return total;
+}
+
+// Writes the k nearest of the kept points in order. The arrays of `kept` are followed by room for 16 more, `sorted` has as much.
+template <typename T>
+inline void write_nearest(Kept<T>& kept, int64_t k, Int<T>* ranks, const Kept<T>& sorted, Key<T>* keys, T* sqdist, int64_t* idx) {
+  const int64_t n = kept.count;
+  if (n > 2 * k + 128) {  // that many only on degenerate clouds
+    Key<T> spare[64];
+    for (int64_t i = 0; i < n; ++i) keys[i] = make_key(kept.sqdist[i], kept.index[i]);
+    sort_smallest(keys, n, k, spare);
+    for (int64_t i = 0; i < k; ++i) split_key(keys[i], sqdist[i], idx[i]);
+    return;
+  }
+  for (int64_t i = n; i < padded(n); ++i) kept.sqdist[i] = __builtin_nan("");
+  // Without ties all ranks differ and add up to the sum of 0 .. n - 1.
+  if (rank_kept<T, false>(kept, ranks) != n * (n - 1) / 2) rank_kept<T, true>(kept, ranks);
+  for (int64_t i = 0; i < n; ++i) sorted.sqdist[ranks[i]] = kept.sqdist[i], sorted.index[ranks[i]] = kept.index[i];
+  for (int64_t i = 0; i < k; ++i) sqdist[i] = sorted.sqdist[i], idx[i] = sorted.index[i];
+}
+
+// The same as `knn` for the sorted queries from place `first` on; results go to the queries' own places.
+template <typename T>
+void knn_sorted(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k, void* scratch,
+                T* sqdist, int64_t* idx) {
+  const Layout<T>&queries = *static_cast<const Layout<T>*>(query_layout), &support = *static_cast<const Layout<T>*>(support_layout);
+  const int64_t slots = padded(support.count) + kBucket, window = padded(2 * k);
+  Pieces pieces{static_cast<char*>(scratch)};
+  Kept<T> kept{pieces.take<T>(slots), pieces.take<Int<T>>(slots), 0}, sorted{pieces.take<T>(slots), pieces.take<Int<T>>(slots), 0};
+  Int<T>* ranks = pieces.take<Int<T>>(slots);
+  Key<T>* keys = pieces.take<Key<T>>(slots);
+  int32_t *supers = pieces.take<int32_t>(slots), *buckets = pieces.take<int32_t>(slots);
+  for (int64_t q = first; q < first + number; ++q) {
+    const int64_t to = queries.index[q];
+    T bound = __builtin_inf();
+    if (q < queries.live && window <= support.live) {
+      const Probe<T> probe(queries.x[q], queries.y[q], queries.z[q]);
+      bound = first_bound(support, probe, queries.key[q], k, window, kept.sqdist);
+      if (bound < __builtin_inf()) {
+        keep_within(support, probe, bound, buckets, list_buckets(support, probe, bound, supers, buckets), kept);
+        if (kept.count > k + 2 * kBucket) thin_out(kept, k, bound);
+        write_nearest(kept, k, ranks, sorted, keys, sqdist + to * k, idx + to * k);
+        continue;
+      }
+    }
+    // Too little finite to find, or a query that is not finite.
+    knn(queries.points + 3 * to, 1, support.soa, support.count, k, scratch, sqdist + to * k, idx + to * k);
   }
 }
 

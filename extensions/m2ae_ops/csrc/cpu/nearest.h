@@ -10,4 +10,9 @@ namespace m2ae {
 template <typename T>
 void nearest_all(const Tensor& from, const Tensor& to, Tensor& sqdist, Tensor& idx);
 
+// The same both ways: of `a` (B, n, 3) in `b` to d1 and i1 (B, n), of `b` (B, m, 3) in `a` to d2 and i2 (B, m). Large clouds
+// are sorted once for both.
+template <typename T>
+void nearest_both(const Tensor& a, const Tensor& b, Tensor& d1, Tensor& i1, Tensor& d2, Tensor& i2);
+
 }  // namespace m2ae

@@ -1,8 +1,24 @@
 // Neighbour search: queries of all clouds are shared out among the threads.
 #include "common.h"
+#include "layouts.h"
 
 namespace m2ae {
 namespace {
+
+// Costs in nanoseconds for each search: of looking at a point, and of finding the neighbours in a laid-out cloud.
+struct Costs {
+  double look, search;
+};
+constexpr Costs kKnn{0.23, 200}, kThreeNn{0.4, 40}, kBall{0.18, 60};
+
+template <typename T>
+void knn_laid_out(const Tensor& query, const Tensor& support, int64_t k, Tensor& sqdist, Tensor& idx) {
+  T* distances = sqdist.mutable_data_ptr<T>();
+  int64_t *indices = idx.mutable_data_ptr<int64_t>(), row = query.size(1) * k;
+  for_laid_out<T>(query, support, 1, [&](int, int64_t b, const Slice& slice) {
+    kernels<T>().knn_sorted(slice.queries, slice.first, slice.number, slice.support, k, slice.scratch, distances + b * row, indices + b * row);
+  });
+}
 
 // Copies (B, N, 3) to structure of arrays, (B, 3, padded(N)), NaN in the padding.
 template <typename T>
@@ -36,11 +52,27 @@ void for_queries(int64_t B, int64_t Q, int64_t cost, const F& work) {
   });
 }
 
+template <typename T>
+void three_nn_laid_out(const Tensor& query, const Tensor& support, Tensor& sqdist, Tensor& idx) {
+  T* distances = sqdist.mutable_data_ptr<T>();
+  int64_t *indices = idx.mutable_data_ptr<int64_t>(), row = query.size(1) * 3;
+  for_laid_out<T>(query, support, 1, [&](int, int64_t b, const Slice& slice) {
+    T* to = distances + b * row;
+    int64_t* chosen = indices + b * row;
+    if (slice.sparse) {
+      kernels<T>().knn_sorted(slice.queries, slice.first, slice.number, slice.support, 3, slice.scratch, to, chosen);
+    } else {
+      kernels<T>().three_nn_sorted(slice.queries, slice.first, slice.number, slice.support, slice.scratch, to, chosen);
+    }
+  });
+}
+
 std::tuple<Tensor, Tensor> knn_cpu(const Tensor& query, const Tensor& support, int64_t k) {
   const Tensor q = to_compute(query), s = to_compute(support);
   const int64_t B = q.size(0), Q = q.size(1), N = s.size(1);
   Tensor sqdist = at::empty({B, Q, k}, q.options()), idx = at::empty({B, Q, k}, q.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "m2ae::knn", [&] {
+    if (worth_layout(Q, N, kKnn.look, kKnn.search)) return knn_laid_out<scalar_t>(q, s, k, sqdist, idx);
     const Tensor soa = to_soa<scalar_t>(s);
     const scalar_t *from = q.const_data_ptr<scalar_t>(), *cloud_data = soa.const_data_ptr<scalar_t>();
     scalar_t* distances = sqdist.mutable_data_ptr<scalar_t>();
@@ -60,6 +92,7 @@ std::tuple<Tensor, Tensor> three_nn_cpu(const Tensor& query, const Tensor& suppo
   const int64_t B = q.size(0), Q = q.size(1), M = s.size(1);
   Tensor sqdist = at::empty({B, Q, 3}, q.options()), idx = at::empty({B, Q, 3}, q.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "m2ae::three_nn", [&] {
+    if (worth_layout(Q, M, kThreeNn.look, kThreeNn.search)) return three_nn_laid_out<scalar_t>(q, s, sqdist, idx);
     const scalar_t *from = q.const_data_ptr<scalar_t>(), *targets = s.const_data_ptr<scalar_t>();
     scalar_t* distances = sqdist.mutable_data_ptr<scalar_t>();
     int64_t* indices = idx.mutable_data_ptr<int64_t>();
@@ -76,10 +109,15 @@ Tensor ball_query_cpu(const Tensor& query, const Tensor& support, double radius,
   const int64_t B = q.size(0), Q = q.size(1), N = s.size(1);
   Tensor idx = at::empty({B, Q, k}, q.options().dtype(at::kLong));
   AT_DISPATCH_FLOATING_TYPES(q.scalar_type(), "m2ae::ball_query", [&] {
-    const Tensor soa = to_soa<scalar_t>(s);
-    const scalar_t *from = q.const_data_ptr<scalar_t>(), *cloud_data = soa.const_data_ptr<scalar_t>();
     const scalar_t limit = scalar_t(radius) * scalar_t(radius);
     int64_t* indices = idx.mutable_data_ptr<int64_t>();
+    if (worth_layout(Q, N, kBall.look, kBall.search)) {
+      return for_laid_out<scalar_t>(q, s, 1, [&](int, int64_t b, const Slice& slice) {
+        kernels<scalar_t>().ball_sorted(slice.queries, slice.first, slice.number, slice.support, limit, k, slice.scratch, indices + b * Q * k);
+      });
+    }
+    const Tensor soa = to_soa<scalar_t>(s);
+    const scalar_t *from = q.const_data_ptr<scalar_t>(), *cloud_data = soa.const_data_ptr<scalar_t>();
     for_queries(B, Q, N / 8 + 20, [&](int64_t b, int64_t first, int64_t number) {
       const int64_t at = b * Q + first;
       kernels<scalar_t>().ball_query(from + at * 3, number, cloud_data + b * 3 * padded(N), N, limit, k, indices + at * k);

@@ -49,6 +49,11 @@ inline IVec<T> load_int(const Int<T>* from) {
 }
 
 template <typename T>
+inline void store_int(Int<T>* to, IVec<T> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+template <typename T>
 inline Vec<T> all(T value) {
   return value - Vec<T>{};
 }
@@ -155,6 +160,23 @@ inline int64_t append_lanes(Mask<T> m, int32_t base, int32_t* out) {
   return count;
 }
 
+// Writes the values in the lanes of the mask to `out`, which has room for all lanes, and returns how many they are.
+template <typename T, typename V, typename E>
+inline int64_t append_values(Mask<T> m, V values, E* out) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(m, (__m512i)values));
+  } else {
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi64(m, (__m512i)values));
+  }
+  return __builtin_popcount(bits(m));
+#else
+  int64_t count = 0;
+  for (uint32_t todo = bits(m); todo; todo &= todo - 1) out[count++] = values[__builtin_ctz(todo)];
+  return count;
+#endif
+}
+
 // Lane-wise minimum and maximum; where one is NaN, `b`.
 template <typename V>
 inline V smaller(V a, V b) {
@@ -207,6 +229,17 @@ inline double largest(Vec<double> v) {
   for (int i = 1; i < Lanes<double>::W; ++i) out = v[i] > out ? v[i] : out;
   return out;
 }
+
+// Smallest lane.
+inline float smallest(Vec<float> v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_min_ps((__m512)v);
+#else
+  return -largest(-v);
+#endif
+}
+
+inline double smallest(Vec<double> v) { return -largest(-v); }
 
 }  // namespace
 }  // namespace m2ae::M2AE_ISA

@@ -1,0 +1,86 @@
+"""Compile while the package is being installed, for `extensions/setup.py`, and judge such a library at run time.
+
+The folder of finished libraries holds stamp.json, which says for which PyTorch, from which sources and, on CUDA, for which
+architectures they were made. A library that does not fit is left alone; the same sources are then compiled at first use.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .compile import compile_half
+from .compiler import find_compiler
+from .cuda import covers, default_architectures, find_cuda, parse_architectures
+from .errors import BuildError
+from .recipe import Half, cpu_half, cuda_half, sources_digest
+from .torch_files import TorchFiles
+
+STAMP = "stamp.json"
+CUDA_CHOICES = ("", "0", "1")
+
+
+def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) -> list[str]:
+    """Compile the halves that can be compiled here into the folder `target`; return lines that say what was done.
+
+    $M2AE_CUDA=1 makes a missing CUDA half an error, 0 leaves it out. $TORCH_CUDA_ARCH_LIST chooses the architectures.
+
+    Raises:
+        BuildError: M2AE_CUDA=1 and the CUDA half cannot be built.
+    """
+    wanted = os.environ.get("M2AE_CUDA", "")
+    if wanted not in CUDA_CHOICES:
+        raise BuildError(f"M2AE_CUDA={wanted} is not 0 or 1")
+    said, halves = [], {}
+    for name in ("cpu", "cuda"):
+        if name == "cuda" and wanted == "0":
+            said.append("left out the CUDA kernels: M2AE_CUDA=0")
+            continue
+        try:
+            half, architectures = _plan(name, csrc, torch)
+            compile_half(half, target / half.library, objects)
+        except (BuildError, OSError) as error:
+            if name == "cuda" and wanted == "1":
+                raise BuildError(f"M2AE_CUDA=1, but {error}{_output(target)}") from error
+            said.append(f"without compiled {name.upper()} kernels: {error}{_output(target)}")
+            continue
+        halves[name] = {"library": half.library, "sources": sources_digest(csrc, name), "architectures": architectures}
+        said.append(f"compiled {name.upper()} kernels for PyTorch {torch.version} {' '.join(architectures)}".rstrip())
+    if halves:
+        (target / STAMP).write_text(json.dumps({"torch": torch.version, "halves": halves}, indent=1) + "\n")
+    (target / "build.log").unlink(missing_ok=True)
+    return said
+
+
+def find_finished(
+    folder: Path, csrc: Path, name: str, torch_version: str, capabilities: Sequence[tuple[int, int]] = ()
+) -> Path | None:
+    """Return the finished library of a half if it fits this PyTorch, these sources and all these devices, else None."""
+    try:
+        stamp = json.loads((folder / STAMP).read_text())
+        half = stamp["halves"][name]
+        library = folder / half["library"]
+        fits = stamp["torch"] == torch_version and half["sources"] == sources_digest(csrc, name) and library.is_file()
+        return library if fits and all(covers(half["architectures"], one) for one in capabilities) else None
+    except (OSError, ValueError, KeyError, TypeError):  # no such folder, or not written by `compile_ahead`
+        return None
+
+
+def _plan(name: str, csrc: Path, torch: TorchFiles) -> tuple[Half, list[str]]:
+    compiler = find_compiler()
+    if name == "cpu":
+        return cpu_half(csrc, torch, compiler), []
+    toolkit = find_cuda(torch)
+    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    architectures = parse_architectures(chosen, toolkit) if chosen else default_architectures(toolkit)
+    return cuda_half(csrc, torch, compiler, toolkit, architectures), list(architectures)
+
+
+def _output(target: Path) -> str:
+    """Return the end of the compiler's output, because the folder of an installation is removed after it."""
+    log_file = target / "build.log"
+    if not log_file.exists():
+        return ""
+    text = log_file.read_text(errors="replace")
+    log_file.unlink()
+    return f"\n{text[-4000:]}"

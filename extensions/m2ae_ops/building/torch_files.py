@@ -1,0 +1,79 @@
+"""The installed PyTorch as seen from the file system, without importing it.
+
+A build by pip runs in an environment of its own, in which the PyTorch of the target environment cannot be imported and
+a second one would be a download of several GB. Its headers, libraries and version are files that can be found.
+"""
+
+import ast
+import importlib.util
+import re
+import site
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TorchFiles:
+    """A PyTorch installation: its folder, version, CUDA version (None without), and the ABI of its C++ strings."""
+
+    folder: Path
+    version: str
+    cuda: str | None
+    cxx11_abi: int
+
+    @property
+    def includes(self) -> tuple[Path, ...]:
+        """Folders of PyTorch's own headers."""
+        return self.folder / "include", self.folder / "include" / "torch" / "csrc" / "api" / "include"
+
+    @property
+    def nvidia(self) -> tuple[Path, ...]:
+        """Folders that NVIDIA's wheels, on which PyTorch's CUDA wheels depend, have put beside it."""
+        return tuple(sorted(path for path in (self.folder.parent / "nvidia").glob("*") if path.is_dir()))
+
+
+def torch_files(folder: Path) -> TorchFiles:
+    """Return what the folder of an installed PyTorch says about itself.
+
+    Raises:
+        FileNotFoundError: there is no version.py.
+    """
+    facts = _assignments(folder / "version.py")
+    flags = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    # Wheels up to 2.6 came with either ABI and name it there; later ones have the new one and no longer do.
+    abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", flags.read_text()) if flags.exists() else None
+    return TorchFiles(folder, str(facts["__version__"]), facts.get("cuda"), int(abi[1]) if abi else 1)
+
+
+def find_torch() -> TorchFiles | None:
+    """Return the PyTorch of the running interpreter's environment, or None."""
+    for folder in _site_folders():
+        if (folder / "torch" / "version.py").exists() and (folder / "torch" / "include").is_dir():
+            return torch_files(folder / "torch")
+    return None
+
+
+def _site_folders() -> Iterator[Path]:
+    """Yield the folders that the interpreter would search, also those hidden by a build environment."""
+    spec = importlib.util.find_spec("torch")  # looks, does not import
+    if spec is not None and spec.origin:
+        yield Path(spec.origin).parent.parent
+    paths = sysconfig.get_paths()
+    folders = [paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages()]
+    for folder in map(Path, dict.fromkeys(folders)):
+        yield folder
+        for file in sorted(folder.glob("*.pth")):
+            lines = file.read_text(errors="replace").splitlines()
+            yield from (folder / line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
+
+
+def _assignments(file: Path) -> dict:
+    """Return the names that a Python file assigns constants to."""
+    facts = {}
+    for node in ast.parse(file.read_text()).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant):
+            facts[target.id] = node.value.value
+    return facts

@@ -1,0 +1,160 @@
+"""pointnet2_ops.pointnet2_utils: functions, autograd classes and grouping modules, channel first, int32 indices.
+
+Shape legend: B batch, N points, S samples, K neighbours, C channels.
+"""
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+from . import pointnet2_ext as _ext
+
+__all__ = [
+    "BallQuery",
+    "FurthestPointSampling",
+    "GatherOperation",
+    "GroupAll",
+    "GroupingOperation",
+    "QueryAndGroup",
+    "ThreeInterpolate",
+    "ThreeNN",
+    "ball_query",
+    "furthest_point_sample",
+    "gather_operation",
+    "grouping_operation",
+    "three_interpolate",
+    "three_nn",
+]
+
+
+class FurthestPointSampling(Function):
+    """apply(xyz (B, N, 3), npoint) -> (B, S) int32."""
+
+    @staticmethod
+    def forward(ctx, xyz, npoint):
+        idx = _ext.furthest_point_sampling(xyz, npoint)
+        ctx.mark_non_differentiable(idx)
+        return idx
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None
+
+
+class GatherOperation(Function):
+    """apply(features (B, C, N), idx (B, S)) -> (B, C, S)."""
+
+    @staticmethod
+    def forward(ctx, features, idx):
+        ctx.save_for_backward(idx)
+        ctx.count = features.shape[2]
+        return _ext.gather_points(features, idx)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (idx,) = ctx.saved_tensors
+        return _ext.gather_points_grad(grad, idx, ctx.count), None
+
+
+class ThreeNN(Function):
+    """apply(unknown (B, S, 3), known (B, N, 3)) -> distances (B, S, 3), not squared, and int32 indices; no gradient."""
+
+    @staticmethod
+    def forward(ctx, unknown, known):
+        sqdist, idx = _ext.three_nn(unknown, known)
+        dist = sqdist.sqrt()
+        ctx.mark_non_differentiable(dist, idx)
+        return dist, idx
+
+    @staticmethod
+    def backward(ctx, grad_dist, grad_idx):
+        return None, None
+
+
+class ThreeInterpolate(Function):
+    """apply(features (B, C, N), idx (B, S, 3), weight (B, S, 3)) -> (B, C, S); gradient in the features only."""
+
+    @staticmethod
+    def forward(ctx, features, idx, weight):
+        ctx.save_for_backward(idx, weight)
+        ctx.count = features.shape[2]
+        return _ext.three_interpolate(features, idx, weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        idx, weight = ctx.saved_tensors
+        return _ext.three_interpolate_grad(grad, idx, weight, ctx.count), None, None
+
+
+class GroupingOperation(GatherOperation):
+    """apply(features (B, C, N), idx (B, S, K)) -> (B, C, S, K)."""
+
+
+class BallQuery(Function):
+    """apply(radius, nsample, xyz (B, N, 3), new_xyz (B, S, 3)) -> (B, S, K) int32."""
+
+    @staticmethod
+    def forward(ctx, radius, nsample, xyz, new_xyz):
+        idx = _ext.ball_query(new_xyz, xyz, radius, nsample)
+        ctx.mark_non_differentiable(idx)
+        return idx
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, None, None
+
+
+furthest_point_sample = FurthestPointSampling.apply
+gather_operation = GatherOperation.apply
+three_nn = ThreeNN.apply
+three_interpolate = ThreeInterpolate.apply
+grouping_operation = GroupingOperation.apply
+ball_query = BallQuery.apply
+
+
+class QueryAndGroup(nn.Module):
+    """Group the points within a radius of each centre.
+
+    Args:
+        radius: of the balls.
+        nsample: K points a ball.
+        use_xyz: put the centre-relative coordinates before the features.
+    """
+
+    def __init__(self, radius, nsample, use_xyz=True):
+        super().__init__()
+        self.radius, self.nsample, self.use_xyz = radius, nsample, use_xyz
+
+    def forward(self, xyz: torch.Tensor, new_xyz: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
+        """Return (B, 3 + C, S, K) of xyz (B, N, 3), new_xyz (B, S, 3), features (B, C, N); without xyz or features less."""
+        _require_something(features, self.use_xyz, "QueryAndGroup")
+        idx = ball_query(self.radius, self.nsample, xyz, new_xyz)
+        parts = []
+        if self.use_xyz:
+            parts.append(grouping_operation(xyz.transpose(1, 2), idx) - new_xyz.transpose(1, 2).unsqueeze(-1))
+        if features is not None:
+            parts.append(grouping_operation(features, idx))
+        return torch.cat(parts, dim=1)
+
+
+class GroupAll(nn.Module):
+    """Put all points into one group."""
+
+    def __init__(self, use_xyz=True):
+        super().__init__()
+        self.use_xyz = use_xyz
+
+    def forward(
+        self, xyz: torch.Tensor, new_xyz: torch.Tensor | None, features: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return (B, 3 + C, 1, N) of xyz (B, N, 3) and features (B, C, N); new_xyz is not used."""
+        _require_something(features, self.use_xyz, "GroupAll")
+        parts = [xyz.transpose(1, 2)] if self.use_xyz else []
+        if features is not None:
+            parts.append(features)
+        return torch.cat(parts, dim=1).unsqueeze(2)
+
+
+def _require_something(features: torch.Tensor | None, use_xyz: bool, name: str) -> None:
+    if features is None and not use_xyz:
+        raise ValueError(f"{name}: without features there is nothing to group when use_xyz=False; pass use_xyz=True")

@@ -1,0 +1,124 @@
+"""Fused Chamfer loss: hand-worked cases, agreement with the unfused formulas and the reference, bounds and errors."""
+
+import pytest
+import torch
+
+from extensions import chamfer_distance, chamfer_loss
+from extensions.m2ae_ops.reference import chamfer as reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def unfused(a: torch.Tensor, b: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return the losses by plain formulas over the distances, through their own gradients."""
+    d1, d2, _, _ = chamfer_distance(a, b)
+    return reference.pair_losses(d1, d2, kind == "cdl1")
+
+
+def leaves(pairs: int, n: int, m: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random clouds with duplicates, points that coincide across the pair, and gradients on."""
+    generator = torch.Generator().manual_seed(pairs * n + m)
+    a, b = (torch.randn(pairs, count, 3, generator=generator) for count in (n, m))
+    a[:, -1], b[:, 0] = a[:, 0], a[:, n // 2]
+    return a.to(dtype).requires_grad_(), b.to(dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_by_hand(device):
+    a = torch.tensor([[[0.0, 0, 0], [1, 0, 0]]], device=device, requires_grad=True)
+    b = torch.tensor([[[3.0, 0, 0]]], device=device, requires_grad=True)
+    losses = chamfer_loss(a, b)  # (9 + 4) / 2 + 4
+    assert losses.tolist() == [10.5]
+    losses.sum().backward()
+    # Half of 2 * (0 - 3), half of 2 * (1 - 3), and 2 * (1 - 3) for being chosen; b balances them.
+    assert a.grad[0, :, 0].tolist() == [-3, -6] and b.grad[0, :, 0].tolist() == [9]
+    assert chamfer_loss(a, b, "cdl1").tolist() == [2.25]  # ((3 + 2) / 2 + 2) / 2
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["cdl1", "cdl2"])
+@pytest.mark.parametrize(
+    ("pairs", "n", "m"),
+    [(1, 1, 1), (3, 4, 7), (4, 1, 5), (16, 16, 8), (17, 32, 32), (35, 48, 32), (5, 64, 63), (6, 65, 20), (2, 300, 170)],
+)
+def test_agrees_with_the_unfused_form(device, kind, pairs, n, m):
+    for dtype in (torch.float32, torch.float64):
+        a, b = (x.detach().to(device).requires_grad_() for x in leaves(pairs, n, m, dtype))
+        flow = torch.rand(pairs, dtype=dtype).to(device)
+        ours, expected = chamfer_loss(a, b, kind), unfused(a, b, kind)
+        torch.testing.assert_close(ours, expected)
+        ours_grads = torch.autograd.grad(ours, (a, b), flow)
+        torch.testing.assert_close(ours_grads, torch.autograd.grad(expected, (a, b), flow))
+        only_b = torch.autograd.grad(chamfer_loss(a.detach(), b, kind), b, flow)
+        assert torch.equal(only_b[0], ours_grads[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("root", [False, True])
+def test_agrees_with_the_reference(device, root):
+    a, b = (x.detach().to(device) for x in leaves(20, 24, 40))
+    ours = torch.ops.m2ae.chamfer_loss(a, b, root, True, True)
+    torch.testing.assert_close(ours, reference.chamfer_loss(a, b, root, True, True))
+    assert [tuple(x.shape) for x in torch.ops.m2ae.chamfer_loss(a, b, root, False, True)] == [
+        (20,),
+        (0, 24, 3),
+        (20, 40, 3),
+    ]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_coinciding_points_have_no_gradient(device):
+    points = torch.rand(8, 20, 3, device=device).requires_grad_()
+    loss = chamfer_loss(points, points.detach().flip(1), "cdl1")
+    torch.testing.assert_close(loss, torch.full_like(loss, 1e-6))  # the root of the clamp
+    (grad,) = torch.autograd.grad(loss.sum(), points, create_graph=True)
+    assert grad.eq(0).all()
+    assert torch.autograd.grad(grad.sum(), points)[0].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    a, b = leaves(20, 12, 9, dtype)
+    losses = chamfer_loss(a, b)
+    expected = chamfer_loss(a.float(), b.float())
+    assert losses.dtype == torch.float32 and torch.equal(losses, expected)
+    ours, full = (torch.autograd.grad(x.sum(), (a, b)) for x in (losses, expected))
+    assert all(x.dtype == dtype and torch.equal(x, y) for x, y in zip(ours, full, strict=True))
+
+
+def test_each_pair_is_on_its_own_and_threads_change_nothing():
+    a, b = leaves(200, 32, 30)
+    a.data[3, 5, 1], b.data[60, 2, 0] = float("nan"), float("inf")
+
+    def run():
+        losses = chamfer_loss(a, b)
+        return losses, *torch.autograd.grad(losses.sum(), (a, b))
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run()
+        torch.set_num_threads(3)
+        three = run()
+    finally:
+        torch.set_num_threads(before)
+    broken = torch.tensor([3, 60])
+    assert one[0].isinf().nonzero().flatten().tolist() == broken.tolist()
+    for x, y in zip(one, three, strict=True):
+        assert torch.equal(x.nan_to_num(7), y.nan_to_num(7))
+    good = torch.ones(200, dtype=torch.bool).index_fill(0, broken, False)
+    assert one[1][good].isfinite().all() and one[2][good].isfinite().all()
+
+
+def test_no_pairs():
+    a = torch.zeros(0, 4, 3, requires_grad=True)
+    losses = chamfer_loss(a, torch.zeros(0, 6, 3))
+    losses.sum().backward()
+    assert losses.shape == (0,) and a.grad.shape == (0, 4, 3)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="chamfer_loss: kind='cdl3' is unknown; choose from cdl1, cdl2"):
+        chamfer_loss(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3), "cdl3")
+    with pytest.raises(ValueError, match="chamfer_loss: b has zero points"):
+        chamfer_loss(torch.zeros(1, 2, 3), torch.zeros(1, 0, 3))

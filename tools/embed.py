@@ -1,0 +1,149 @@
+"""Features, and with a classifier predictions, of any clouds or meshes: `python -m tools.embed --ckpts PTH --input DIR_OR_FILE`."""
+
+import argparse
+import csv
+import hashlib
+import io
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from datasets.cloud_files import cloud_files
+from tools.context import choose_device
+from tools.embedder import Embedder, Embedding, embed_files, open_embedder
+from utils.checkpoint import write_atomic
+from utils.errors import UserError
+
+BEST = 3  # classes of the table of predictions
+_LOG = logging.getLogger("m2ae.embed")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 for bad input, which is one message on stderr."""
+    handler, level = logging.StreamHandler(sys.stderr), logging.getLogger("m2ae").level
+    logging.getLogger("m2ae").addHandler(handler)
+    logging.getLogger("m2ae").setLevel(logging.INFO)
+    try:
+        _run(_arguments(argv))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        logging.getLogger("m2ae").removeHandler(handler)
+        logging.getLogger("m2ae").setLevel(level)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.embed", description=__doc__.split(":")[0] + ".", allow_abbrev=False
+    )
+    parser.add_argument(
+        "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier"
+    )
+    parser.add_argument(
+        "--input", required=True, metavar="PATH", help="a cloud or mesh, or a folder of them, with those below it"
+    )
+    parser.add_argument("--config", metavar="YAML", help="recipe of the model; checkpoints of ours hold their own")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a key of the configuration"
+    )
+    parser.add_argument(
+        "--out", default="embeddings.npz", metavar="NPZ",
+        help="features (default: embeddings.npz); the predictions of a classifier stand beside it, ending in .csv",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
+    parser.add_argument(
+        "--normalize", action="store_true", default=None,
+        help="centre clouds and scale them to the unit sphere (default: as the training set did)",
+    )  # fmt: skip
+    parser.add_argument("--no_normalize", dest="normalize", action="store_false", help="take coordinates as they are")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="clouds encoded at a time (default: 32)"
+    )
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the configuration's)"
+    )
+    return parser.parse_args(argv)
+
+
+def _run(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    table = out.with_suffix(".csv")
+    if out.suffix.lower() != ".npz":
+        raise UserError(f"--out {out}: must end in .npz, for example {out.with_suffix('.npz')}")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size {args.batch_size}: must be at least 1")
+    for path in (out, table):
+        if path.exists() and not args.overwrite:
+            raise UserError(f"{path}: exists; replace it with --overwrite, or choose another --out")
+    files = cloud_files(args.input, recursive=True)
+    root = Path(args.input) if Path(args.input).is_dir() else files[0].parent
+    names = [file.relative_to(root).as_posix() for file in files]
+    overrides = [*args.set, *([f"precision={args.precision}"] if args.precision else [])]
+    embedder = open_embedder(
+        args.ckpts,
+        config=args.config,
+        overrides=overrides,
+        normalize=args.normalize,
+        device=choose_device(args.device),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    embedding = embed_files(embedder, files, names, batch_size=args.batch_size)
+    if embedding.repeated:
+        _LOG.warning(
+            "%d clouds have fewer points than the %d that the groups need, and their points were repeated; the first is %s",
+            len(embedding.repeated), embedder.needed, embedding.repeated[0],
+        )  # fmt: skip
+    _write(embedder, embedding, args.ckpts, out, table)
+
+
+def _write(embedder: Embedder, embedding: Embedding, ckpts: str, out: Path, table: Path) -> None:
+    with open(ckpts, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    arrays = {
+        "features": embedding.features,
+        "names": np.array(embedding.names),
+        "method": np.array(embedder.model.method),
+        "checkpoint_sha256": np.array(digest),
+    }
+    write_atomic(out, lambda file: np.savez_compressed(file, **arrays))
+    count, width = embedding.features.shape
+    _LOG.info("%s: features (%d, %d) of %s", out, count, width, embedder.model.method)
+    if embedding.probabilities is None:
+        return
+    if not embedder.config.class_names:
+        _LOG.info("the checkpoint does not name its classes; %s has numbers, or give --set 'class_names=[a, b]'", table)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(prediction_rows(embedding, embedder.config.class_names))
+    write_atomic(table, lambda file: file.write(text.getvalue().encode("utf-8")))
+    _LOG.info("%s: predictions", table)
+
+
+def prediction_rows(embedding: Embedding, class_names: Sequence[str] | None) -> list[list]:
+    """Return the table of predictions, its head first: file, then class, name and probability of the three best classes.
+
+    Equal probabilities stand in the order of the labels; a class without a name has its number as name.
+    """
+    names = list(class_names or [])
+    best = min(BEST, embedding.probabilities.shape[1])
+    order = np.argsort(-embedding.probabilities, axis=1, kind="stable")[:, :best]
+    head = ["file"]
+    for rank in range(1, best + 1):
+        ending = "" if rank == 1 else f"_{rank}"
+        head += [f"class{ending}", f"name{ending}", f"probability{ending}"]
+    rows: list[list] = [head]
+    for file, labels, probabilities in zip(embedding.names, order.tolist(), embedding.probabilities, strict=True):
+        row: list = [file]
+        for label in labels:
+            row += [label, names[label] if label < len(names) else str(label), f"{probabilities[label]:.6f}"]
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""Encode any clouds and meshes with a checkpoint: the model, what it expects of a cloud, files to features.
+
+Shapes: `M` clouds, `B` clouds of one size, `n` points of a cloud, `C` channels of a feature.
+"""
+
+import logging
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets import DATASETS
+from datasets.cloud_files import read_cloud
+from datasets.transforms import normalize_unit_sphere
+from models import MODELS, build_model, load_weights
+from models.weights import method_of
+from tools.classification import farthest
+from tools.engine import autocast
+from tools.points import points_needed, points_seen, repeat_points
+from utils.checkpoint import read_checkpoint
+from utils.config import RunConfig, load_config, saved_config
+from utils.errors import UserError
+
+SURFACE_POINTS = 8192  # drawn of a mesh, or as many as the model sees where that is more
+REPORT_SECONDS = 10.0  # between two lines of progress
+_LOG = logging.getLogger("m2ae.embed")
+
+
+@dataclass
+class Embedder:
+    """A model with what it expects of a cloud."""
+
+    model: nn.Module
+    config: RunConfig
+    device: torch.device
+    placing: str = "sphere"  # where clouds are put: "sphere" = centred, in the unit sphere; "centre" = centred; "stored" = not moved
+
+    def __post_init__(self):
+        self.classifies = hasattr(self.model, "cls_head_finetune")
+        self.npoints = points_seen(self.config)  # None = all
+        self.needed = points_needed(self.config.model)
+        self.precision = self.config.precision
+
+    def fit(self, points: np.ndarray) -> Tensor:
+        """Bring the points (n, 3) of one file to what the model takes: (n', 3) float32 on the device.
+
+        More than `npoints` are thinned by farthest point sampling, as --test does; fewer are taken as they are, and repeated
+        where they are too few for the groups.
+        """
+        if self.placing != "stored":
+            # In double precision: map coordinates are large, and single precision would round their differences.
+            points = points - points.mean(axis=0)
+        cloud = torch.from_numpy(points.astype(np.float32))[None].to(self.device)  # (1, n, 3)
+        if self.placing == "sphere":
+            cloud = normalize_unit_sphere(cloud)
+        count = min(self.npoints or cloud.shape[1], cloud.shape[1])
+        # What --test shows a classifier has passed the sampling also where all points are asked: it skips those at the origin.
+        if self.classifies or count < cloud.shape[1]:
+            cloud = farthest(cloud, count)
+        return cloud[0] if count >= self.needed else repeat_points(cloud[0], self.needed)
+
+    def __call__(self, points: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """Encode clouds (B, n, 3) as features (B, C), and with a classifier probabilities (B, classes), float32."""
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            if not self.classifies:
+                return self.model.encode(points).float().cpu().numpy(), None
+            features = self.model.features(points)
+            logits = self.model.cls_head_finetune(features)
+        return features.float().cpu().numpy(), logits.float().softmax(dim=1).cpu().numpy()
+
+
+@dataclass
+class Embedding:
+    """What came out for M clouds, in their order."""
+
+    names: list[str]
+    features: np.ndarray  # (M, C) float32
+    probabilities: np.ndarray | None = None  # (M, classes) float32, of a classifier
+    repeated: list[str] = field(default_factory=list)  # names of clouds that had too few points
+
+
+def open_embedder(
+    ckpts: str | Path,
+    *,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    normalize: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> Embedder:
+    """Build the model of a checkpoint with its weights.
+
+    Args:
+        config: recipe of the model; a checkpoint of ours holds its own.
+        overrides: "key.path=value" each, over the configuration.
+        normalize: centre clouds and scale them to the unit sphere, or leave them as they are; None = as the training set did.
+
+    Raises:
+        UserError: the checkpoint has no configuration and none is given, does not fit it, or is of a model without features.
+    """
+    checkpoint = read_checkpoint(ckpts)
+    resolved = _configuration(ckpts, checkpoint, config, overrides)
+    model = build_model(resolved.model)
+    if not (hasattr(model, "encode") or hasattr(model, "cls_head_finetune")):
+        raise UserError(
+            f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
+        )
+    report = load_weights(model, ckpts)
+    if hasattr(model, "cls_head_finetune") and report.missing:
+        raise UserError(
+            f"{ckpts}: lacks {len(report.missing)} tensors of the classifier {resolved.model.NAME}, first {report.missing[0]}; "
+            "give the recipe that it was trained with, one of cfgs/pre-training/ for a pre-trained model"
+        )
+    _LOG.info("%s: %s", ckpts, report)
+    placing = _placing(resolved) if normalize is None else ("sphere" if normalize else "stored")
+    device = torch.device(device)
+    return Embedder(model.eval().to(device), resolved, device, placing)
+
+
+def embed_files(embedder: Embedder, files: Sequence[Path], names: Sequence[str], *, batch_size: int = 32) -> Embedding:
+    """Read and encode files, those that come to the same number of points together; `names` say which cloud is which.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    rows: list = [None] * len(files)
+    repeated: list[str] = []
+    waiting: dict[int, list[tuple[int, Tensor]]] = {}  # by number of points
+
+    def encode(batch: list[tuple[int, Tensor]]) -> None:
+        features, probabilities = embedder(torch.stack([points for _, points in batch]))
+        for row, (index, _) in enumerate(batch):
+            rows[index] = features[row], None if probabilities is None else probabilities[row]
+
+    told = time.monotonic()
+    surface = max(SURFACE_POINTS, embedder.npoints or 0)
+    for index, (file, name) in enumerate(zip(files, names, strict=True)):
+        points = read_cloud(file, surface_points=surface, seed=zlib.crc32(name.encode()))
+        if len(points) < embedder.needed:
+            repeated.append(name)
+        cloud = embedder.fit(points)
+        batch = waiting.setdefault(len(cloud), [])
+        batch.append((index, cloud))
+        if len(batch) == batch_size:
+            encode(waiting.pop(len(cloud)))
+        if time.monotonic() - told > REPORT_SECONDS:
+            told = time.monotonic()
+            _LOG.info("%d of %d clouds", index + 1, len(files))
+    for batch in waiting.values():
+        encode(batch)
+    features, probabilities = zip(*rows, strict=True)
+    whole = np.stack(probabilities) if embedder.classifies else None
+    return Embedding(list(names), np.stack(features), whole, repeated)
+
+
+def _configuration(ckpts: str | Path, checkpoint: dict, path: str | Path | None, overrides: Sequence[str]) -> RunConfig:
+    """Load the recipe that is given, else the configuration that the checkpoint holds."""
+    saved = checkpoint.get("config")
+    saved = saved if isinstance(saved, dict) else {}
+    if path is None and "model" in saved:
+        return saved_config(saved, f"{ckpts}: config", overrides=overrides, models=MODELS, datasets=DATASETS)
+    method = method_of(checkpoint)
+    if path is None:
+        raise UserError(
+            f"{ckpts}: says nothing about its model, as published checkpoints do; give its recipe, "
+            f"for example --config cfgs/pre-training/{method or 'point-m2ae'}.yaml"
+        )
+    config = load_config(path, overrides=overrides, models=MODELS, datasets=DATASETS, method=method)
+    config.class_names = config.class_names or saved.get("class_names")
+    return config
+
+
+def _placing(config: RunConfig) -> str:
+    """Say what the training set does to its clouds: ScanObjectNN's are as scanned, and own data may only be centred.
+
+    The other sets are in the unit sphere as they are stored, whatever their key `normalize` says.
+    """
+    entry = config.dataset.train
+    if getattr(entry, "normalize", True):
+        return "sphere"
+    if entry.NAME.startswith("ScanObjectNN"):
+        return "stored"
+    return "centre" if entry.NAME == "Folder" else "sphere"
