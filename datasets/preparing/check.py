@@ -12,17 +12,13 @@ from datasets.clouds import SUBSETS, check_labels
 from datasets.few_shot import TEST_CLOUDS
 from datasets.folder import FolderConfig, find_files
 from datasets.hdf5 import inspect, read_labels
+from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.preparing.layouts import Layout
 from datasets.registry import DATASETS
 from datasets.scanobjectnn import CLASSES, FILES
 from utils.config import with_root
 from utils.errors import UserError
 
-CORRUPTIONS = (
-    "background", "cutout", "density", "density_inc", "distortion", "distortion_rbf", "distortion_rbf_inv", "gaussian", "impulse",
-    "lidar", "occlusion", "rotation", "shear", "uniform", "upsampling",
-)  # fmt: skip
-SEVERITIES = range(1, 6)
 SETTINGS = [(way, shot) for way in (5, 10) for shot in (10, 20)]
 FOLDS = range(10)
 
@@ -105,9 +101,13 @@ def _read_problems(layout: Layout, data_root: Path) -> list[str]:
     settings = [{}]
     if layout.name == "ModelNetFewShot":
         settings = [{"way": way, "shot": shot, "fold": fold} for way, shot in SETTINGS for fold in FOLDS]
+    subsets = SUBSETS
+    if layout.name == "ModelNet40-C":
+        settings = [{"corruption": kind, "severity": level} for kind in CORRUPTIONS for level in SEVERITIES]
+        subsets = ("test",)
     problems = []
     for keys in settings:
-        for subset in SUBSETS:
+        for subset in subsets:
             config = with_root(DATASETS.config({**layout.config, **keys, "subset": subset}), data_root)
             try:
                 build_dataset(config)
@@ -237,7 +237,7 @@ def _look_corruptions(folder: Path, layout: Layout, found: Found) -> None:
     count = _npy_shape(labels)[0] if labels.is_file() else None
     if count is None:
         found.problems.append(f"{labels}: is missing")
-    names = [f"data_{kind}_{level}.npy" for kind in CORRUPTIONS for level in SEVERITIES]
+    names = [file_of(folder, kind, level).name for kind in CORRUPTIONS for level in SEVERITIES]
     absent = [name for name in names if not (folder / name).is_file()]
     found.counts["files"] = len(names) - len(absent)
     found.absent(absent, folder)
@@ -245,7 +245,7 @@ def _look_corruptions(folder: Path, layout: Layout, found: Found) -> None:
         shape = _npy_shape(folder / name) if name not in absent else None
         if shape is not None and (len(shape) != 3 or shape[2] != 3 or shape[0] != (count or shape[0])):
             found.problems.append(
-                f"{folder / name}: has shape {shape}; expected ({count}, 1024, 3), as many clouds as label.npy has labels"
+                f"{folder / name}: has shape {shape}; expected ({count}, points, 3), as many clouds as label.npy has labels"
             )
 
 

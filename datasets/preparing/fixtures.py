@@ -16,7 +16,8 @@ import torch
 
 from datasets.clouds import SUBSETS, CloudSet
 from datasets.few_shot import TEST_CLOUDS, write_folds
-from datasets.preparing.check import CORRUPTIONS, FOLDS, SETTINGS, SEVERITIES
+from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
+from datasets.preparing.check import FOLDS, SETTINGS
 from datasets.preparing.layouts import Layout
 from datasets.preparing.targets import encode
 from datasets.scanobjectnn import CLASSES, FILES
@@ -230,7 +231,7 @@ def _write_corruptions(folder: Path, size: Size) -> None:
     for number, kind in enumerate(CORRUPTIONS):
         noise = np.random.default_rng(number).normal(size=clouds.points.shape)
         for level in SEVERITIES:
-            np.save(folder / f"data_{kind}_{level}.npy", (clouds.points + 0.01 * level * noise).astype(np.float32))
+            np.save(file_of(folder, kind, level), (clouds.points + 0.01 * level * noise).astype(np.float32))
 
 
 _WRITERS: dict[str, Callable[[Path, Size], None]] = {

@@ -192,8 +192,9 @@ LAYOUTS = [
         name="ModelNet40-C",
         also=("ModelNet40_C", "modelnet40_c"),
         root="modelnet40_c",
+        config={"NAME": "ModelNet40_C"},
         counts={"files": 75},
-        tree="data_<corruption>_<1..5>.npy               float array (2468, 1024, 3), 15 corruptions\n"
+        tree="data_<corruption>_<1..5>.npy               float array (2468, points, 3), 15 corruptions\n"
         "label.npy                                  (2468,) or (2468, 1)",
         source="https://zenodo.org/records/6017834 (CC BY 4.0), modelnet40_c.zip: python -m datasets.prepare fetch ModelNet40-C "
         "--md5 HASH, with the hash that the page shows; its content belongs into {root}",
