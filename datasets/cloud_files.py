@@ -60,7 +60,7 @@ def read_cloud(path: Path, *, surface_points: int = 8192, seed: int = 0) -> np.n
         UserError: the file cannot be read, has no three columns, no points, no faces or area, or values that are not finite.
     """
     suffix = path.suffix.lower()
-    if suffix in MESHES or (suffix == ".ply" and _has_faces(path)):
+    if is_mesh(path):
         return sample_mesh(path, surface_points, seed=seed)
     readers = {".npy": _read_npy, ".npz": _read_npz, ".ply": _read_ply, ".pcd": read_pcd}
     try:
@@ -80,6 +80,15 @@ def sample_mesh(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     """Draw points of the surface of a mesh, uniform by area: (count, 3) float64. All parts of a scene count.
 
     Raises:
+        UserError: as `sample_surface`.
+    """
+    return sample_surface(path, count, seed=seed)[0]
+
+
+def sample_surface(path: Path, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw points of the surface of a mesh as `sample_mesh`, and the unit normals of their faces: two (count, 3) float64.
+
+    Raises:
         UserError: the file cannot be read, or has no faces, no area, or vertices that are not finite.
     """
     import trimesh
@@ -95,8 +104,17 @@ def sample_mesh(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
         raise UserError(f"{path}: has vertices that are not finite; repair the mesh")
     if not 0 < mesh.area < np.inf:
         raise UserError(f"{path}: its {len(faces)} faces have an area of {mesh.area:g}; repair the mesh")
-    points, _ = trimesh.sample.sample_surface(mesh, count, seed=seed)
-    return np.asarray(points, np.float64)
+    points, chosen = trimesh.sample.sample_surface(mesh, count, seed=seed)
+    # A face without area, which has no normal, is never drawn.
+    corners = vertices[faces[chosen]]  # (count, 3 corners, 3)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    return np.asarray(points, np.float64), normals / np.linalg.norm(normals, axis=1, keepdims=True)
+
+
+def is_mesh(path: Path) -> bool:
+    """Say whether a file is read as a mesh: by its ending, or a PLY file by faces in its header."""
+    suffix = path.suffix.lower()
+    return suffix in MESHES or (suffix == ".ply" and _has_faces(path))
 
 
 def resample(points: np.ndarray, count: int, *, seed: int = 0) -> np.ndarray:

@@ -60,7 +60,7 @@ def read_folder(config: FolderConfig) -> CloudSet:
     """
     check_subset(config.subset, config.NAME)
     root = require(Path(config.DATA_PATH), LAYOUT)
-    classes, files = _find(root, config)
+    classes, files = find_files(root, config)
     paths = [path for group in files for path in group]
     names = [path.relative_to(root).as_posix() for path in paths]
     labels = np.repeat(np.arange(len(files)), [len(group) for group in files]).astype(np.int64)
@@ -89,8 +89,12 @@ def read_folder(config: FolderConfig) -> CloudSet:
     )
 
 
-def _find(root: Path, config: FolderConfig) -> tuple[list[str] | None, list[list[Path]]]:
-    """Return class names (None without classes) and the files of each class in this split."""
+def find_files(root: Path, config: FolderConfig) -> tuple[list[str] | None, list[list[Path]]]:
+    """Return class names (None without classes) and the files of each class in this split.
+
+    Raises:
+        UserError: as `read_folder`, for what can be seen without reading clouds.
+    """
     folders = _folders(root)
     if {folder.name for folder in folders} >= set(SUBSETS):
         return _split_above(root, config.subset)

@@ -56,15 +56,24 @@ def read_chunks(shapes: list[Shape], points: int, classes: int) -> Iterator[dict
         UserError: naming file and cloud for NaN, infinities, labels out of range and unreadable data.
     """
     for shape in shapes:
+        labels = check_labels(read_labels(shape.path), classes, str(shape.path))
         with _open(shape.path) as file:
-            try:
-                labels = np.asarray(file["label"])
-            except OSError as error:
-                raise UserError(f"{shape.path}: 'label' cannot be read ({error}). {REDOWNLOAD}") from error
-            labels = check_labels(labels, classes, str(shape.path))
             for begin in range(0, shape.count, ROWS):
                 end = min(begin + ROWS, shape.count)
                 yield {"points": _read_rows(file, shape.path, begin, end, points), "labels": labels[begin:end]}
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Return `label` as stored.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with _open(path) as file:
+        try:
+            return np.asarray(file["label"])
+        except OSError as error:
+            raise UserError(f"{path}: 'label' cannot be read ({error}). {REDOWNLOAD}") from error
 
 
 def _read_rows(file, path: Path, begin: int, end: int, points: int) -> np.ndarray:

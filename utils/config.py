@@ -195,7 +195,7 @@ def _find_base(base: Any, file: Path, where: str) -> Path:
 
 def _build_datasets(tree: Any, where: str, datasets: Registry, data_root) -> dict:
     def build(entry: Any, name: str) -> Any:
-        return _with_root(datasets.config(entry, f"{where}.{name}"), data_root)
+        return with_root(datasets.config(entry, f"{where}.{name}"), data_root)
 
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: is {tree!r}; expected the entries train, val, test, svm")
@@ -210,7 +210,7 @@ def _build_datasets(tree: Any, where: str, datasets: Registry, data_root) -> dic
     return built
 
 
-def _with_root(config: Any, data_root: str | Path | None) -> Any:
+def with_root(config: Any, data_root: str | Path | None) -> Any:
     """Replace a leading `data/` in the path keys (upper case, as published) of a data-set dataclass."""
     if data_root is None:
         return config

@@ -2,6 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
+
+from extensions import fps
+
+
+@pytest.fixture(scope="session")
+def compiled_ops():
+    """Load the compiled ops before a test gets a cache folder of its own, where they would be compiled anew."""
+    fps(torch.zeros(1, 1, 3), 1)
 
 
 @pytest.fixture(autouse=True)

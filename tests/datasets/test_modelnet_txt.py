@@ -15,6 +15,8 @@ from datasets.safe_pickle import read_arrays
 from extensions import fps
 from utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("compiled_ops")
+
 CLASSES = ["bowl", "night_stand", "piano"]
 IDS = {
     "train": ["night_stand_0001", "bowl_0001", "piano_0007", "bowl_0002"],
@@ -31,12 +33,6 @@ def table(seed):
 
 def cloud_path(folder, name):
     return folder / name.rpartition("_")[0] / f"{name}.txt"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_ops():
-    """Load the compiled ops before each test gets a cache folder of its own, where they would be compiled anew."""
-    fps(torch.zeros(1, 1, 3), 1)
 
 
 @pytest.fixture

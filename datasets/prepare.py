@@ -1,0 +1,255 @@
+"""Prepare data: look what is there, convert own files, fetch archives, make tiny sets, draw few-shot folds.
+
+`python -m datasets.prepare --help` lists the commands, `python -m datasets.prepare COMMAND --help` explains one.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import UserError, suggest
+
+SHOWN = 20  # bad files in a list
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for bad input, missing data or bad files, 130 when stopped."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from datasets.preparing.check import look, report, table
+    from datasets.preparing.layouts import LAYOUTS, find
+
+    layouts = find(args.name) if args.name else LAYOUTS
+    rows = [(layout, look(layout, args.data_root, any_count=args.any_count, read=args.read)) for layout in layouts]
+    if not args.name:
+        print(table(rows, args.data_root))
+        print("\npython -m datasets.prepare check NAME says what is missing and how to get it")
+        return 0
+    print("\n".join(report(layout, found, args.data_root) for layout, found in rows))
+    return 2 if any(found.problems for _, found in rows) else 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    from datasets.preparing.convert import Settings, convert
+
+    settings = Settings(args.to, args.points, args.up, args.test_share)
+    done = convert(args.input, args.out, settings, workers=args.workers, skip_bad=args.skip_bad)
+    if done.repeated:
+        print(
+            f"{len(done.repeated):,} clouds have fewer than {settings.count:,} points and hold repetitions, such as {done.repeated[0]}"
+        )
+    for _, reason in done.bad[:SHOWN]:
+        print(f"bad file: {reason}", file=sys.stderr)
+    if len(done.bad) > SHOWN:
+        print(f"and {len(done.bad) - SHOWN:,} more bad files", file=sys.stderr)
+    if not done.complete:
+        print(
+            f"error: {len(done.bad):,} of {done.clouds:,} files cannot be converted, so {args.out} was not made; repair or remove "
+            "them and call the same command again, which goes on, or add --skip_bad",
+            file=sys.stderr,
+        )
+        return 2
+    print(
+        f"{args.out}: {done.clouds - len(done.bad):,} clouds of {settings.count:,} points, {done.skipped:,} of them done before"
+    )
+    return 0
+
+
+def run_fetch(args: argparse.Namespace) -> int:
+    from datasets.preparing.fetch import fetch
+    from datasets.preparing.layouts import find
+
+    layouts = find(args.name)
+    known_hash = f"sha256:{args.sha256}" if args.sha256 else f"md5:{args.md5}" if args.md5 else None
+    archive, digest, added = fetch(layouts[0], args.data_root, url=args.url, known_hash=known_hash)
+    print(f"{archive}: sha256 {digest}" + ("" if known_hash else " (nothing to compare it with; --sha256 does)"))
+    print(f"{added:,} files added to {layouts[0].folder(args.data_root)}; the archive may be deleted")
+    args.any_count = args.read = False
+    return run_check(args)
+
+
+def run_fixtures(args: argparse.Namespace) -> int:
+    from datasets.preparing.fixtures import Size, write_fixture
+    from datasets.preparing.layouts import find
+
+    folder = write_fixture(find(args.name)[0], args.out, Size(args.clouds, args.points), dat=args.dat)
+    print(f"{folder}: made; read it with --data_root {args.out}")
+    return 0
+
+
+def run_few_shot(args: argparse.Namespace) -> int:
+    from datasets import build_dataset
+    from datasets.few_shot import write_folds
+
+    for flag in ("way", "shot", "folds"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+    train, test = (build_dataset(_source(args, subset)) for subset in ("train", "test"))
+    paths = write_folds(train, test, args.out, way=args.way, shot=args.shot, folds=range(args.folds), seed=args.seed)
+    print(
+        f"{paths[0].parent}: {len(paths)} folds of {args.way} ways and {args.shot} shots from {train.name} ({train.source or 'built in'})"
+    )
+    return 0
+
+
+def _source(args: argparse.Namespace, subset: str):
+    from datasets import DATASETS
+    from utils.config import with_root
+    from utils.yaml_files import parse_value, read_yaml
+
+    if args.source.endswith((".yaml", ".yml")):
+        keys = read_yaml(args.source)
+    elif args.source in DATASETS.names():
+        keys = {"NAME": args.source}
+    else:
+        raise UserError(
+            f"--source {args.source}: is neither a YAML file nor a data set; {suggest(args.source, DATASETS.names())}"
+        )
+    for setting in args.set:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected KEY=VALUE, for example --set clouds=800")
+        keys[key] = parse_value(text, f"--set {setting}")
+    return with_root(DATASETS.config({**keys, "subset": subset}, f"--source {args.source}"), args.data_root)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.prepare",
+        description="Look at, convert, fetch and make data sets. docs/data.md tells more.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"example: python -m datasets.prepare {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    def root(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--data_root",
+            type=Path,
+            default=Path("data"),
+            metavar="DIR",
+            help="folder of the data sets (default: data)",
+        )
+
+    names = "ShapeNet, ModelNet, ModelNet40_SVM, ModelNet10, ScanObjectNN (or Scan_OBJ-BG, Scan_OBJ, Scan_PB), ModelNetFewShot, "
+    names += "ShapeNetPart, ModelNet40-C"
+
+    check = add(
+        "check",
+        run_check,
+        "say what is there, what is missing, and how to get it",
+        "check ScanObjectNN --data_root /mnt/data",
+    )
+    check.add_argument("name", nargs="?", metavar="NAME", help=f"{names}, Folder; none: a table of all")
+    check.add_argument(
+        "--any_count", action="store_true", help="accept other numbers of clouds than the published ones"
+    )
+    check.add_argument("--read", action="store_true", help="read every cloud as a run does; fills the cache")
+    root(check)
+
+    convert = add(
+        "convert",
+        run_convert,
+        "convert meshes and clouds to a layout that the readers read",
+        "convert ModelNet40 --up z --to modelnet40_normal_resampled --out data/ModelNet/modelnet40_normal_resampled",
+    )
+    convert.add_argument(
+        "input",
+        type=Path,
+        metavar="INPUT",
+        help="a file, or a folder: <class>/<cloud> with train/ and test/ above or below, or <cloud>",
+    )
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    convert.add_argument(
+        "--to",
+        default="folder",
+        metavar="LAYOUT",
+        help="folder (default), modelnet40_normal_resampled, modelnet40_ply_hdf5 or shapenet",
+    )
+    convert.add_argument(
+        "--points",
+        type=int,
+        default=0,
+        help="of each cloud (default: 8192; 10000 and 2048 for the two layouts of ModelNet40)",
+    )
+    convert.add_argument(
+        "--up",
+        default="y",
+        help="axis of the input that points up and becomes y; z for the meshes of ModelNet (default: y)",
+    )
+    convert.add_argument(
+        "--test_share", type=float, default=0.2, help="of each class, where the input has no split (default: 0.2)"
+    )
+    convert.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    convert.add_argument("--skip_bad", action="store_true", help="leave out files that cannot be read")
+
+    fetch = add(
+        "fetch",
+        run_fetch,
+        "download, check and unpack a data set",
+        "fetch ModelNet40_SVM --url https://HOST/modelnet40_ply_hdf5_2048.zip",
+    )
+    fetch.add_argument("name", metavar="NAME", help=names)
+    fetch.add_argument("--url", metavar="MIRROR", help="link to the archive, or the archive itself on this machine")
+    hashes = fetch.add_mutually_exclusive_group()
+    hashes.add_argument("--sha256", metavar="HASH", help="of the archive; another one is refused")
+    hashes.add_argument("--md5", metavar="HASH", help="the same, as some hosts state it")
+    root(fetch)
+
+    fixtures = add(
+        "fixtures",
+        run_fixtures,
+        "make a tiny set in a published layout from the built-in one",
+        "fixtures ScanObjectNN --out /tmp/tiny --clouds 60",
+    )
+    fixtures.add_argument("name", metavar="NAME", help=names)
+    fixtures.add_argument("--out", type=Path, required=True, metavar="DIR", help="used as --data_root afterwards")
+    fixtures.add_argument("--clouds", type=int, default=40, help="training clouds; half as many for test (default: 40)")
+    fixtures.add_argument(
+        "--points", type=int, default=0, help="of each cloud (default: as published; 256 for few-shot folds)"
+    )
+    fixtures.add_argument("--dat", action="store_true", help="ModelNet: also the caches modelnet40_*pts_fps.dat")
+
+    few = add(
+        "few-shot",
+        run_few_shot,
+        "draw few-shot folds from a labelled data set",
+        "few-shot --source cfgs/dataset/ModelNet40.yaml --way 5 --shot 10 --out data/ModelNetFewshot",
+    )
+    few.add_argument(
+        "--source", required=True, metavar="YAML_OR_NAME", help="a file of cfgs/dataset/, or a NAME such as ModelNet"
+    )
+    few.add_argument("--way", type=int, required=True, help="classes of a fold")
+    few.add_argument("--shot", type=int, required=True, help="training clouds of each class")
+    few.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets <way>way_<shot>shot/<fold>.pkl")
+    few.add_argument("--folds", type=int, default=10, help="(default: 10)")
+    few.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    few.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the source, such as clouds=800"
+    )
+    root(few)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""Tiny sets in the published layouts, made from the built-in one, for tests and trials: no number that they give means anything.
+
+Legend: n clouds, P points of a cloud.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.clouds import SUBSETS, CloudSet
+from datasets.few_shot import TEST_CLOUDS, write_folds
+from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
+from datasets.preparing.check import FOLDS, SETTINGS
+from datasets.preparing.layouts import Layout
+from datasets.preparing.targets import encode
+from datasets.scanobjectnn import CLASSES, FILES
+from datasets.synthetic import CATEGORIES, PART_IDS, SyntheticConfig, read_synthetic
+from extensions import fps
+from utils.checkpoint import write_atomic
+from utils.errors import UserError
+
+DAT_POINTS = 8192
+# Published category and folder of ShapeNetPart, its number of parts, and the built-in category that stands in for it.
+PARTS = [
+    ("Airplane", "02691156", 4, "airplane"), ("Bag", "02773838", 2, "vase"), ("Cap", "02954340", 2, "bathtub"),
+    ("Car", "02958343", 4, "car"), ("Chair", "03001627", 4, "chair"), ("Earphone", "03261776", 3, "stool"),
+    ("Guitar", "03467517", 3, "guitar"), ("Knife", "03624134", 2, "knife"), ("Lamp", "03636649", 4, "lamp"),
+    ("Laptop", "03642806", 2, "monitor"), ("Motorbike", "03790512", 6, "bed"), ("Mug", "03797390", 2, "mug"),
+    ("Pistol", "03948459", 3, "toilet"), ("Rocket", "04099429", 3, "rocket"), ("Skateboard", "04225987", 3, "bench"),
+    ("Table", "04379243", 3, "table"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a fixture is; a test split has half of the training clouds."""
+
+    clouds: int = 40  # of the training split
+    points: int = 0  # stored points of a cloud; 0 = as published, 256 for few-shot folds
+
+    def __post_init__(self):
+        if self.clouds < 2 or self.points < 0:
+            raise UserError(
+                f"fixtures: --clouds {self.clouds} --points {self.points}: need at least 2 clouds and 1 point"
+            )
+
+    def of(self, subset: str) -> int:
+        return self.clouds if subset == "train" else max(1, self.clouds // 2)
+
+
+def write_fixture(layout: Layout, out: Path, size: Size, *, dat: bool = False) -> Path:
+    """Write a set below `out` as it would lie below `data/`, under another name first; returns its folder.
+
+    Args:
+        dat: for ModelNet, the published caches beside the text files as well.
+
+    Raises:
+        UserError: files are there already, or this data set has no layout of its own.
+    """
+    if layout.name not in _WRITERS:
+        raise UserError(
+            f"fixtures: {layout.name} has no published layout; choose one of ScanObjectNN, {', '.join(_WRITERS)}"
+        )
+    folder = layout.folder(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"{folder}: holds files already; nothing is overwritten. Give another --out, or remove that folder"
+        )
+    work = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+        _WRITERS[layout.name](work, size)
+        if dat and layout.name == "ModelNet":
+            _write_dat(work)
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(work, folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror or error}); give another --out or free space"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _clouds(subset: str, count: int, points: int, categories: list[str] | None = None) -> CloudSet:
+    """Draw `count` clouds of as many categories as fit."""
+    categories = (categories or list(CATEGORIES))[:count]
+    return read_synthetic(SyntheticConfig(subset=subset, clouds=count, N_POINTS=points, categories=categories))
+
+
+def _lines(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write_shapenet(folder: Path, size: Size) -> None:
+    (folder / "shapenet_pc").mkdir()
+    for subset in SUBSETS:
+        clouds = _clouds(subset, size.of(subset), size.points or 8192)
+        names = [f"{label + 2691156:08d}-{subset}{row:05d}.npy" for row, label in enumerate(clouds.labels)]
+        for name, points in zip(names, clouds.points, strict=True):
+            np.save(folder / "shapenet_pc" / name, points)
+        _lines(folder / "ShapeNet-55" / f"{subset}.txt", names)
+
+
+def _write_modelnet(folder: Path, size: Size) -> None:
+    classes = list(CATEGORIES)[: size.of("train")]
+    _lines(folder / "modelnet40_shape_names.txt", classes)
+    for subset in SUBSETS:
+        clouds = _clouds(subset, size.of(subset), size.points or 10000)
+        # Numbers of a class go on in the test list, as in the published one.
+        first = 1 if subset == "train" else size.of("train") + 1
+        ids = [f"{clouds.class_names[label]}_{first + row:04d}" for row, label in enumerate(clouds.labels)]
+        for name in clouds.class_names:
+            (folder / name).mkdir(exist_ok=True)
+        for entry, points, normals in zip(ids, clouds.points, clouds.normals, strict=True):
+            (folder / entry.rpartition("_")[0] / f"{entry}.txt").write_bytes(
+                encode(np.hstack([points, normals]), ".txt")
+            )
+        _lines(folder / f"modelnet40_{subset}.txt", ids)
+
+
+def _write_dat(folder: Path) -> None:
+    """Write the caches of the published loader: a pickle of a list of (P, 6) arrays and a list of (1,) labels."""
+    classes = (folder / "modelnet40_shape_names.txt").read_text(encoding="utf-8").split()
+    for subset in SUBSETS:
+        clouds, labels = [], []
+        for entry in (folder / f"modelnet40_{subset}.txt").read_text(encoding="utf-8").split():
+            name = entry.rpartition("_")[0]
+            table = np.loadtxt(folder / name / f"{entry}.txt", np.float32, delimiter=",")
+            points = min(DAT_POINTS, len(table))
+            clouds.append(table[fps(torch.from_numpy(table[None, :, :3]), points)[0].numpy()])
+            labels.append(np.array([classes.index(name)], np.int32))
+        path = folder / f"modelnet40_{subset}_{points}pts_fps.dat"
+        write_atomic(path, lambda file, content=(clouds, labels): pickle.dump(list(content), file))
+
+
+def _write_hdf5(folder: Path, size: Size, points: int, up: str, categories: list[str] | None = None) -> None:
+    for subset in SUBSETS:
+        clouds = _clouds(subset, size.of(subset), size.points or points, categories)
+        data = clouds.points if up == "y" else clouds.points[:, :, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
+        _save_hdf5(folder / f"ply_data_{subset}0.h5", data, clouds.labels[:, None].astype(np.uint8))
+    _lines(folder / "shape_names.txt", (categories or list(CATEGORIES))[: size.of("train")])
+
+
+def _save_hdf5(path: Path, data: np.ndarray, labels: np.ndarray) -> None:
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["data"], file["label"] = data, labels
+
+
+def _write_modelnet40_svm(folder: Path, size: Size) -> None:
+    _write_hdf5(folder, size, 2048, "y")
+
+
+def _write_modelnet10(folder: Path, size: Size) -> None:
+    _write_hdf5(folder, size, 1024, "z", list(CATEGORIES)[:10])
+
+
+def _write_scan(folder: Path, size: Size) -> None:
+    """Write all three variants: they share one folder."""
+    variants = {"OBJ-BG": "main_split", "OBJ": "main_split_nobg", "PB": "main_split"}
+    for subset in SUBSETS:
+        clouds = _clouds(subset, size.of(subset), size.points or 2048, list(CATEGORIES)[: len(CLASSES)])
+        for number, (split, inner) in enumerate(variants.items()):
+            # Not on the unit sphere, as the scans are not; each variant a little different.
+            data = (clouds.points * (1.3 + 0.1 * number)).astype(np.float32)
+            _save_hdf5(folder / inner / FILES[split][subset], data, clouds.labels.astype(np.int32))
+
+
+def _write_few_shot(folder: Path, size: Size) -> None:
+    """Write all ten folds of all four settings: twenty clouds of each class, whatever `clouds` says."""
+    counts = {"train": len(CATEGORIES) * max(shot for _, shot in SETTINGS), "test": len(CATEGORIES) * TEST_CLOUDS}
+    parts = [_clouds(subset, counts[subset], size.points or 256) for subset in SUBSETS]
+    for way, shot in SETTINGS:
+        write_folds(*parts, folder, way=way, shot=shot, folds=FOLDS)
+
+
+def _write_parts(folder: Path, size: Size) -> None:
+    first = np.cumsum([0, *(parts for _, _, parts, _ in PARTS)])  # global number of each category's first part
+    splits = {
+        "train": ("train", size.of("train")),
+        "val": ("train", size.of("test")),
+        "test": ("test", size.of("test")),
+    }
+    _lines(folder / "synsetoffset2category.txt", [f"{name}\t{synset}" for name, synset, _, _ in PARTS])
+    entries: dict[str, list[str]] = {split: [] for split in splits}
+    for number, (_, synset, parts, stand_in) in enumerate(PARTS):
+        (folder / synset).mkdir()
+        # Train and val are drawn together, so that they differ.
+        share = {split: len(range(number, count, len(PARTS))) or 1 for split, (_, count) in splits.items()}
+        drawn = {
+            "train": _clouds("train", share["train"] + share["val"], size.points or 2500, [stand_in]),
+            "test": _clouds("test", share["test"], size.points or 2500, [stand_in]),
+        }
+        rows = {
+            "train": range(share["train"]),
+            "val": range(share["train"], len(drawn["train"])),
+            "test": range(share["test"]),
+        }
+        for split, (subset, _) in splits.items():
+            for row in rows[split]:
+                local = drawn[subset].part_labels[row] - min(PART_IDS[stand_in].values())
+                part = first[number] + np.minimum(local, parts - 1)
+                table = np.hstack([drawn[subset].points[row], drawn[subset].normals[row], part[:, None]])
+                entry = f"{stand_in}_{subset}_{row:04d}"
+                np.savetxt(folder / synset / f"{entry}.txt", table, fmt=["%.5f"] * 3 + ["%.3f"] * 3 + ["%.6f"])
+                entries[split].append(f"shape_data/{synset}/{entry}")
+    for split, names in entries.items():
+        path = folder / "train_test_split" / f"shuffled_{split}_file_list.json"
+        _lines(path, [json.dumps(names)])
+
+
+def _write_corruptions(folder: Path, size: Size) -> None:
+    """Write noise that grows with the severity, for every kind of corruption."""
+    clouds = _clouds("test", size.of("test"), size.points or 1024)
+    np.save(folder / "label.npy", clouds.labels[:, None])
+    np.save(folder / "data_original.npy", clouds.points)
+    for number, kind in enumerate(CORRUPTIONS):
+        noise = np.random.default_rng(number).normal(size=clouds.points.shape)
+        for level in SEVERITIES:
+            np.save(file_of(folder, kind, level), (clouds.points + 0.01 * level * noise).astype(np.float32))
+
+
+_WRITERS: dict[str, Callable[[Path, Size], None]] = {
+    "ShapeNet": _write_shapenet,
+    "ModelNet": _write_modelnet,
+    "ModelNet40_SVM": _write_modelnet40_svm,
+    "ModelNet10": _write_modelnet10,
+    "Scan_OBJ-BG": _write_scan,
+    "Scan_OBJ": _write_scan,
+    "Scan_PB": _write_scan,
+    "ModelNetFewShot": _write_few_shot,
+    "ShapeNetPart": _write_parts,
+    "ModelNet40-C": _write_corruptions,
+}

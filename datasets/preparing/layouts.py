@@ -1,0 +1,238 @@
+"""The published data sets: where each lies below the data root, how many clouds it has, and where it is to be had.
+
+Links and states of hosts are those of public threads of these projects; no checksum stands here that its publisher does not state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import UserError, suggest
+
+SCAN_PAGE = (
+    "The files are given out after a form (terms of use): https://hkust-vgd.github.io/scanobjectnn/ leads to it and answers with a link to "
+    "h5_files.zip. Copy main_split/ and main_split_nobg/ of that archive into {root}"
+)
+STANFORD = (
+    "Its host, shapenet.cs.stanford.edu ({archive}), has refused connections since 2024, and its authors publish no mirror or "
+    "checksum. Ask those who have it, or give the link of a copy that you trust: "
+    "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
+)
+PAGE = (
+    "The files are given out after a form (terms of use): https://hkust-vgd.github.io/scanobjectnn/ leads to it and answers with a link to "
+    "h5_files.zip. Copy main_split/ and main_split_nobg/ of that archive into {root}"
+)
+STANFORD = (
+    "Its host, shapenet.cs.stanford.edu ({archive}), has refused connections since 2024, and its authors publish no mirror or "
+    "checksum. Ask those who have it, or give the link of a copy that you trust: "
+    "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
+)
+MESHES = (
+    "Or make the same shapes yourself, with other points, from the meshes at https://modelnet.cs.princeton.edu: "
+    "python -m datasets.prepare convert {meshes} --up z --to {to} --out {root}"
+)
+PAGE = "Follow https://github.com/Pang-Yatian/Point-MAE/blob/main/DATASET.md"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One data set as published.
+
+    Args:
+        name: what users type; `also`: what else they may type.
+        root: folder below the data root.
+        config: keys of the reader, without subset; empty where no reader exists yet.
+        counts: what is counted -> how many are published.
+        tree: the files below `root`, for messages.
+        source: where the files are to be had; {root} and {name} are filled in.
+        landmarks: names in `root` that tell it from other folders of an archive.
+        url: a link that its publisher maintains, if there is one.
+    """
+
+    name: str
+    root: str
+    tree: str
+    source: str
+    also: tuple[str, ...] = ()
+    config: dict = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    landmarks: tuple[str, ...] = ()
+    url: str | None = None
+
+    def folder(self, data_root: Path) -> Path:
+        return data_root / self.root
+
+    def remedy(self, data_root: Path) -> str:
+        return self.source.format(root=self.folder(data_root).as_posix() + "/", name=self.name)
+
+
+def _meshes(meshes: str, to: str, flags: str = "--up z ") -> str:
+    return (
+        "make such clouds from the meshes at https://modelnet.cs.princeton.edu: "
+        f"python -m datasets.prepare convert {meshes} {flags}--to {to} --out {{root}}"
+    )
+
+
+def _stanford(archive: str) -> str:
+    return STANFORD.replace("{archive}", archive)
+
+
+def _scan(name: str, also: tuple[str, ...], config: dict, clouds: tuple[int, int], files: str) -> Layout:
+    folder = config["ROOT"].removeprefix("data/ScanObjectNN/")
+    return Layout(
+        name=name,
+        also=also,
+        root="ScanObjectNN",
+        config=config,
+        counts=dict(zip(("train", "test"), clouds, strict=True)),
+        tree=f"{folder}/training_objectdataset{files}.h5  test_objectdataset{files}.h5    `data` (n, 2048, 3), `label` (n,)",
+        source=SCAN_PAGE,
+        landmarks=("main_split", "main_split_nobg"),
+    )
+
+
+LAYOUTS = [
+    Layout(
+        name="ShapeNet",
+        also=("ShapeNet-55", "ShapeNet55-34"),
+        root="ShapeNet55-34",
+        config={"NAME": "ShapeNet"},
+        counts={"train": 41952, "test": 10518},
+        tree="ShapeNet-55/train.txt  test.txt            one file name <taxonomy>-<model>.npy a line\n"
+        "shapenet_pc/<taxonomy>-<model>.npy         float array (8192, 3)",
+        source="The clouds are shared for download in a browser, under the terms of ShapeNet: "
+        "https://github.com/yuxumin/PoinTr/blob/master/DATASET.md, ShapeNet-55/34. Unpack them so that "
+        "ShapeNet-55/ and shapenet_pc/ lie in {root}",
+        landmarks=("ShapeNet-55", "shapenet_pc"),
+    ),
+    Layout(
+        name="ModelNet",
+        also=("ModelNet40", "modelnet40_normal_resampled"),
+        root="ModelNet/modelnet40_normal_resampled",
+        config={"NAME": "ModelNet"},
+        counts={"train": 9843, "test": 2468},
+        tree="modelnet40_shape_names.txt                 one class name a line\n"
+        "modelnet40_train.txt  modelnet40_test.txt  one id a line, such as airplane_0001\n"
+        "<class>/<id>.txt                           10,000 lines of 6 numbers, separated by commas\n"
+        "modelnet40_{train,test}_8192pts_fps.dat    optional, replaces <class>/<id>.txt of its list",
+        source=_stanford("modelnet40_normal_resampled.zip")
+        + ". Or, with other points, "
+        + _meshes("ModelNet40", "modelnet40_normal_resampled"),
+        landmarks=("modelnet40_shape_names.txt",),
+    ),
+    Layout(
+        name="ModelNet40_SVM",
+        also=("modelnet40_ply_hdf5_2048",),
+        root="modelnet40_ply_hdf5_2048",
+        config={"NAME": "ModelNet40_SVM", "DATA_DIR": "data/modelnet40_ply_hdf5_2048"},
+        counts={"train": 9840, "test": 2468},
+        tree="ply_data_train*.h5  ply_data_test*.h5      `data` (n, 2048, 3), `label` (n, 1)\n"
+        "shape_names.txt                            one class name a line",
+        source=_stanford("modelnet40_ply_hdf5_2048.zip")
+        + ". Or, with other points, "
+        + _meshes("ModelNet40", "modelnet40_ply_hdf5"),
+        landmarks=("ply_data_train0.h5", "ply_data_test0.h5"),
+    ),
+    Layout(
+        name="ModelNet10",
+        also=("modelnet10_hdf5_1024",),
+        root="modelnet10_hdf5_1024",
+        config={"NAME": "ModelNet10"},
+        counts={"train": 3991, "test": 908},
+        tree="ply_data_train*.h5  ply_data_test*.h5      `data` (n, 1024, 3), z up, `label` (n, 1)\n"
+        "shape_names.txt                            one class name a line",
+        source="Nobody publishes it in this layout: " + _meshes("ModelNet10", "modelnet40_ply_hdf5", "--points 1024 "),
+        landmarks=("ply_data_train0.h5", "ply_data_test0.h5"),
+    ),
+    _scan(
+        "Scan_OBJ-BG",
+        ("OBJ-BG",),
+        {"NAME": "ScanObjectNN", "ROOT": "data/ScanObjectNN/main_split", "SPLIT": "OBJ-BG"},
+        (2309, 581),
+        "",
+    ),
+    _scan(
+        "Scan_OBJ",
+        ("OBJ", "OBJ-ONLY"),
+        {"NAME": "ScanObjectNN", "ROOT": "data/ScanObjectNN/main_split_nobg", "SPLIT": "OBJ"},
+        (2309, 581),
+        "",
+    ),
+    _scan(
+        "Scan_PB",
+        ("PB", "PB-T50-RS", "ScanObjectNN_hardest"),
+        {"NAME": "ScanObjectNN_hardest", "ROOT": "data/ScanObjectNN/main_split", "SPLIT": "PB"},
+        (11416, 2882),
+        "_augmentedrot_scale75",
+    ),
+    Layout(
+        name="ModelNetFewShot",
+        also=("ModelNetFewshot",),
+        root="ModelNetFewshot",
+        config={"NAME": "ModelNetFewShot"},
+        counts={"folds": 40},
+        tree="{5,10}way_{10,20}shot/{0..9}.pkl           {'train': [...], 'test': [...]} of (points, label, original class)",
+        source=f"{PAGE}, ModelNet few-shot, and unpack the four folders into {{root}}. Or draw folds of your own: "
+        "python -m datasets.prepare few-shot --source ModelNet --way 5 --shot 10 --out {root} (and 10 ways, 20 shots)",
+        landmarks=("5way_10shot", "5way10shot"),
+    ),
+    Layout(
+        name="ShapeNetPart",
+        also=("shapenetcore_partanno_segmentation_benchmark_v0_normal",),
+        root="shapenetcore_partanno_segmentation_benchmark_v0_normal",
+        counts={"train + val": 13998, "test": 2874},
+        tree="synsetoffset2category.txt                  one category and its folder a line\n"
+        "train_test_split/shuffled_{train,val,test}_file_list.json   a list of shape_data/<folder>/<id>\n"
+        "<folder>/<id>.txt                          lines of 7 numbers: coordinates, normal, part",
+        source=_stanford("shapenetcore_partanno_segmentation_benchmark_v0_normal.zip")
+        + ". A copy that users have named: https://github.com/Pang-Yatian/Point-MAE/issues/56",
+        landmarks=("synsetoffset2category.txt",),
+    ),
+    Layout(
+        name="ModelNet40-C",
+        also=("ModelNet40_C", "modelnet40_c"),
+        root="modelnet40_c",
+        config={"NAME": "ModelNet40_C"},
+        counts={"files": 75},
+        tree="data_<corruption>_<1..5>.npy               float array (2468, points, 3), 15 corruptions\n"
+        "label.npy                                  (2468,) or (2468, 1)",
+        source="https://zenodo.org/records/6017834 (CC BY 4.0), modelnet40_c.zip: python -m datasets.prepare fetch ModelNet40-C "
+        "--md5 HASH, with the hash that the page shows; its content belongs into {root}",
+        landmarks=("label.npy",),
+        url="https://zenodo.org/records/6017834/files/modelnet40_c.zip",
+    ),
+    Layout(
+        name="Folder",
+        root="own",
+        config={"NAME": "Folder"},
+        tree="train/<class>/<cloud> and test/<class>/<cloud>, <class>/{train,test}/<cloud>, <class>/<cloud>, or <cloud> without classes",
+        source="Put clouds or meshes (NPY, NPZ, TXT, XYZ, PLY, PCD, OFF, OBJ, STL, GLB) into {root} as shown",
+    ),
+    Layout(
+        name="Synthetic", root="", config={"NAME": "Synthetic"}, tree="", source="It is built in and needs no files"
+    ),
+]
+GROUPS = {"ScanObjectNN": ("Scan_OBJ-BG", "Scan_OBJ", "Scan_PB")}
+
+
+def find(name: str) -> list[Layout]:
+    """Return the layouts that a name means, in any case: one, or several where a name stands for a group.
+
+    Raises:
+        UserError: no data set has that name.
+    """
+    wanted = name.lower()
+    for group, members in GROUPS.items():
+        if wanted == group.lower():
+            return [layout for layout in LAYOUTS if layout.name in members]
+    found = [layout for layout in LAYOUTS if wanted in {known.lower() for known in (layout.name, *layout.also)}]
+    if not found:
+        raise UserError(f"{name}: is no data set; {suggest(name, _names())}")
+    return found
+
+
+def _names() -> Iterator[str]:
+    yield from GROUPS
+    for layout in LAYOUTS:
+        yield layout.name
+        yield from layout.also
