@@ -100,7 +100,7 @@ class _NormaliseRows(torch.autograd.Function):
     def backward(ctx, grad: Tensor, *_):
         x, weight, mean, inverse_std, rows = ctx.saved_tensors
         grad = grad.contiguous()
-        own = row_sums(x, grad, mean)  # (2, C): of grad, of grad * (x - mean)
+        own = row_sums(x.to(grad.dtype), grad, mean)  # (2, C): of grad, of grad * (x - mean)
         total = all_reduce_sum(own) if ctx.shared else own
         # d x = w / std * (grad - mean(grad) - (x - mean) / var * mean(grad * (x - mean))) = scale * grad + slope * x + offset
         scale = weight * inverse_std
