@@ -9,12 +9,16 @@ namespace {
 
 constexpr int64_t kChannels = 32;  // channels in a unit of work of the scattering sums
 
-// Largest and smallest index are checked before the loops run over them.
+// All indices are checked before the loops run over them.
 void check_range(const char* op, const Tensor& idx, int64_t count) {
-  const int64_t* values = idx.const_data_ptr<int64_t>();
+  const int64_t *values = idx.const_data_ptr<int64_t>(), *end = values + idx.numel();
+  // The upper bit of some difference is set if one of them is outside; without comparisons the loop becomes vectors.
+  uint64_t outside = 0;
+  for (const int64_t* v = values; v != end; ++v) outside |= uint64_t(*v) | (uint64_t(count - 1) - uint64_t(*v));
+  if (outside >> 63 == 0) return;
   int64_t low = 0, high = 0;
-  for (int64_t i = 0; i < idx.numel(); ++i) low = std::min(low, values[i]), high = std::max(high, values[i]);
-  TORCH_CHECK_INDEX(low >= 0 && high < count, op, ": index ", low < 0 ? low : high, " is outside 0..", count - 1);
+  for (const int64_t* v = values; v != end; ++v) low = std::min(low, *v), high = std::max(high, *v);
+  TORCH_CHECK_INDEX(false, op, ": index ", low < 0 ? low : high, " is outside 0..", count - 1);
 }
 
 Tensor gather_cpu(const Tensor& values, const Tensor& idx) {
