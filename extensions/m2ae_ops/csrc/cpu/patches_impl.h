@@ -6,8 +6,6 @@
 namespace m2ae::M2AE_ISA {
 namespace {
 
-constexpr int64_t kLane = 32;  // channels whose maxima are kept in registers at a time
-
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
 inline float widen(Bf16 v) {
@@ -44,13 +42,15 @@ inline F8 load8(const float* from) { return copy8<F8>(from); }
 inline D8 load8(const double* from) { return copy8<D8>(from); }
 inline F8 load8(const Bf16* from) { return (F8)(__builtin_convertvector(copy8<H8>(from), U8) << 16); }
 
-inline void store8(F8 v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store8(D8 v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store8(F8 v, Bf16* to) {
+// They return what was stored, so that nobody has to wait for memory to see how it was rounded.
+inline F8 store8(F8 v, float* to) { return __builtin_memcpy(to, &v, sizeof(v)), v; }
+inline D8 store8(D8 v, double* to) { return __builtin_memcpy(to, &v, sizeof(v)), v; }
+inline F8 store8(F8 v, Bf16* to) {
   const U8 pattern = (U8)v, nan = (U8)((pattern & 0x7FFFFFFFu) > 0x7F800000u);
-  const U8 rounded = (pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16;
-  const H8 out = __builtin_convertvector((nan & 0x7FC0u) | (~nan & rounded), H8);
+  const U8 rounded = (nan & 0x7FC0u) | (~nan & ((pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16));
+  const H8 out = __builtin_convertvector(rounded, H8);
   __builtin_memcpy(to, &out, sizeof(out));
+  return (F8)(rounded << 16);
 }
 
 inline D8 exact(F8 v) { return __builtin_convertvector(v, D8); }
@@ -75,26 +75,83 @@ inline R positive(R v) {  // NaN stays NaN
 
 inline int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
 
+// Channels of a row that are worked on together, in registers; numbers beyond the last channel are zero.
+template <typename R>
+struct Strip {
+  typedef R Part __attribute__((vector_size(64)));
+  static constexpr int64_t kPart = 64 / sizeof(R), kParts = kPeakStrip / kPart;
+  Part part[kParts];
+};
+
+typedef float F16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef uint16_t H16 __attribute__((vector_size(32)));
+
+inline void load_part(const float* from, F16& to) { to = copy8<F16>(from); }
+inline void load_part(const double* from, D8& to) { to = copy8<D8>(from); }
+inline void load_part(const Bf16* from, F16& to) { to = (F16)(__builtin_convertvector(copy8<H16>(from), U16) << 16); }
+
+inline void store_part(const D8& v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+inline void store_part(const F16& v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+inline void store_part(const F16& v, Bf16* to) {
+  const U16 pattern = (U16)v, nan = (U16)((pattern & 0x7FFFFFFFu) > 0x7F800000u);
+  const U16 rounded = (pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16;
+  const H16 out = __builtin_convertvector((nan & 0x7FC0u) | (~nan & rounded), H16);
+  __builtin_memcpy(to, &out, sizeof(out));
+}
+
+template <typename S>
+inline void load_strip(const S* from, int64_t width, Strip<Real<S>>& to) {
+  using T = Strip<Real<S>>;
+  S padded[kPeakStrip];
+  if (width < kPeakStrip) {
+    for (int64_t i = 0; i < kPeakStrip; ++i) padded[i] = i < width ? from[i] : S{};
+    from = padded;
+  }
+  for (int64_t p = 0; p < T::kParts; ++p) load_part(from + p * T::kPart, to.part[p]);
+}
+
+template <typename S>
+inline void store_strip(const Strip<Real<S>>& from, int64_t width, S* to) {
+  using T = Strip<Real<S>>;
+  if (width == kPeakStrip) {
+    for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], to + p * T::kPart);
+    return;
+  }
+  S padded[kPeakStrip];
+  for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], padded + p * T::kPart);
+  for (int64_t i = 0; i < width; ++i) to[i] = padded[i];
+}
+
+// The winners of one strip of a group; `best` receives their values.
+template <typename S>
+inline void strip_max(const S* from, int64_t k, int64_t channels, int64_t width, Strip<Real<S>>& best, uint8_t* winners) {
+  using T = Strip<Real<S>>;
+  using Mask = decltype(best.part[0] > best.part[0]);
+  Mask winner[T::kParts] = {};
+  load_strip(from, width, best);
+  for (int m = 1; m < k; ++m) {
+    T value;
+    load_strip(from + m * channels, width, value);
+    const Mask member = Mask{} + m;
+    for (int64_t p = 0; p < T::kParts; ++p) {
+      const auto v = value.part[p], b = best.part[p];
+      const Mask more = (v > b) | ((v != v) & (b == b));  // the first of several NaN wins
+      best.part[p] = more ? v : b;
+      winner[p] = more ? member : winner[p];
+    }
+  }
+  for (int64_t i = 0; i < width; ++i) winners[i] = uint8_t(winner[i / T::kPart][i % T::kPart]);
+}
+
 template <typename S>
 void group_max(const S* x, int64_t groups, int64_t k, int64_t channels, S* values, uint8_t* winners) {
-  using R = Real<S>;
-  R best[kLane];
-  int32_t winner[kLane];
   for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t c = 0; c < channels; c += kLane) {
-      const int64_t width = at_most(kLane, channels - c);
-      const S* from = x + g * k * channels + c;
-      for (int64_t i = 0; i < width; ++i) best[i] = widen(from[i]), winner[i] = 0;
-      for (int32_t m = 1; m < k; ++m) {
-        const S* row = from + m * channels;
-        for (int64_t i = 0; i < width; ++i) {
-          const R value = widen(row[i]);
-          const bool more = value > best[i] || (value != value && best[i] == best[i]);
-          best[i] = more ? value : best[i];
-          winner[i] = more ? m : winner[i];
-        }
-      }
-      for (int64_t i = 0; i < width; ++i) narrow(best[i], values[g * channels + c + i]), winners[g * channels + c + i] = uint8_t(winner[i]);
+    for (int64_t c = 0; c < channels; c += kPeakStrip) {
+      const int64_t width = at_most(kPeakStrip, channels - c), at = g * channels + c;
+      Strip<Real<S>> best;
+      strip_max(x + g * k * channels + c, k, channels, width, best, winners + at);
+      store_strip(best, width, values + at);
     }
   }
 }
@@ -104,8 +161,7 @@ template <int N, typename S>
 inline void join_columns(S* row, const Real<S>* add, int64_t k, int64_t channels, D8* plain, D8* square) {
   for (int64_t m = 0; m < k; ++m, row += channels) {
     for (int n = 0; n < N; ++n) {
-      store8(load8(row + n * kEight) + load8(add + n * kEight), row + n * kEight);
-      const D8 value = exact(load8(row + n * kEight));
+      const D8 value = exact(store8(load8(row + n * kEight) + load8(add + n * kEight), row + n * kEight));
       plain[n] += value, square[n] += value * value;
     }
   }
@@ -185,54 +241,6 @@ void lift_sums(const S* grad, const S* out, const Real<S>* points, int64_t rows,
       }
     }
   }
-}
-
-// Channels of a row that are worked on together, in registers; numbers beyond the last channel are zero.
-template <typename R>
-struct Strip {
-  typedef R Part __attribute__((vector_size(64)));
-  static constexpr int64_t kPart = 64 / sizeof(R), kParts = kPeakStrip / kPart;
-  Part part[kParts];
-};
-
-typedef float F16 __attribute__((vector_size(64)));
-typedef uint32_t U16 __attribute__((vector_size(64)));
-typedef uint16_t H16 __attribute__((vector_size(32)));
-
-inline void load_part(const float* from, F16& to) { to = copy8<F16>(from); }
-inline void load_part(const double* from, D8& to) { to = copy8<D8>(from); }
-inline void load_part(const Bf16* from, F16& to) { to = (F16)(__builtin_convertvector(copy8<H16>(from), U16) << 16); }
-
-inline void store_part(const D8& v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store_part(const F16& v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store_part(const F16& v, Bf16* to) {
-  const U16 pattern = (U16)v, nan = (U16)((pattern & 0x7FFFFFFFu) > 0x7F800000u);
-  const U16 rounded = (pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16;
-  const H16 out = __builtin_convertvector((nan & 0x7FC0u) | (~nan & rounded), H16);
-  __builtin_memcpy(to, &out, sizeof(out));
-}
-
-template <typename S>
-inline void load_strip(const S* from, int64_t width, Strip<Real<S>>& to) {
-  using T = Strip<Real<S>>;
-  S padded[kPeakStrip];
-  if (width < kPeakStrip) {
-    for (int64_t i = 0; i < kPeakStrip; ++i) padded[i] = i < width ? from[i] : S{};
-    from = padded;
-  }
-  for (int64_t p = 0; p < T::kParts; ++p) load_part(from + p * T::kPart, to.part[p]);
-}
-
-template <typename S>
-inline void store_strip(const Strip<Real<S>>& from, int64_t width, S* to) {
-  using T = Strip<Real<S>>;
-  if (width == kPeakStrip) {
-    for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], to + p * T::kPart);
-    return;
-  }
-  S padded[kPeakStrip];
-  for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], padded + p * T::kPart);
-  for (int64_t i = 0; i < width; ++i) to[i] = padded[i];
 }
 
 // Adds `factor` times the strip at `from` to `to`.
