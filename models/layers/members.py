@@ -24,9 +24,14 @@ from extensions import (
 )
 from utils.dist import all_reduce_sum
 
-PIECE = 4096  # rows that are worked on at a time
+PIECE = 4096  # bytes of a column of the rows that are worked on at a time: 1024 rows of float32
 LARGEST_GROUP = 255  # of `group_max`
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def piece_rows(dtype: torch.dtype, K: int) -> int:
+    """Return how many rows are worked on at a time: whole groups, at least one."""
+    return max(PIECE // dtype.itemsize // K, 1) * K
 
 
 def can_fuse(rows: Tensor, K: int) -> bool:
@@ -96,7 +101,7 @@ class PeakOfGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, widen, from_hidden, from_group, gamma, beta, last, K, eps, shared):
-        dtype, groups, step = hidden.dtype, len(hidden) // K, max(PIECE // K, 1) * K
+        dtype, groups, step = hidden.dtype, len(hidden) // K, piece_rows(hidden.dtype, K)
         widen_t, hidden_t, last_t = (w.to(dtype).T for w in (widen, from_hidden, last))
         pooled = [group_max(piece @ widen_t, K) for piece in hidden.split(step)]
         pooled, pooled_winners = (torch.cat(parts) for parts in zip(*pooled, strict=True))
@@ -200,7 +205,7 @@ def encode_members(
     widen_t, hidden_t, group_t, last_t = (w.to(dtype).T for w in weights)
     bias = (bias * scale + shift).to(dtype)
     tokens = []
-    for piece in rows.split(max(PIECE // K, 1) * K):
+    for piece in rows.split(piece_rows(dtype, K)):
         if lift.in_channels == 3:
             hidden = lift_rows(piece, lift_weight, lift_shift, dtype)
         else:

@@ -127,7 +127,7 @@ Tensor lift_rows_sums_cpu(const Tensor& grad, const Tensor& out, const Tensor& p
 
 // The operands of a peak, kept alive in the type that is computed with.
 struct PeakTensors {
-  Tensor grad, winners, weight;
+  Tensor grad, winners, weight, order, ends;
   int64_t G, K, C, D, size, pieces;
 
   PeakTensors(const Tensor& grad_, const Tensor& winners_, const Tensor& weight_, const Tensor& rows)
@@ -139,11 +139,24 @@ struct PeakTensors {
     const uint8_t* chosen = winners.const_data_ptr<uint8_t>();
     const int64_t last = winners.numel() ? *std::max_element(chosen, chosen + winners.numel()) : 0;
     TORCH_CHECK_INDEX(last < K, "winners: member ", last, " is outside 0..", K - 1);
+    order = at::empty({G, D}, winners.options().dtype(at::kInt)), ends = at::zeros({G, K}, order.options());
+    in_pieces(G, ceil_divide(kRows, K), [&](int64_t first, int64_t count, int64_t) {
+      for (int64_t g = first; g < first + count; ++g) sort_by_member(chosen + g * D, write<int32_t>(order) + g * D, write<int32_t>(ends) + g * K);
+    });
+  }
+
+  // Sorts the outputs of a group by the member that won them; `end` holds zeros before.
+  void sort_by_member(const uint8_t* chosen, int32_t* sorted, int32_t* end) const {
+    for (int64_t d = 0; d < D; ++d) ++end[chosen[d]];
+    for (int64_t m = 1; m < K; ++m) end[m] += end[m - 1];
+    for (int64_t d = D - 1; d >= 0; --d) sorted[--end[chosen[d]]] = int32_t(d);
+    for (int64_t d = 0; d < D; ++d) ++end[chosen[d]];
   }
 
   template <typename R>
   Peak<R> from(int64_t first) const {
-    return {read<R>(grad) + first * D, read<uint8_t>(winners) + first * D, read<R>(weight), D};
+    return {read<R>(grad) + first * D,        read<uint8_t>(winners) + first * D, read<int32_t>(order) + first * D,
+            read<int32_t>(ends) + first * K, read<R>(weight),                      D};
   }
 };
 
@@ -157,7 +170,7 @@ Tensor spread_winners_cpu(const Tensor& grad, const Tensor& winners, const Tenso
     using R = Real<S>;
     std::vector<R> partial(peak.pieces * peak.D * C, R(0));
     in_pieces(peak.G, peak.size, [&](int64_t first, int64_t count, int64_t piece) {
-      const Scratch scratch(K * C * sizeof(R));
+      const Scratch scratch(peak_scratch(peak.D, K) * sizeof(R));
       patch_kernels<S>().spread(peak.from<R>(first), read<S>(values) + first * K * C, count, K, C, write<S>(flow) + first * K * C,
                                 partial.data() + piece * peak.D * C, static_cast<R*>(scratch.get()));
     });
@@ -180,7 +193,7 @@ std::tuple<Tensor, Tensor> peak_sums_cpu(const Tensor& grad, const Tensor& winne
     const Norm<R> norm{read<R>(m), read<R>(s), read<R>(b)};
     std::vector<R> partial(peak.pieces * peak.D * C, R(0));
     in_pieces(peak.G, peak.size, [&](int64_t first, int64_t count, int64_t piece) {
-      const Scratch scratch(2 * K * C * sizeof(R));
+      const Scratch scratch(peak_scratch(peak.D, K) * sizeof(R));
       patch_kernels<S>().peak_sums(peak.from<R>(first), read<S>(rows) + first * K * C, norm, count, K, C, partial_sums.data() + piece * 2 * C,
                                    partial.data() + piece * peak.D * C, static_cast<R*>(scratch.get()));
     });
@@ -203,7 +216,7 @@ std::tuple<Tensor, Tensor> peak_backward_cpu(const Tensor& grad, const Tensor& w
     using R = Real<S>;
     const Norm<R> norm{read<R>(m), read<R>(s), read<R>(b)};
     in_pieces(peak.G, ceil_divide(kRows, K), [&](int64_t first, int64_t count, int64_t) {
-      const Scratch scratch(K * C * sizeof(R));
+      const Scratch scratch(peak_scratch(peak.D, K) * sizeof(R));
       patch_kernels<S>().peak_backward(peak.from<R>(first), read<S>(rows) + first * K * C, norm, read<R>(incline), read<R>(rest), count, K, C,
                                        write<S>(out) + first * K * C, write<R>(group_sums) + first * C, static_cast<R*>(scratch.get()));
     });

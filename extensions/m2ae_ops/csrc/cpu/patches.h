@@ -25,14 +25,21 @@ struct Norm {
 };
 
 // tokens = max over the group of rows * weight^T, from the side of its gradient: `grad` and `winners` are (groups, outputs),
-// `weight` is (outputs, channels).
+// `weight` is (outputs, channels). The winners once more, by member: `order` (groups, outputs) lists the outputs that member 0 has won,
+// then those of member 1 and so on, each in rising order, and `ends` (groups, k) says where those of a member end.
 template <typename R>
 struct Peak {
   const R* grad;
   const uint8_t* winners;
+  const int32_t *order, *ends;
   const R* weight;
   int64_t outputs;
 };
+
+constexpr int64_t kPeakStrip = 64;  // channels that the kernels of a peak work on at a time
+
+// Numbers of scratch that the kernels of a peak ask for.
+inline int64_t peak_scratch(int64_t outputs, int64_t k) { return (outputs + 3 * k) * kPeakStrip; }
 
 template <typename S>
 struct PatchKernels {
@@ -45,13 +52,13 @@ struct PatchKernels {
   void (*lift)(const R* points, const R* weight, const R* shift, int64_t rows, int64_t channels, S* out);
   // Adds the sums over rows of grad * (x, y, z, 1) where out > 0 to sums (4, channels).
   void (*lift_sums)(const S* grad, const S* out, const R* points, int64_t rows, int64_t channels, double* sums);
-  // Adds the gradient of a peak to grad_rows and to grad_weight; scratch of k * channels numbers.
+  // Adds the gradient of a peak to grad_rows and to grad_weight; `peak_scratch` numbers of scratch, as below.
   void (*spread)(const Peak<R>& peak, const S* rows, int64_t groups, int64_t k, int64_t channels, S* grad_rows, R* grad_weight, R* scratch);
   // With g the gradient at norm(x) of the peak of relu(norm(x)): adds the sums of g and of g * (x - mean) to sums (2, channels), and
-  // to grad_weight; scratch of 2 * k * channels numbers.
+  // to grad_weight.
   void (*peak_sums)(const Peak<R>& peak, const S* x, const Norm<R>& norm, int64_t groups, int64_t k, int64_t channels, double* sums,
                     R* grad_weight, R* scratch);
-  // out = g * norm.scale + slope * (x - mean) + offset, and its sum over each group; scratch of k * channels numbers.
+  // out = g * norm.scale + slope * (x - mean) + offset, and its sum over each group.
   void (*peak_backward)(const Peak<R>& peak, const S* x, const Norm<R>& norm, const R* slope, const R* offset, int64_t groups, int64_t k,
                         int64_t channels, S* out, R* group_sums, R* scratch);
 };

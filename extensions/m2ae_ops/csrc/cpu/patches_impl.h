@@ -6,8 +6,6 @@
 namespace m2ae::M2AE_ISA {
 namespace {
 
-constexpr int64_t kLane = 32;  // channels whose maxima are kept in registers at a time
-
 inline float widen(float v) { return v; }
 inline double widen(double v) { return v; }
 inline float widen(Bf16 v) {
@@ -44,13 +42,15 @@ inline F8 load8(const float* from) { return copy8<F8>(from); }
 inline D8 load8(const double* from) { return copy8<D8>(from); }
 inline F8 load8(const Bf16* from) { return (F8)(__builtin_convertvector(copy8<H8>(from), U8) << 16); }
 
-inline void store8(F8 v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store8(D8 v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
-inline void store8(F8 v, Bf16* to) {
+// They return what was stored, so that nobody has to wait for memory to see how it was rounded.
+inline F8 store8(F8 v, float* to) { return __builtin_memcpy(to, &v, sizeof(v)), v; }
+inline D8 store8(D8 v, double* to) { return __builtin_memcpy(to, &v, sizeof(v)), v; }
+inline F8 store8(F8 v, Bf16* to) {
   const U8 pattern = (U8)v, nan = (U8)((pattern & 0x7FFFFFFFu) > 0x7F800000u);
-  const U8 rounded = (pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16;
-  const H8 out = __builtin_convertvector((nan & 0x7FC0u) | (~nan & rounded), H8);
+  const U8 rounded = (nan & 0x7FC0u) | (~nan & ((pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16));
+  const H8 out = __builtin_convertvector(rounded, H8);
   __builtin_memcpy(to, &out, sizeof(out));
+  return (F8)(rounded << 16);
 }
 
 inline D8 exact(F8 v) { return __builtin_convertvector(v, D8); }
@@ -75,26 +75,83 @@ inline R positive(R v) {  // NaN stays NaN
 
 inline int64_t at_most(int64_t value, int64_t limit) { return value < limit ? value : limit; }
 
+// Channels of a row that are worked on together, in registers; numbers beyond the last channel are zero.
+template <typename R>
+struct Strip {
+  typedef R Part __attribute__((vector_size(64)));
+  static constexpr int64_t kPart = 64 / sizeof(R), kParts = kPeakStrip / kPart;
+  Part part[kParts];
+};
+
+typedef float F16 __attribute__((vector_size(64)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
+typedef uint16_t H16 __attribute__((vector_size(32)));
+
+inline void load_part(const float* from, F16& to) { to = copy8<F16>(from); }
+inline void load_part(const double* from, D8& to) { to = copy8<D8>(from); }
+inline void load_part(const Bf16* from, F16& to) { to = (F16)(__builtin_convertvector(copy8<H16>(from), U16) << 16); }
+
+inline void store_part(const D8& v, double* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+inline void store_part(const F16& v, float* to) { __builtin_memcpy(to, &v, sizeof(v)); }
+inline void store_part(const F16& v, Bf16* to) {
+  const U16 pattern = (U16)v, nan = (U16)((pattern & 0x7FFFFFFFu) > 0x7F800000u);
+  const U16 rounded = (pattern + 0x7FFFu + ((pattern >> 16) & 1u)) >> 16;
+  const H16 out = __builtin_convertvector((nan & 0x7FC0u) | (~nan & rounded), H16);
+  __builtin_memcpy(to, &out, sizeof(out));
+}
+
+template <typename S>
+inline void load_strip(const S* from, int64_t width, Strip<Real<S>>& to) {
+  using T = Strip<Real<S>>;
+  S padded[kPeakStrip];
+  if (width < kPeakStrip) {
+    for (int64_t i = 0; i < kPeakStrip; ++i) padded[i] = i < width ? from[i] : S{};
+    from = padded;
+  }
+  for (int64_t p = 0; p < T::kParts; ++p) load_part(from + p * T::kPart, to.part[p]);
+}
+
+template <typename S>
+inline void store_strip(const Strip<Real<S>>& from, int64_t width, S* to) {
+  using T = Strip<Real<S>>;
+  if (width == kPeakStrip) {
+    for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], to + p * T::kPart);
+    return;
+  }
+  S padded[kPeakStrip];
+  for (int64_t p = 0; p < T::kParts; ++p) store_part(from.part[p], padded + p * T::kPart);
+  for (int64_t i = 0; i < width; ++i) to[i] = padded[i];
+}
+
+// The winners of one strip of a group; `best` receives their values.
+template <typename S>
+inline void strip_max(const S* from, int64_t k, int64_t channels, int64_t width, Strip<Real<S>>& best, uint8_t* winners) {
+  using T = Strip<Real<S>>;
+  using Mask = decltype(best.part[0] > best.part[0]);
+  Mask winner[T::kParts] = {};
+  load_strip(from, width, best);
+  for (int m = 1; m < k; ++m) {
+    T value;
+    load_strip(from + m * channels, width, value);
+    const Mask member = Mask{} + m;
+    for (int64_t p = 0; p < T::kParts; ++p) {
+      const auto v = value.part[p], b = best.part[p];
+      const Mask more = (v > b) | ((v != v) & (b == b));  // the first of several NaN wins
+      best.part[p] = more ? v : b;
+      winner[p] = more ? member : winner[p];
+    }
+  }
+  for (int64_t i = 0; i < width; ++i) winners[i] = uint8_t(winner[i / T::kPart][i % T::kPart]);
+}
+
 template <typename S>
 void group_max(const S* x, int64_t groups, int64_t k, int64_t channels, S* values, uint8_t* winners) {
-  using R = Real<S>;
-  R best[kLane];
-  int32_t winner[kLane];
   for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t c = 0; c < channels; c += kLane) {
-      const int64_t width = at_most(kLane, channels - c);
-      const S* from = x + g * k * channels + c;
-      for (int64_t i = 0; i < width; ++i) best[i] = widen(from[i]), winner[i] = 0;
-      for (int32_t m = 1; m < k; ++m) {
-        const S* row = from + m * channels;
-        for (int64_t i = 0; i < width; ++i) {
-          const R value = widen(row[i]);
-          const bool more = value > best[i] || (value != value && best[i] == best[i]);
-          best[i] = more ? value : best[i];
-          winner[i] = more ? m : winner[i];
-        }
-      }
-      for (int64_t i = 0; i < width; ++i) narrow(best[i], values[g * channels + c + i]), winners[g * channels + c + i] = uint8_t(winner[i]);
+    for (int64_t c = 0; c < channels; c += kPeakStrip) {
+      const int64_t width = at_most(kPeakStrip, channels - c), at = g * channels + c;
+      Strip<Real<S>> best;
+      strip_max(x + g * k * channels + c, k, channels, width, best, winners + at);
+      store_strip(best, width, values + at);
     }
   }
 }
@@ -104,8 +161,7 @@ template <int N, typename S>
 inline void join_columns(S* row, const Real<S>* add, int64_t k, int64_t channels, D8* plain, D8* square) {
   for (int64_t m = 0; m < k; ++m, row += channels) {
     for (int n = 0; n < N; ++n) {
-      store8(load8(row + n * kEight) + load8(add + n * kEight), row + n * kEight);
-      const D8 value = exact(load8(row + n * kEight));
+      const D8 value = exact(store8(load8(row + n * kEight) + load8(add + n * kEight), row + n * kEight));
       plain[n] += value, square[n] += value * value;
     }
   }
@@ -187,62 +243,117 @@ void lift_sums(const S* grad, const S* out, const Real<S>* points, int64_t rows,
   }
 }
 
-// Adds `factor` times `from` to `to`.
+// Adds `factor` times the strip at `from` to `to`.
 template <typename R>
-inline void add_scaled(R factor, const R* __restrict from, int64_t channels, R* __restrict to) {
-  for (int64_t c = 0; c < channels; ++c) to[c] += factor * from[c];
+inline void add_scaled(R factor, const R* from, Strip<R>& to) {
+  Strip<R> value;
+  load_strip(from, kPeakStrip, value);
+  for (int64_t p = 0; p < Strip<R>::kParts; ++p) to.part[p] += factor * value.part[p];
 }
 
-// Adds the gradient of one group's peak to its rows, (k, channels).
+// A strip of the norm.
 template <typename R>
-void peak_rows(const Peak<R>& peak, int64_t group, int64_t channels, R* tile) {
-  const R* grad = peak.grad + group * peak.outputs;
-  const uint8_t* winners = peak.winners + group * peak.outputs;
-  for (int64_t d = 0; d < peak.outputs; ++d) add_scaled(grad[d], peak.weight + d * channels, channels, tile + winners[d] * channels);
+struct NormStrip {
+  Strip<R> mean, scale, shift;
+
+  NormStrip(const Norm<R>& norm, int64_t c, int64_t width) {
+    load_strip(norm.mean + c, width, mean), load_strip(norm.scale + c, width, scale), load_strip(norm.shift + c, width, shift);
+  }
+};
+
+// Copies channels c..c + width of the weight side by side; with a row's stride they would fall on few lines of the cache.
+template <typename R>
+void pack_weight(const Peak<R>& peak, int64_t channels, int64_t c, int64_t width, R* packed) {
+  for (int64_t d = 0; d < peak.outputs; ++d) {
+    Strip<R> row;
+    load_strip(peak.weight + d * channels + c, width, row), store_strip(row, kPeakStrip, packed + d * kPeakStrip);
+  }
 }
 
-// Adds the gradient of the weight of one group's peak over the rows (k, channels).
+// Adds the gradient of one group's peak at a member's row, from the packed weight.
 template <typename R>
-void peak_weight(const Peak<R>& peak, int64_t group, const R* rows, int64_t channels, R* grad_weight) {
+inline void add_flow(const Peak<R>& peak, int64_t group, int64_t member, int64_t k, const R* packed, Strip<R>& to) {
   const R* grad = peak.grad + group * peak.outputs;
-  const uint8_t* winners = peak.winners + group * peak.outputs;
-  for (int64_t d = 0; d < peak.outputs; ++d) add_scaled(grad[d], rows + winners[d] * channels, channels, grad_weight + d * channels);
+  const int32_t *order = peak.order + group * peak.outputs, *ends = peak.ends + group * k;
+  for (int32_t i = member ? ends[member - 1] : 0; i < ends[member]; ++i) add_scaled(grad[order[i]], packed + order[i] * kPeakStrip, to);
+}
+
+// Adds the gradient of a strip of the peak's weight over all groups; values(group, to) writes the rows' strips, (k, kPeakStrip).
+template <typename R, typename F>
+void peak_weight(const Peak<R>& peak, int64_t groups, int64_t k, int64_t channels, int64_t c, int64_t width, R* scratch, R* grad_weight,
+                 F&& values) {
+  R *sum = scratch, *rows = scratch + peak.outputs * kPeakStrip;
+  for (int64_t i = 0; i < peak.outputs * kPeakStrip; ++i) sum[i] = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    values(g, rows);
+    const R* grad = peak.grad + g * peak.outputs;
+    const uint8_t* winners = peak.winners + g * peak.outputs;
+    for (int64_t d = 0; d < peak.outputs; ++d) {
+      Strip<R> total;
+      load_strip(sum + d * kPeakStrip, kPeakStrip, total);
+      add_scaled(grad[d], rows + winners[d] * kPeakStrip, total);
+      store_strip(total, kPeakStrip, sum + d * kPeakStrip);
+    }
+  }
+  for (int64_t d = 0; d < peak.outputs; ++d)
+    for (int64_t i = 0; i < width; ++i) grad_weight[d * channels + c + i] += sum[d * kPeakStrip + i];
 }
 
 template <typename S>
 void spread(const Peak<Real<S>>& peak, const S* rows, int64_t groups, int64_t k, int64_t channels, S* grad_rows, Real<S>* grad_weight,
             Real<S>* scratch) {
-  const int64_t size = k * channels;
-  for (int64_t g = 0; g < groups; ++g) {
-    const S* own = rows + g * size;
-    S* to = grad_rows + g * size;
-    for (int64_t i = 0; i < size; ++i) scratch[i] = widen(own[i]);
-    peak_weight(peak, g, scratch, channels, grad_weight);
-    for (int64_t i = 0; i < size; ++i) scratch[i] = widen(to[i]);
-    peak_rows(peak, g, channels, scratch);
-    for (int64_t i = 0; i < size; ++i) narrow(scratch[i], to[i]);
+  using R = Real<S>;
+  for (int64_t c = 0; c < channels; c += kPeakStrip) {
+    const int64_t width = at_most(kPeakStrip, channels - c);
+    pack_weight(peak, channels, c, width, scratch);
+    for (int64_t r = 0; r < groups * k; ++r) {
+      Strip<R> flow;
+      load_strip(grad_rows + r * channels + c, width, flow);
+      add_flow(peak, r / k, r % k, k, scratch, flow);
+      store_strip(flow, width, grad_rows + r * channels + c);
+    }
+    peak_weight(peak, groups, k, channels, c, width, scratch, grad_weight, [&](int64_t g, R* to) {
+      for (int64_t m = 0; m < k; ++m) {
+        Strip<R> value;
+        load_strip(rows + (g * k + m) * channels + c, width, value), store_strip(value, kPeakStrip, to + m * kPeakStrip);
+      }
+    });
   }
 }
 
-// Adds to sums (2, channels), where value > 0, flow and flow * (x - mean) of the rows of one group.
-template <typename S>
-inline void add_passed(const S* x, const Real<S>* value, const Real<S>* flow, const Real<S>* mean, int64_t k, int64_t channels,
-                       double* sums) {
-  const int64_t whole = channels / kEight * kEight;
-  for (int64_t c = 0; c < whole; c += kEight) {
+// Adds to sums (2, kPeakStrip), where normed > 0, flow and flow * (x - mean) of the rows of one group, each (k, kPeakStrip).
+template <typename R>
+inline void add_passed(const R* x, const R* normed, const R* flow, const R* mean, int64_t k, double* sums) {
+  for (int64_t c = 0; c < kPeakStrip; c += kEight) {
     const D8 origin = exact(load8(mean + c));
     D8 plain = {}, product = {};
-    for (int64_t at = c; at < k * channels; at += channels) {
-      const D8 passed = exact(where_positive(load8(value + at), load8(flow + at)));
+    for (int64_t at = c; at < k * kPeakStrip; at += kPeakStrip) {
+      const D8 passed = exact(where_positive(load8(normed + at), load8(flow + at)));
       plain += passed, product += passed * (exact(load8(x + at)) - origin);
     }
-    add8(sums + c, plain), add8(sums + channels + c, product);
+    add8(sums + c, plain), add8(sums + kPeakStrip + c, product);
   }
-  for (int64_t c = whole; c < channels; ++c) {
-    for (int64_t at = c; at < k * channels; at += channels) {
-      const double passed = value[at] > 0 ? double(flow[at]) : 0.0;
-      sums[c] += passed, sums[channels + c] += passed * (double(widen(x[at])) - double(mean[c]));
+}
+
+// One strip of the sums of `peak_sums`.
+template <typename S>
+void peak_sums_strip(const Peak<Real<S>>& peak, const S* x, const NormStrip<Real<S>>& norm, int64_t groups, int64_t k, int64_t channels,
+                     int64_t width, const Real<S>* packed, Real<S>* scratch, double* sums) {
+  using R = Real<S>;
+  R *plain = scratch, *normed = plain + k * kPeakStrip, *flows = normed + k * kPeakStrip;
+  R mean[kPeakStrip];
+  store_strip(norm.mean, kPeakStrip, mean);
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t m = 0; m < k; ++m) {
+      Strip<R> value, flow = {};
+      load_strip(x + (g * k + m) * channels, width, value), store_strip(value, kPeakStrip, plain + m * kPeakStrip);
+      for (int64_t p = 0; p < Strip<R>::kParts; ++p)
+        value.part[p] = (value.part[p] - norm.mean.part[p]) * norm.scale.part[p] + norm.shift.part[p];
+      store_strip(value, kPeakStrip, normed + m * kPeakStrip);
+      add_flow(peak, g, m, k, packed, flow);
+      store_strip(flow, kPeakStrip, flows + m * kPeakStrip);
     }
+    add_passed(plain, normed, flows, mean, k, sums);
   }
 }
 
@@ -250,30 +361,25 @@ template <typename S>
 void peak_sums(const Peak<Real<S>>& peak, const S* x, const Norm<Real<S>>& norm, int64_t groups, int64_t k, int64_t channels,
                double* sums, Real<S>* grad_weight, Real<S>* scratch) {
   using R = Real<S>;
-  const int64_t size = k * channels;
-  R *values = scratch, *flow = scratch + size;
-  for (int64_t g = 0; g < groups; ++g) {
-    const S* own = x + g * size;
-    for (int64_t m = 0; m < k; ++m) norm_relu_row(own + m * channels, norm, channels, values + m * channels);
-    for (int64_t i = 0; i < size; ++i) flow[i] = 0;
-    peak_rows(peak, g, channels, flow);
-    peak_weight(peak, g, values, channels, grad_weight);
-    add_passed(own, values, flow, norm.mean, k, channels, sums);
-  }
-}
-
-// One row of peak_backward.
-template <typename S>
-inline void peak_backward_row(const S* __restrict row, const Real<S>* __restrict flow, const Norm<Real<S>>& norm,
-                              const Real<S>* __restrict slope, const Real<S>* __restrict offset, int64_t channels, S* __restrict to,
-                              Real<S>* __restrict total) {
-  using R = Real<S>;
-  const R *__restrict mean = norm.mean, *__restrict scale = norm.scale, *__restrict shift = norm.shift;
-  for (int64_t c = 0; c < channels; ++c) {
-    const R centred = widen(row[c]) - mean[c], scaled = flow[c] * scale[c], normed = centred * scale[c] + shift[c];
-    const R value = (normed > 0 ? scaled : R(0)) + (slope[c] * centred + offset[c]);
-    total[c] += value;
-    narrow(value, to[c]);
+  for (int64_t c = 0; c < channels; c += kPeakStrip) {
+    const int64_t width = at_most(kPeakStrip, channels - c);
+    const NormStrip<R> own(norm, c, width);
+    double found[2 * kPeakStrip] = {};
+    pack_weight(peak, channels, c, width, scratch);
+    peak_sums_strip(peak, x + c, own, groups, k, channels, width, scratch, scratch + peak.outputs * kPeakStrip, found);
+    for (int64_t i = 0; i < width; ++i) sums[c + i] += found[i], sums[channels + c + i] += found[kPeakStrip + i];
+    peak_weight(peak, groups, k, channels, c, width, scratch, grad_weight, [&](int64_t g, R* to) {
+      for (int64_t m = 0; m < k; ++m) {
+        Strip<R> value;
+        load_strip(x + (g * k + m) * channels + c, width, value);
+        for (int64_t p = 0; p < Strip<R>::kParts; ++p) {
+          const auto normed = (value.part[p] - own.mean.part[p]) * own.scale.part[p] + own.shift.part[p];
+          const auto closed = normed <= 0;
+          value.part[p] = (typename Strip<R>::Part)(~closed & (decltype(closed))normed);  // NaN stays NaN
+        }
+        store_strip(value, kPeakStrip, to + m * kPeakStrip);
+      }
+    });
   }
 }
 
@@ -281,16 +387,27 @@ template <typename S>
 void peak_backward(const Peak<Real<S>>& peak, const S* x, const Norm<Real<S>>& norm, const Real<S>* slope, const Real<S>* offset,
                    int64_t groups, int64_t k, int64_t channels, S* out, Real<S>* group_sums, Real<S>* scratch) {
   using R = Real<S>;
-  const int64_t size = k * channels;
-  for (int64_t g = 0; g < groups; ++g) {
-    const S* own = x + g * size;
-    R* total = group_sums + g * channels;
-    for (int64_t i = 0; i < size; ++i) scratch[i] = 0;
-    for (int64_t c = 0; c < channels; ++c) total[c] = 0;
-    peak_rows(peak, g, channels, scratch);
-    for (int64_t m = 0; m < k; ++m) {
-      const int64_t at = m * channels;
-      peak_backward_row(own + at, scratch + at, norm, slope, offset, channels, out + g * size + at, total);
+  for (int64_t c = 0; c < channels; c += kPeakStrip) {
+    const int64_t width = at_most(kPeakStrip, channels - c);
+    const NormStrip<R> own(norm, c, width);
+    Strip<R> incline, rest;
+    load_strip(slope + c, width, incline), load_strip(offset + c, width, rest);
+    pack_weight(peak, channels, c, width, scratch);
+    for (int64_t g = 0; g < groups; ++g) {
+      Strip<R> total = {};
+      for (int64_t m = 0; m < k; ++m) {
+        const int64_t at = (g * k + m) * channels + c;
+        Strip<R> value, flow = {};
+        add_flow(peak, g, m, k, scratch, flow);
+        load_strip(x + at, width, value);
+        for (int64_t p = 0; p < Strip<R>::kParts; ++p) {
+          const auto centred = value.part[p] - own.mean.part[p], normed = centred * own.scale.part[p] + own.shift.part[p];
+          value.part[p] = where_positive(normed, flow.part[p] * own.scale.part[p]) + (incline.part[p] * centred + rest.part[p]);
+          total.part[p] += value.part[p];
+        }
+        store_strip(value, width, out + at);
+      }
+      store_strip(total, width, group_sums + g * channels + c);
     }
   }
 }
