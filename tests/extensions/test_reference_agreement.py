@@ -148,6 +148,20 @@ def test_neighbors_of_larger_clouds(device, kinds, queries, count, k, radius, dt
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_a_few_ties_in_a_large_cloud(device):
+    """Random targets, and around some of the queries two equally near ones in either order of index."""
+    rng = torch.Generator().manual_seed(5)
+    queries, targets = torch.rand(1, 900, 3, generator=rng), torch.rand(1, 900, 3, generator=rng)
+    cells = torch.cartesian_prod(*[torch.arange(1, 8, 2) / 8.0] * 3)  # (64, 3), so that sums with the offset are exact
+    queries[0, 100:164] = cells
+    offset = torch.where(torch.arange(64) % 2 == 0, 1 / 128, -1 / 128)[:, None] * torch.eye(3)[torch.arange(64) % 3]
+    targets[0, 300:364], targets[0, 700:764] = cells + offset, cells - offset
+    ours = chamfer_distance(queries.to(device), targets.to(device))
+    assert (ours[2][0, 100:164] < 364).all()
+    assert_same(ours, reference_chamfer.chamfer(queries.to(device), targets.to(device)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["random", "surface"])
 def test_neighbors_among_131072_points(device, kind):
     """All queries are searched; a few of them are compared with the reference."""

@@ -102,7 +102,7 @@ inline void take_points(Layout<T>& to, const T* points, int64_t count, T* lowest
 }
 
 template <typename V>
-inline V spread_bits(V v) {  // leaves two zeros between the bits of a number below 1024
+constexpr V spread_bits(V v) {  // leaves two zeros between the bits of a number below 1024
   v = (v | (v << 16)) & 0x030000FF;
   v = (v | (v << 8)) & 0x0300F00F;
   v = (v | (v << 4)) & 0x030C30C3;
@@ -112,7 +112,7 @@ inline V spread_bits(V v) {  // leaves two zeros between the bits of a number be
 // Place along the Hilbert curve of cells with `depth` bits an axis (Skilling 2004, "Programming the Hilbert curve"): from the
 // coarsest level down, undo the reflection or exchange of axes that the curve makes in the half a coordinate lies in.
 template <typename V>
-inline V hilbert_key(V a, V b, V c, int depth) {
+constexpr V hilbert_key(V a, V b, V c, int depth) {
   for (int level = depth - 1; level > 0; --level) {
     const int below = (1 << level) - 1;
     a ^= -((a >> level) & 1) & below;
@@ -129,12 +129,27 @@ inline V hilbert_key(V a, V b, V c, int depth) {
   return (spread_bits(a ^ flips) << 2) | (spread_bits(b ^ flips) << 1) | spread_bits(c ^ flips);
 }
 
+constexpr int kTableDepth = 4;
+
+// The keys of all cells of the coarsest curve, whose places are quicker to look up than to work out.
+struct KeyTable {
+  uint16_t key[1 << 3 * kTableDepth];
+  constexpr KeyTable() : key{} {
+    constexpr int side = 1 << kTableDepth;
+    for (int cell = 0; cell < side * side * side; ++cell) {
+      key[cell] = uint16_t(hilbert_key(cell / (side * side), cell / side % side, cell % side, kTableDepth));
+    }
+  }
+};
+constexpr KeyTable kKeyTable;
+
 // Keys of all points, -1 for those that are not finite.
 template <typename T>
 inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* keys) {
   constexpr int W = Lanes<T>::W;
   const int64_t slots = padded(of.count);
   const int depth = of.sort.depth;
+  const bool tabled = depth == kTableDepth;
   const IVec<T> inside = all_int<T>((1 << depth) - 1);
   for (int64_t i = 0; i < slots; i += W) {
     const Vec<T> x = load(of.soa + i), y = load(of.soa + slots + i), z = load(of.soa + 2 * slots + i);
@@ -143,8 +158,10 @@ inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* ke
     const Vec<T> cell[3] = {(x - lowest[0]) * factor, (y - lowest[1]) * factor, (z - lowest[2]) * factor};
     IVec<T> at[3];
     for (int c = 0; c < 3; ++c) at[c] = __builtin_convertvector(select(finite, cell[c], zero), IVec<T>) & inside;
-    store_int<T>(keys + i, select(finite, hilbert_key(at[0], at[1], at[2], depth), all_int<T>(-1)));
+    const IVec<T> key = tabled ? (((at[0] << kTableDepth) | at[1]) << kTableDepth) | at[2] : hilbert_key(at[0], at[1], at[2], depth);
+    store_int<T>(keys + i, select(finite, key, all_int<T>(-1)));
   }
+  if (tabled) for (int64_t i = 0; i < of.count; ++i) keys[i] = keys[i] < 0 ? -1 : kKeyTable.key[keys[i]];
 }
 
 // Puts (key, index) pairs in the order of one digit, whose counts are in `ends`; next(i, key, index) says which pair is i-th and

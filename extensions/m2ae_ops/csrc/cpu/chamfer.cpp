@@ -32,7 +32,7 @@ void for_patches(const Tensor& a, const Tensor& b, const F& work) {
   const T *pa = a.const_data_ptr<T>(), *pb = b.const_data_ptr<T>();
   at::parallel_for(0, (B + kBucket - 1) / kBucket, grain(2 * n * m), [&](int64_t begin, int64_t end) {
     Found<T> to_b, to_a;
-    PairGradients<T> gradients(n, m);
+    PairGradients<T> gradients(a, b);
     for (int64_t first = begin * kBucket; first < std::min(B, end * kBucket); first += kBucket) {
       const int64_t pairs = std::min(kBucket, B - first);
       kernels<T>().patches(pa + first * n * 3, pb + first * m * 3, pairs, n, m, to_b.sqdist, to_b.idx, to_a.sqdist, to_a.idx);
@@ -95,10 +95,10 @@ std::tuple<Tensor, Tensor> chamfer_backward_cpu(const Tensor& grad1, const Tenso
     const int64_t *ia = first.const_data_ptr<int64_t>(), *ib = second.const_data_ptr<int64_t>();
     scalar_t *to_a = grad_a.mutable_data_ptr<scalar_t>(), *to_b = grad_b.mutable_data_ptr<scalar_t>();
     at::parallel_for(0, B, grain(4 * (n + m)), [&](int64_t begin, int64_t end) {
-      PairGradients<scalar_t> gradients(n, m);
+      PairGradients<scalar_t> gradients(p, q);
       for (int64_t c = begin; c < end; ++c) {
         const int64_t x = c * n, y = c * m;
-        const Choices<scalar_t, int64_t> forth{ga + x, 1, ia + x, 1}, back{gb + y, 1, ib + y, 1};
+        const Choices<scalar_t, int64_t, 1> forth{ga + x, 0, ia + x}, back{gb + y, 0, ib + y};
         gradients.run(pa + 3 * x, pb + 3 * y, forth, back, to_a + 3 * x, to_b + 3 * y);
       }
     });
@@ -121,14 +121,14 @@ inline void take_roots(float* values, int64_t count) {
 // One direction of L pairs: sums the distances (count, L) of each pair and says what every one of them weighs in the gradient. The
 // squared distances give way to those weights where they differ.
 template <typename T, int L, typename Index>
-Choices<T, Index> weigh(T* sqdist, const Index* idx, int64_t count, bool root, const T& even_weight, double (&sums)[L]) {
+Choices<T, Index, L> weigh(T* sqdist, const Index* idx, int64_t count, bool root, double (&sums)[L]) {
   double total[L] = {};
   if (!root) {
     for (int64_t i = 0; i < count; ++i) {
       for (int p = 0; p < L; ++p) total[p] += sqdist[i * L + p];
     }
     for (int p = 0; p < L; ++p) sums[p] = total[p] / count;
-    return {&even_weight, 0, idx, L};
+    return {nullptr, T(2) / T(count), idx};
   }
   const T share = T(0.5) / T(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -138,7 +138,7 @@ Choices<T, Index> weigh(T* sqdist, const Index* idx, int64_t count, bool root, c
     for (int p = 0; p < L; ++p) total[p] += length[p], d[p] = d[p] < T(kSmallest) ? T(0) : share / length[p];
   }
   for (int p = 0; p < L; ++p) sums[p] = total[p] / (2 * count);
-  return {sqdist, L, idx, L};
+  return {sqdist, T(0), idx};
 }
 
 // Where the results of the loss go; a gradient that is not wanted is a null pointer.
@@ -156,9 +156,8 @@ void write_losses(const T* a, const T* b, T* d1, const Index* i1, T* d2, const I
                   PairGradients<T>& gradients, const LossOutputs<T>& out) {
   const int64_t n = gradients.n(), m = gradients.m();
   double forth[L], back[L];
-  const T even_a = T(2) / T(n), even_b = T(2) / T(m);
-  const auto to_b = weigh<T, L>(d1, i1, n, root, even_a, forth);
-  const auto to_a = weigh<T, L>(d2, i2, m, root, even_b, back);
+  const auto to_b = weigh<T, L>(d1, i1, n, root, forth);
+  const auto to_a = weigh<T, L>(d2, i2, m, root, back);
   for (int64_t p = 0; p < pairs; ++p) {
     out.loss[p] = T(forth[p] + back[p]);
     if (!out.grad_a && !out.grad_b) continue;
@@ -185,7 +184,7 @@ void cloud_losses(const Tensor& a, const Tensor& b, bool root, const LossOutputs
   const int64_t *ia = i1.template const_data_ptr<int64_t>(), *ib = i2.template const_data_ptr<int64_t>();
   T *forth = d1.template mutable_data_ptr<T>(), *back = d2.template mutable_data_ptr<T>();
   at::parallel_for(0, a.size(0), grain(4 * (n + m)), [&](int64_t begin, int64_t end) {
-    PairGradients<T> gradients(n, m);
+    PairGradients<T> gradients(a, b);
     for (int64_t c = begin; c < end; ++c) {
       const int64_t x = c * n, y = c * m;
       write_losses<T, 1>(pa + 3 * x, pb + 3 * y, forth + x, ia + x, back + y, ib + y, 1, root, gradients,

@@ -98,22 +98,31 @@ void three_nn(const T* query, int64_t queries, const T* target, int64_t count, T
   }
 }
 
-// Targets one after the other against 16 queries in lanes: the R nearest of each, the lowest index first among equals.
-template <typename T, int R>
+// Targets one after the other against 16 queries in lanes: the R nearest of each, the lowest index first among equals. The quick
+// form of R = 1 keeps the first of equals instead, and notes that there were some.
+template <typename T, int R, bool kQuick>
 struct Contest {
+  static_assert(R == 1 || !kQuick);
   static constexpr int W = Lanes<T>::W, U = kBucket / W;
   struct Winners {
     Vec<T> near[R];
     IVec<T> who[R];
+    Mask<T> ties;
 
     void take(Vec<T> d, IVec<T> me) {
       Mask<T> closer[R];
-      for (int r = 0; r < R; ++r) closer[r] = lt(d, near[r]) | (eq(d, near[r]) & lt(me, who[r]));
+      if constexpr (kQuick) {
+        closer[0] = lt(d, near[0]);
+        ties = ties | eq(d, near[0]);
+      } else {
+        for (int r = 0; r < R; ++r) closer[r] = lt(d, near[r]) | (eq(d, near[r]) & lt(me, who[r]));
+      }
       for (int r = R - 1; r > 0; --r) {
         near[r] = select(closer[r - 1], near[r - 1], select(closer[r], d, near[r]));
         who[r] = select(closer[r - 1], who[r - 1], select(closer[r], me, who[r]));
       }
-      near[0] = select(closer[0], d, near[0]), who[0] = select(closer[0], me, who[0]);
+      // Not by `closer`: the next target need not wait for it. Where d is NaN, `near` stays.
+      near[0] = smaller(d, near[0]), who[0] = select(closer[0], me, who[0]);
     }
   };
   Vec<T> x[U], y[U], z[U];
@@ -126,23 +135,28 @@ struct Contest {
     for (int u = 0; u < U; ++u) {
       x[u] = load(queries.x + slot + u * W), y[u] = load(queries.y + slot + u * W), z[u] = load(queries.z + slot + u * W);
       for (int r = 0; r < R; ++r) winners[u].near[r] = load(start + u * W), winners[u].who[r] = IVec<T>{};
+      winners[u].ties = Mask<T>{};
     }
   }
 
-  // An even number of targets.
-  void meet(const T* tx, const T* ty, const T* tz, const Int<T>* index, int64_t count) {
+  // Targets by their places in the layout.
+  void meet(const Layout<T>& targets, const int32_t* places, int64_t count) {
+    const T *tx = targets.x, *ty = targets.y, *tz = targets.z;
+    const Int<T>* index = targets.index;
     for (int u = 0; u < U; ++u) {
-      // Every second target has winners of its own, which halves the chain of comparisons; they join in at the end.
-      Winners even = winners[u], odd = winners[u];
-      for (int64_t j = 0; j < count; j += 2) {
-        even.take(squared_distance(x[u] - all<T>(tx[j]), y[u] - all<T>(ty[j]), z[u] - all<T>(tz[j])), all_int<T>(index[j]));
-        Winners& next = R == 1 ? odd : even;
-        next.take(squared_distance(x[u] - all<T>(tx[j + 1]), y[u] - all<T>(ty[j + 1]), z[u] - all<T>(tz[j + 1])),
-                  all_int<T>(index[j + 1]));
+      Winners all_so_far = winners[u];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t j = places[i];
+        all_so_far.take(squared_distance(x[u] - all<T>(tx[j]), y[u] - all<T>(ty[j]), z[u] - all<T>(tz[j])), all_int<T>(index[j]));
       }
-      if (R == 1) even.take(odd.near[0], odd.who[0]);
-      winners[u] = even;
+      winners[u] = all_so_far;
     }
+  }
+
+  bool tied() const {
+    uint32_t some = 0;
+    for (int u = 0; u < U; ++u) some |= bits(winners[u].ties);
+    return some != 0;
   }
 
   // A distance that the R nearest of all queries are within.
@@ -168,54 +182,55 @@ struct Contest {
   }
 };
 
-// Points copied out of their buckets, an even number of them.
-template <typename T>
-struct Picked {
-  T *x, *y, *z;
-  Int<T>* index;
-};
-
-// Copies the points within `bound` of a box of queries, out of all listed buckets but `done` and the one after it.
+// Notes the places of the points within `bound` of a box of queries, out of all listed buckets but `skip` from `skipped` on.
 template <typename T>
 inline int64_t pick_points(const Layout<T>& from, const BoundingBoxes<T>& queries, int64_t which, T bound, const int32_t* buckets,
-                           int64_t count, int64_t done, const Picked<T>& to) {
+                           int64_t count, int64_t skipped, int64_t skip, int32_t* to) {
   constexpr int W = Lanes<T>::W;
   Vec<T> low[3], high[3];
   for (int c = 0; c < 3; ++c) low[c] = all<T>(queries.low[c][which]), high[c] = all<T>(queries.high[c][which]);
   const Vec<T> limit = all<T>(bound);
+  const T *px = from.x, *py = from.y, *pz = from.z;
   int64_t picked = 0;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t first = int64_t(buckets[i]) * kBucket;
-    if (uint64_t(buckets[i] - done) < 2) continue;
+    if (uint64_t(buckets[i] - skipped) < uint64_t(skip)) continue;
     for (int64_t at = first; at < first + kBucket; at += W) {
-      const Vec<T> x = load(from.x + at), y = load(from.y + at), z = load(from.z + at);
+      const Vec<T> x = load(px + at), y = load(py + at), z = load(pz + at);
       const Mask<T> within = le(squared_distance(x - smaller(larger(x, low[0]), high[0]), y - smaller(larger(y, low[1]), high[1]),
                                                  z - smaller(larger(z, low[2]), high[2])), limit);
-      append_values<T>(within, x, to.x + picked);
-      append_values<T>(within, y, to.y + picked);
-      append_values<T>(within, z, to.z + picked);
-      picked += append_values<T>(within, load_int<T>(from.index + at), to.index + picked);
+      picked += append_lanes<T>(within, int32_t(at), to + picked);
     }
   }
-  to.x[picked] = to.y[picked] = to.z[picked] = __builtin_nan(""), to.index[picked] = 0;
   return picked;
 }
 
-// Finds the R nearest for the sorted queries from `slot` on, at most 16; false where it cannot.
-template <typename T, int R>
-inline bool search_together(const Layout<T>& queries, int64_t slot, int64_t live, const Layout<T>& targets, int32_t* supers,
-                            int32_t* buckets, const Picked<T>& picked, T* sqdist, int64_t* idx) {
+// Lists of places among the targets, long enough for all of them.
+struct Lists {
+  int32_t *supers, *buckets, *picked;
+};
+
+constexpr int64_t kHome = 3;  // buckets that every search begins with
+
+// Finds the R nearest for the sorted queries from `slot` on, at most 16; false where it cannot. The quick form cannot either
+// where it met equal distances.
+template <typename T, int R, bool kQuick>
+inline bool search_together(const Layout<T>& queries, int64_t slot, int64_t live, const Layout<T>& targets, const Lists& lists,
+                            T* sqdist, int64_t* idx) {
   if (live <= 0 || targets.buckets < 2) return false;
-  Contest<T, R> contest(queries, slot, live);
-  // The two buckets around the middle of the queries first: they bound the distance to look at.
-  const int64_t middle = window_around(targets, queries.key[slot + live / 2], kBucket) / kBucket;
-  const int64_t home = middle + 2 < targets.buckets ? middle : targets.buckets - 2, from = home * kBucket;
-  contest.meet(targets.x + from, targets.y + from, targets.z + from, targets.index + from, 2 * kBucket);
+  Contest<T, R, kQuick> contest(queries, slot, live);
+  // The buckets around the middle of the queries first: they bound the distance to look at.
+  const int64_t size = targets.buckets < kHome ? targets.buckets : kHome, last = targets.buckets - size;
+  const int64_t around = window_around(targets, queries.key[slot + live / 2], (size - 1) * kBucket) / kBucket;
+  const int64_t home = around < last ? around : last;
+  for (int64_t i = 0; i < size * kBucket; ++i) lists.picked[i] = int32_t(home * kBucket + i);
+  contest.meet(targets, lists.picked, size * kBucket);
   const T bound = contest.bound();
   if (!(bound < __builtin_inf())) return false;
-  const int64_t near = list_buckets(targets, BoxProbe<T>(queries.box, slot / kBucket), bound, supers, buckets);
-  const int64_t count = pick_points(targets, queries.box, slot / kBucket, bound, buckets, near, home, picked);
-  contest.meet(picked.x, picked.y, picked.z, picked.index, count);
+  const int64_t near = list_buckets(targets, BoxProbe<T>(queries.box, slot / kBucket), bound, lists.supers, lists.buckets);
+  const int64_t count = pick_points(targets, queries.box, slot / kBucket, bound, lists.buckets, near, home, size, lists.picked);
+  contest.meet(targets, lists.picked, count);
+  if (kQuick && contest.tied()) return false;
   contest.write(queries, slot, live, sqdist, idx);
   return true;
 }
@@ -228,12 +243,13 @@ void nearest_sorted(const void* query_layout, int64_t first, int64_t number, con
   const Layout<T>&queries = *static_cast<const Layout<T>*>(query_layout), &targets = *static_cast<const Layout<T>*>(target_layout);
   const int64_t slots = padded(targets.count) + kBucket;
   Pieces pieces{static_cast<char*>(scratch)};
-  int32_t *supers = pieces.take<int32_t>(slots), *buckets = pieces.take<int32_t>(slots);
-  const Picked<T> picked{pieces.take<T>(slots), pieces.take<T>(slots), pieces.take<T>(slots), pieces.take<Int<T>>(slots)};
+  const Lists lists{pieces.take<int32_t>(slots), pieces.take<int32_t>(slots), pieces.take<int32_t>(slots)};
+  bool quick = R == 1;  // until it fails, as where one point has equally near ones, others have them too
   for (int64_t slot = first; slot < first + number; slot += kBucket) {
     const int64_t end = slot + kBucket < first + number ? slot + kBucket : first + number;
     const int64_t live = (queries.live < end ? queries.live : end) - slot;
-    const bool done = search_together<T, R>(queries, slot, live, targets, supers, buckets, picked, sqdist, idx);
+    quick = quick && search_together<T, R, R == 1>(queries, slot, live, targets, lists, sqdist, idx);
+    const bool done = quick || search_together<T, R, false>(queries, slot, live, targets, lists, sqdist, idx);
     for (int64_t q = done ? slot + live : slot; q < end; ++q) {
       // Nothing finite to find, or a query that is not finite: too rare to be quick.
       const int64_t to = queries.index[q];

@@ -1,0 +1,46 @@
+"""Two groups of runs, compared pair by pair."""
+
+import json
+
+import pytest
+
+from benchmarks import compare
+
+
+def write(folder, accuracies, votes=()):
+    folder.mkdir(parents=True)
+    rows = [{"kind": "epoch", "epoch": i, "seconds": 30} for i in range(len(accuracies))]
+    rows += [{"kind": "val", "epoch": i, "accuracy": value} for i, value in enumerate(accuracies)]
+    rows += [{"kind": "vote", "epoch": i, "mean": value} for i, value in enumerate(votes)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("config.yaml", "provenance.yaml", "a.log"):
+        (folder / name).write_text("x")
+
+
+def test_differences_are_paired(tmp_path, capsys):
+    for seed, (scratch, tuned) in enumerate((((0.5, 0.4), (0.5, 0.6)), ((0.7, 0.6), (0.6, 0.9)))):
+        write(tmp_path / "a" / f"seed{seed}", scratch, votes=[0.5])
+        write(tmp_path / "b" / f"seed{seed}", tuned, votes=[0.75])
+    out = tmp_path / "out"
+    compare.main(["--first", f"scratch={tmp_path / 'a'}", "--second", f"tuned={tmp_path / 'b'}", "--out", str(out)])
+    summary = json.loads((out / "summary.json").read_text())
+    last = summary["quantities"]["accuracy, last epoch"]
+    assert last["scratch"]["values"] == [40, 60] and last["tuned"]["values"] == [60, 90]
+    assert last["difference"] == {"mean": 25, "std": pytest.approx(7.071, abs=1e-3), "values": [20, 30]}
+    best = summary["quantities"]["accuracy, best epoch (selected on the test set)"]
+    assert best["scratch"]["values"] == [50, 70] and best["tuned"]["values"] == [60, 90]
+    assert summary["quantities"]["accuracy with voting, last epoch"]["difference"]["mean"] == 25
+    assert summary["training minutes"]["tuned"]["mean"] == 1
+    assert "| accuracy, last epoch | 50.00 ± 14.14 | 75.00 ± 21.21 | 25.00 ± 7.07 |" in capsys.readouterr().out
+    assert (out / "tuned" / "seed1" / "run.log").read_text() == "x"
+
+
+def test_other_runs_are_refused(tmp_path):
+    write(tmp_path / "a" / "seed0", [0.5])
+    write(tmp_path / "b" / "seed1", [0.5])
+    with pytest.raises(SystemExit, match="must be the same"):
+        compare.main(
+            ["--first", f"a={tmp_path / 'a'}", "--second", f"b={tmp_path / 'b'}", "--out", str(tmp_path / "out")]
+        )
+    with pytest.raises(SystemExit, match="expected NAME=FOLDER"):
+        compare.main(["--first", "a", "--second", "b", "--out", str(tmp_path / "out")])
