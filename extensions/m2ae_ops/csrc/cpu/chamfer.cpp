@@ -13,7 +13,6 @@
 namespace m2ae {
 namespace {
 
-constexpr double kSmallest = 1e-12;  // where the root of the L1 form is clamped, in squared units
 constexpr int64_t kFewPairs = 4;     // fewer leave most lanes of the patch kernel idle
 
 bool are_patches(int64_t pairs, int64_t n, int64_t m) { return pairs >= kFewPairs && std::max(n, m) <= kPatch; }
@@ -133,9 +132,9 @@ Choices<T, Index, L> weigh(T* sqdist, const Index* idx, int64_t count, bool root
   const T share = T(0.5) / T(count);
   for (int64_t i = 0; i < count; ++i) {
     T *d = sqdist + i * L, length[L];
-    for (int p = 0; p < L; ++p) length[p] = d[p] > T(kSmallest) ? d[p] : T(kSmallest);
+    for (int p = 0; p < L; ++p) length[p] = d[p] > T(kSmallestRoot) ? d[p] : T(kSmallestRoot);
     take_roots(length, L);
-    for (int p = 0; p < L; ++p) total[p] += length[p], d[p] = d[p] < T(kSmallest) ? T(0) : share / length[p];
+    for (int p = 0; p < L; ++p) total[p] += length[p], d[p] = d[p] < T(kSmallestRoot) ? T(0) : share / length[p];
   }
   for (int p = 0; p < L; ++p) sums[p] = total[p] / (2 * count);
   return {sqdist, T(0), idx};

@@ -1,5 +1,5 @@
-// The gradient of the fused Chamfer loss in C++. The one declared in Python serves all other devices; on the CPU its overhead would
-// be twice that of this one, a noticeable part of the loss of a batch of patches.
+// The gradient of the fused Chamfer loss in C++. The one declared in Python serves all other devices; on the CPU its overhead is
+// a noticeable part of the loss of a batch of patches.
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -11,8 +11,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using LossResult = std::tuple<Tensor, Tensor, Tensor>;
-
-constexpr double kSmallest = 1e-12;  // where the root of the L1 form is clamped, in squared units
 
 LossResult call_loss(const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
   static const auto op = c10::Dispatcher::singleton()
@@ -31,7 +29,7 @@ std::tuple<Tensor, Tensor> scale_stored(const Tensor& grad, const Tensor& grad_a
 
 // One way's part of the loss, from its squared distances.
 Tensor way_loss(const Tensor& sqdist, bool root) {
-  return root ? sqdist.clamp_min(kSmallest).sqrt().mean(1).div(2) : sqdist.mean(1);
+  return root ? sqdist.clamp_min(kSmallestRoot).sqrt().mean(1).div(2) : sqdist.mean(1);
 }
 
 // The gradients through the distances themselves, which can be differentiated any number of times.
