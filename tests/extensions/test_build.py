@@ -181,16 +181,24 @@ print(json.dumps([before, kernels("CPU"), kernels("CUDA")]))
 """
 
 
+# On CUDA the plain layers run instead of the pieces of the fused patch embedding, and the reference scales stored gradients.
+CPU_ONLY = (
+    "chamfer_loss_backward",
+    "group_max", "join_rows", "lift_rows", "lift_rows_sums", "norm_relu", "peak_backward", "peak_sums", "spread_winners",
+)  # fmt: skip
+
+
 @pytest.mark.skipif(not has_nvcc(), reason="no CUDA sources, or no nvcc that fits this PyTorch")
 def test_the_cuda_half_compiles_and_loads_without_a_gpu():
-    """Compile for Hopper and Blackwell, in the usual cache; every op with a CPU kernel has one on CUDA."""
+    """Compile for Hopper and Blackwell, in the usual cache; every op with a CPU kernel has one on CUDA, those of CPU_ONLY excepted."""
     library = build("cuda", architectures=["9.0", "10.0"])
     command = [sys.executable, "-c", KERNELS, str(library)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     answer = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     before, cpu, cuda = json.loads(answer.stdout)
     assert before.startswith("compiled") and cpu
-    assert set(cuda) == set(cpu)
+    assert set(cpu) - set(cuda) == {f"m2ae::{name}" for name in CPU_ONLY}
+    assert set(cuda) <= set(cpu)
 
 
 @pytest.mark.slow
