@@ -220,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
         "fixtures",
         run_fixtures,
         "make a tiny set in a published layout from the built-in one",
-        "fixtures ScanObjectNN --out /tmp/tiny --clouds 60",
+        "fixtures ScanObjectNN --out trial/tiny --clouds 60",
     )
     fixtures.add_argument("name", metavar="NAME", help=names)
     fixtures.add_argument("--out", type=Path, required=True, metavar="DIR", help="used as --data_root afterwards")
