@@ -8,16 +8,13 @@ from torch import nn
 
 from datasets import CloudSet, build_dataset
 from models import build_model, load_weights
-from models.layers.norm import convert_sync_batchnorm
 from tools.augment import augment
 from tools.classification import Judge, check_class_names, check_classes, check_points, training_points
-from tools.compile import compile_regions
 from tools.context import RunContext, distribute
 from tools.engine import StopRequest
-from tools.optim import build_optimizer, check_training
+from tools.optim import check_training
 from tools.report import write_report
-from tools.run_state import RunState
-from tools.training import Display, Training, last_epoch, open_metrics
+from tools.training import Display, Training, last_epoch, open_metrics, open_state
 from utils.checkpoint import save_checkpoint
 from utils.config import save_config
 from utils.dist import barrier, is_main
@@ -38,7 +35,7 @@ def run_finetune(run: RunContext) -> dict[str, float]:
         UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
         Interrupted: asked to stop; the state is saved and `--resume` continues it.
     """
-    config, args = run.config, run.args
+    config = run.config
     check_training(config)
     model = build_classifier(run)
     if config.dataset.val is None:
@@ -50,17 +47,8 @@ def run_finetune(run: RunContext) -> dict[str, float]:
     if config.transfer != "full":
         for parameter in model.encoder_parameters():
             parameter.requires_grad_(False)
-    if args.sync_bn:
-        convert_sync_batchnorm(model)
-    if args.compile:
-        compile_regions(model)
     batches = run.batches(clouds, config.total_bs)
-    scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
-    state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler)
-    last = run.folder / "ckpt-last.pth"
-    if args.resume and last.exists():
-        state.restore(last)
-        run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
+    state = open_state(run, model)
     judge = Judge(run, held_out) if is_main() else None
     writer = open_metrics(run, state)
     run.log.info(

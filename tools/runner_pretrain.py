@@ -2,22 +2,22 @@
 
 import json
 import time
+from functools import partial
 
 import torch
 
-from datasets import build_dataset
+from datasets import CloudSet, build_dataset
 from models import load_weights
-from models.layers.norm import convert_sync_batchnorm
 from tools.augment import augment
-from tools.compile import compile_regions
 from tools.context import RunContext, build_pretraining_model, distribute
 from tools.engine import StopRequest
 from tools.gallery_items import reconstruction_gallery
-from tools.optim import build_optimizer, check_training
+from tools.guides import Guide, build_guide
+from tools.optim import check_training
 from tools.report import write_report
 from tools.run_state import RunState
 from tools.runner_svm import LinearProbe
-from tools.training import Display, Training, last_epoch, open_metrics
+from tools.training import Display, Training, last_epoch, open_metrics, open_state
 from utils.checkpoint import save_checkpoint
 from utils.dist import barrier, is_main
 from utils.logger import MetricsWriter
@@ -25,6 +25,10 @@ from utils.seed import generator
 
 # What TensorBoard and the log show of a loss of about 0.02 square units is a number of about 20.
 DISPLAY = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
+
+
+# What a model returns under these names is a scalar of the step and goes into the log.
+LOGGED = ("loss", "log_")
 
 
 def run_pretrain(run: RunContext) -> dict[str, float]:
@@ -39,18 +43,10 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
     model = build_pretraining_model(run)
     if args.start_ckpts:
         run.log.info(f"{args.start_ckpts}: {load_weights(model, args.start_ckpts)}")
-    if args.sync_bn:
-        convert_sync_batchnorm(model)
-    if args.compile:
-        compile_regions(model)
     clouds = build_dataset(config.dataset.train)
+    guide = build_guide(run, model, clouds)
     batches = run.batches(clouds, config.total_bs)
-    scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
-    state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler)
-    last = run.folder / "ckpt-last.pth"
-    if args.resume and last.exists():
-        state.restore(last)
-        run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
+    state = open_state(run, model, ema=guide.ema)
     probe = LinearProbe.from_config(run) if is_main() else None
     writer = open_metrics(run, state)
     run.log.info(
@@ -58,18 +54,19 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
     )
     try:
         with StopRequest() as stop:
-            _epochs(Training(run, state, batches, writer, stop, DISPLAY), probe)
+            training = Training(run, state, batches, writer, stop, DISPLAY, after_update=guide.after_update)
+            _epochs(training, probe, guide)
     finally:
         if is_main():
             writer.close()
-            _report(run, state, clouds, probe)
+            _report(run, state, clouds, probe, guide)
     return _conclude(run) if is_main() else {}
 
 
-def _epochs(training: Training, probe: LinearProbe | None) -> None:
+def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None:
     run, state, writer = training.run, training.state, training.writer
     config, args = run.config, run.args
-    step = _step(training)
+    step = _step(training, guide)
     if probe is not None and config.svm.random_weights and state.epoch < 0 and not state.pending["step"]:
         _evaluate(run, state, probe, writer, epoch=None)
     for epoch in list(state.pending["evaluations"]):
@@ -91,17 +88,18 @@ def _epochs(training: Training, probe: LinearProbe | None) -> None:
         training.stop_if_asked(epoch)
 
 
-def _step(training: Training):
-    """Return what a step of an epoch computes: augment, mask, rebuild, compare."""
+def _step(training: Training, guide: Guide):
+    """Return what a step of an epoch computes: augment, ask the guide, mask, rebuild, compare."""
     run = training.run
     wrapped = distribute(training.state.model, run.device)
     up_axis = training.batches.cloud_set.up_axis
 
     def step(epoch: int, batch) -> dict[str, torch.Tensor]:
-        draw = generator(run.seed, epoch, batch.step, "augmentation")
-        points = augment(batch.points, run.config.augmentation, up_axis, draw)
-        out = wrapped(points, generator=generator(run.seed, epoch, batch.step, "mask"))
-        return {name: value for name, value in out.items() if name.startswith("loss")}
+        draw = partial(generator, run.seed, epoch, batch.step)
+        points = augment(batch.points, run.config.augmentation, up_axis, draw("augmentation"))
+        guidance = guide.prepare(points, batch, epoch=epoch, draw=draw)
+        out = wrapped(points, generator=draw("mask"), **guidance)
+        return {name: value for name, value in out.items() if name.startswith(LOGGED)}
 
     return step
 
@@ -129,7 +127,7 @@ def _evaluate(
     run.log.info(f"{name}: {probe.describe(result)}" + (" (best)" if best else ""))
 
 
-def _report(run: RunContext, state: RunState, clouds, probe) -> None:
+def _report(run: RunContext, state: RunState, clouds: CloudSet, probe: LinearProbe | None, guide: Guide) -> None:
     """Write report.html and gallery.png; a report that cannot be written does not lose the run."""
     try:
         path = write_report(
@@ -137,6 +135,7 @@ def _report(run: RunContext, state: RunState, clouds, probe) -> None:
             config=run.config_dict(),
             gallery=reconstruction_gallery(state.model, clouds, run.seed, run.device),
             confusion=None if probe is None else probe.confusion(),
+            sections=guide.sections(state.model),
             title=f"Pre-training {run.config.model.NAME}: {run.args.exp_name}",
         )
         run.log.info(f"report: {path}")

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datasets.batches import Batches
-from models.layers.norm import BatchNorm
+from models.layers.norm import BatchNorm, convert_sync_batchnorm
+from tools.compile import compile_regions
 from tools.context import RunContext
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
-from tools.optim import batch_norm_momentum, build_schedule
+from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
 from tools.run_state import RunState, save_last
 from utils.config import RunConfig
 from utils.dist import is_main, rank, world_size
@@ -49,6 +50,7 @@ class Training:
     writer: MetricsWriter | None  # None on all processes but the first
     stop: StopRequest
     display: Display
+    after_update: Callable[[], None] | None = None
 
     def epoch(self, epoch: int, step: Callable[..., dict[str, Tensor]]) -> None:
         """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss".
@@ -108,6 +110,7 @@ class Training:
             clip=config.grad_norm_clip,
             precision=config.precision,
             scaler=state.scaler,
+            after_update=self.after_update,
             log=log,
             # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
             may_stop=lambda position: (
@@ -164,6 +167,29 @@ class Training:
 def last_epoch(config: RunConfig) -> int:
     """Return the index of the last epoch: as published, `max_epoch` itself still runs."""
     return config.max_epoch if config.max_epoch_inclusive else config.max_epoch - 1
+
+
+def open_state(run: RunContext, model: nn.Module, *, ema: nn.Module | None = None) -> RunState:
+    """Make a model ready to train as the flags ask (`--sync_bn`, `--compile`), with its optimizer; `--resume` restores both.
+
+    Args:
+        ema: an average of the model that is saved and restored with it.
+
+    Raises:
+        UserError: the checkpoint to resume from does not fit.
+    """
+    config, args = run.config, run.args
+    if args.sync_bn:
+        convert_sync_batchnorm(model)
+    if args.compile:
+        compile_regions(model)
+    scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
+    state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler, ema=ema)
+    last = run.folder / "ckpt-last.pth"
+    if args.resume and last.exists():
+        state.restore(last)
+        run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
+    return state
 
 
 def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:

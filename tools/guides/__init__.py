@@ -1,0 +1,57 @@
+"""What stands beside a model while it pre-trains: teachers and image branches that choose its masks and its targets.
+
+A method that needs one has a file here and a line in `GUIDES`. What a guide holds is no part of the model: it is in no
+checkpoint's `base_model`, has no gradient and no place in the optimizer. An average of the model (`ema`) is saved under that name.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor, nn
+
+from datasets.batches import Batch
+from datasets.clouds import CloudSet
+from tools.context import RunContext
+from tools.report import Section
+
+# Method -> module with `build(run, model, clouds) -> Guide`; imported only where the method is trained.
+GUIDES: dict[str, str] = {}
+
+
+class Guide:
+    """Give a model nothing, watch nothing, show nothing: what a method without a guide has.
+
+    Attributes:
+        ema: an average of the model that checkpoints keep, or None.
+    """
+
+    ema: nn.Module | None = None
+
+    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict[str, Any]:
+        """Return keyword arguments of the model's `forward`: `masked`, `pyramid`, `targets`.
+
+        Args:
+            points: (B, N, 3), augmented.
+            batch: says which clouds these are: `indices` and `step`.
+            epoch: from 0; what depends on the progress of a run depends on it alone.
+            draw: stream -> generator of this step, for what is random.
+        """
+        return {}
+
+    def after_update(self) -> None:
+        """Follow the model after each step of the optimizer."""
+
+    def sections(self, model: nn.Module) -> list[Section]:
+        """Return what the report of the run shows of the method."""
+        return []
+
+
+def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide:
+    """Build the guide of a model on the device of the run, for the clouds that it trains on.
+
+    Raises:
+        UserError: weights of a teacher are missing or do not fit, or the clouds lack what the method needs.
+    """
+    module = GUIDES.get(model.method)
+    return Guide() if module is None else import_module(module).build(run, model, clouds)
