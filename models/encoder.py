@@ -3,6 +3,7 @@
 Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `V` visible groups, `C` channels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.transformer import Blocks, drop_path_rates
+from models.losses import RECONSTRUCTION_LOSSES, reconstruction_loss
 
 POSITION_HIDDEN = 128
 
@@ -54,10 +56,23 @@ def check_patches(config: Any) -> None:
             raise ValueError(f"model.{key}: {getattr(config, key)} must be at least 1")
 
 
-def build_encoder(model: nn.Module, config: SingleScaleConfig) -> None:
-    """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`."""
+def check_rebuilding(config: Any, mask_ratio: float) -> None:
+    """Check what a model that hides and rebuilds groups of one scale is asked: the share `mask_ratio` and the key `loss`."""
+    if not 0 <= mask_ratio < 1 or int(mask_ratio * config.num_group) < 1:
+        raise ValueError(
+            f"model.transformer_config.mask_ratio: {mask_ratio} of {config.num_group} groups must hide at least one and leave one visible"
+        )
+    if config.loss not in RECONSTRUCTION_LOSSES:
+        raise ValueError(f"model.loss: {config.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+
+
+def build_encoder(model: nn.Module, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed) -> None:
+    """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`.
+
+    `embed(3, width, widths=...)` builds the patch embedding.
+    """
     width = config.trans_dim
-    model.encoder = PatchEmbed(3, width, widths=tuple(config.embed_widths))
+    model.encoder = embed(3, width, widths=tuple(config.embed_widths))
     model.pos_embed = position_embed(width, POSITION_HIDDEN)
     rates = drop_path_rates(config.drop_path_rate, config.depth)
     model.blocks = Blocks(width, config.num_heads, drop_paths=rates)
@@ -70,9 +85,9 @@ class MaskedEncoder(nn.Module):
     Masked patches are embedded as well, because the published batch statistics include them.
     """
 
-    def __init__(self, config: SingleScaleConfig):
+    def __init__(self, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed):
         super().__init__()
-        build_encoder(self, config)
+        build_encoder(self, config, embed=embed)
         self.apply(init_truncated_normal)
 
     def forward(self, pyramid: Pyramid, seen: Tensor | None = None) -> Tensor:
@@ -83,29 +98,77 @@ class MaskedEncoder(nn.Module):
         return self.norm(self.blocks(tokens, self.pos_embed(centers)))
 
 
-def build_decoder(model: nn.Module, *, width: int, depth: int, num_heads: int, drop_path_rate: float) -> None:
-    """Give a model the parts of the decoder: `mask_token`, `decoder_pos_embed`, `MAE_decoder` with `blocks` and `norm`."""
-    model.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+def build_decoder(
+    model: nn.Module,
+    *,
+    width: int,
+    depth: int,
+    num_heads: int,
+    drop_path_rate: float,
+    token_width: int | None = None,
+) -> None:
+    """Give a model the parts of the decoder: `mask_token`, `decoder_pos_embed`, `MAE_decoder` with `blocks` and `norm`.
+
+    With a `token_width` the tokens that come from the encoder are that wide, and `decoder_embed` brings them to `width`.
+    """
+    model.mask_token = nn.Parameter(torch.zeros(1, 1, token_width or width))
     nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
     model.decoder_pos_embed = position_embed(width, POSITION_HIDDEN)
+    if token_width is not None:
+        model.decoder_embed = nn.Linear(token_width, width)
     model.MAE_decoder = Blocks(width, num_heads, drop_paths=drop_path_rates(drop_path_rate, depth))
     model.MAE_decoder.norm = nn.LayerNorm(width)
     model.MAE_decoder.apply(init_xavier)
 
 
-def decode(model: nn.Module, visible: Tensor, centers: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
+def decode(
+    model: nn.Module, visible: Tensor, centers: Tensor, seen: Tensor, hidden: Tensor, *, keep_visible: bool = False
+) -> Tensor:
     """Decode with a model's decoder: visible tokens first, then one mask token for each hidden group.
 
     Args:
         visible: (B, V, C) encoded tokens of the groups `seen` (B, V) int64.
         centers: (B, G, 3).
         hidden: (B, M) int64, the groups to rebuild.
+        keep_visible: return the decoded visible tokens too, before the hidden ones.
 
     Returns:
-        (B, M, C) normed tokens of the hidden groups.
+        (B, M, C) normed tokens of the hidden groups, or (B, V + M, C) of all.
     """
     B, M = hidden.shape
     centers = gather(centers, torch.cat([seen, hidden], dim=1))  # (B, V + M, 3)
     placeholders = model.mask_token.to(visible.dtype).expand(B, M, -1)
-    tokens = model.MAE_decoder(torch.cat([visible, placeholders], dim=1), model.decoder_pos_embed(centers))
-    return model.MAE_decoder.norm(tokens[:, visible.shape[1] :])
+    tokens = torch.cat([visible, placeholders], dim=1)  # (B, V + M, C)
+    if hasattr(model, "decoder_embed"):
+        tokens = model.decoder_embed(tokens)
+    tokens = model.MAE_decoder(tokens, model.decoder_pos_embed(centers))
+    return model.MAE_decoder.norm(tokens if keep_visible else tokens[:, visible.shape[1] :])
+
+
+def compare_patches(
+    rebuilt: Tensor, pyramid: Pyramid, masked: Tensor, hidden: Tensor, loss: str, *, synchronise: bool
+) -> dict[str, Tensor]:
+    """Compare what a head made of the hidden groups with these groups.
+
+    Args:
+        rebuilt: (B, M, 3 * n), n points for each of the groups `hidden` (B, M) int64, relative to its centre.
+        masked: (B, G) bool, True = hidden.
+        loss: one of `RECONSTRUCTION_LOSSES`; `synchronise` as in `reconstruction_loss`.
+
+    Returns:
+        dict with the scalar "loss", "masked" and "masked_finest" (B, G), the same for one scale, and for the L = B * M hidden patches
+        "rebuilt" (L, n, 3) and "target" (L, K, 3), relative to "centers" (L, 3), sample after sample in index order; "samples" (L,)
+        says whose each is.
+    """
+    B, M = hidden.shape
+    rebuilt = rebuilt.view(B * M, -1, 3)  # (L, n, 3)
+    target = gather(pyramid.neighborhoods[0].flatten(2), hidden).view(B * M, -1, 3)  # (L, K, 3)
+    return {
+        "loss": reconstruction_loss(rebuilt, target, loss, synchronise=synchronise),
+        "masked": masked,
+        "masked_finest": masked,
+        "rebuilt": rebuilt,
+        "target": target,
+        "centers": gather(pyramid.centers[0], hidden).flatten(0, 1),
+        "samples": torch.arange(B, device=hidden.device).repeat_interleave(M),
+    }

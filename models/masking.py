@@ -47,6 +47,41 @@ def block_mask(centers: Tensor, ratio: float, *, generator: torch.Generator | No
     return masked.scatter_(1, nearest.squeeze(1), True)
 
 
+def hide_groups(
+    centers: Tensor,
+    masked: Tensor | None = None,
+    *,
+    ratio: float,
+    kind: str = "rand",
+    generator: torch.Generator | None = None,
+    method: str,
+) -> tuple[Tensor, int]:
+    """Return the groups to hide (B, G) and how many they are in each sample: drawn, or those of a mask that is given.
+
+    Args:
+        centers: (B, G, 3).
+        masked: (B, G) bool to replay; it must hide as many groups in each sample.
+        kind: "rand" or "block", of a mask that is drawn.
+        method: for messages.
+
+    Raises:
+        ValueError: the given mask has another shape, or hides nothing, everything or not as many in each sample.
+    """
+    B, G, _ = centers.shape
+    if masked is None:
+        if kind == "block":
+            return block_mask(centers, ratio, generator=generator), int(ratio * G)
+        return random_mask(B, G, ratio, generator=generator).to(centers.device), int(ratio * G)
+    if masked.shape != (B, G):
+        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(masked.shape)}")
+    counts = masked.sum(1).unique().tolist()
+    if len(counts) != 1 or not 0 < counts[0] < G:
+        raise ValueError(
+            f"{method}: masked hides {counts} groups of the samples; hide as many in each, some and not all"
+        )
+    return masked.to(centers.device), counts[0]
+
+
 def split_groups(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the indices of the visible groups (B, G - count) and of the masked ones (B, count), each in index order.
 

@@ -9,13 +9,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from extensions import gather
-from models.encoder import MaskedEncoder, SingleScaleConfig, build_decoder, check_heads, check_patches, decode
+from models.encoder import (
+    MaskedEncoder,
+    SingleScaleConfig,
+    build_decoder,
+    check_heads,
+    check_patches,
+    check_rebuilding,
+    compare_patches,
+    decode,
+)
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
-from models.losses import RECONSTRUCTION_LOSSES, reconstruction_loss
-from models.masking import block_mask, random_mask, split_groups
+from models.masking import hide_groups, split_groups
 from models.registry import MODELS
 
 
@@ -48,13 +55,7 @@ class PointMAEConfig:
 
     def __post_init__(self):
         check_patches(self)
-        ratio = self.transformer_config.mask_ratio
-        if not 0 <= ratio < 1 or int(ratio * self.num_group) < 1:
-            raise ValueError(
-                f"model.transformer_config.mask_ratio: {ratio} of {self.num_group} groups must hide at least one and leave one visible"
-            )
-        if self.loss not in RECONSTRUCTION_LOSSES:
-            raise ValueError(f"model.loss: {self.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+        check_rebuilding(self, self.transformer_config.mask_ratio)
 
 
 @MODELS.register("Point_MAE", config=PointMAEConfig)
@@ -110,44 +111,22 @@ class PointMAE(nn.Module):
         if targets is not None:
             raise ValueError("Point-MAE: targets are for methods with a teacher; pass None")
         pyramid = self.group(points) if pyramid is None else pyramid
-        masked, count = self._mask(pyramid, masked, generator)
+        inner = self.config.transformer_config
+        masked, count = hide_groups(
+            pyramid.centers[0],
+            masked,
+            ratio=inner.mask_ratio,
+            kind=inner.mask_type,
+            generator=generator,
+            method="Point-MAE",
+        )
         seen, hidden = split_groups(masked, count)  # (B, V), (B, M)
-        centers, neighborhoods = pyramid.centers[0], pyramid.neighborhoods[0]
 
         visible = self.MAE_encoder(pyramid, seen)  # (B, V, C)
-        tokens = decode(self, visible, centers, seen, hidden)  # (B, M, C)
+        tokens = decode(self, visible, pyramid.centers[0], seen, hidden)  # (B, M, C)
 
-        B, M = hidden.shape
-        rebuilt = self.increase_dim(tokens).view(B * M, -1, 3)  # (L, K, 3)
-        target = gather(neighborhoods.flatten(2), hidden).view(B * M, -1, 3)  # (L, K, 3)
-        return {
-            "loss": reconstruction_loss(rebuilt, target, self.config.loss, synchronise=self.training),
-            "masked": masked,
-            "masked_finest": masked,
-            "rebuilt": rebuilt,
-            "target": target,
-            "centers": gather(centers, hidden).flatten(0, 1),
-            "samples": torch.arange(B, device=hidden.device).repeat_interleave(M),
-        }
-
-    def _mask(self, pyramid: Pyramid, masked: Tensor | None, generator: torch.Generator | None) -> tuple[Tensor, int]:
-        """Return the groups to hide (B, G) and how many they are in each sample."""
-        config, inner = self.config, self.config.transformer_config
-        centers = pyramid.centers[0]
-        if masked is None:
-            if inner.mask_type == "block":
-                masked = block_mask(centers, inner.mask_ratio, generator=generator)
-            else:
-                masked = random_mask(len(centers), config.num_group, inner.mask_ratio, generator=generator)
-            return masked.to(centers.device), int(inner.mask_ratio * config.num_group)
-        if masked.shape != centers.shape[:2]:
-            raise ValueError(f"Point-MAE: masked must be {tuple(centers.shape[:2])}, got {tuple(masked.shape)}")
-        counts = masked.sum(1).unique().tolist()
-        if len(counts) != 1 or not 0 < counts[0] < config.num_group:
-            raise ValueError(
-                f"Point-MAE: masked hides {counts} groups of the samples; hide as many in each, some and not all"
-            )
-        return masked.to(centers.device), counts[0]
+        rebuilt = self.increase_dim(tokens)  # (B, M, 3 * K)
+        return compare_patches(rebuilt, pyramid, masked, hidden, self.config.loss, synchronise=self.training)
 
     def patch_tokens(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C)."""
