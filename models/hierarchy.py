@@ -4,7 +4,7 @@ Shapes: `B` batch, `G` groups, `K` neighbours per group, `V` visible tokens, `C`
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from extensions import gather
 from models.layers.attention import attention_bias
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
-from models.layers.init import init_truncated_normal
+from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.propagate import TokenPropagation
 from models.layers.ragged import Packing, pack, plan_packing, unpack
 from models.layers.transformer import Blocks, drop_path_rates
+from models.losses import reconstruction_loss
+from models.masking import hide_pyramid
 
 
 class Encoded(NamedTuple):
@@ -120,6 +122,38 @@ def _distance(centers: Tensor) -> Tensor:
     return difference.square().sum(-1).sqrt()
 
 
+def build_autoencoder(model: nn.Module, config: Any, *, near_padding: bool) -> None:
+    """Give a model all that pre-training with the hierarchy needs but heads: `mask_token`, `h_encoder` and the parts of the decoder.
+
+    Args:
+        config: has the keys of `models.point_m2ae.PointM2AEConfig`.
+        near_padding: as in `HierarchicalEncoder`.
+    """
+    model.mask_token = nn.Parameter(torch.zeros(1, config.encoder_dims[-1]))
+    nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
+    model.h_encoder = HierarchicalEncoder(
+        dims=config.encoder_dims,
+        depths=config.encoder_depths,
+        num_heads=config.num_heads,
+        local_radius=config.local_radius,
+        drop_path_rate=config.drop_path_rate,
+        embed_widths=config.embed_widths,
+        near_padding=near_padding,
+    )
+    build_decoder(
+        model,
+        dims=config.decoder_dims,
+        depths=config.decoder_depths,
+        up_blocks=config.decoder_up_blocks,
+        num_heads=config.num_heads,
+        drop_path_rate=config.drop_path_rate,
+    )
+    model.h_decoder.apply(init_xavier)
+    # Scales that are never decoded have a norm that gets no gradient here; it stays in the optimizer's groups.
+    for norm in model.h_encoder.encoder_norms[: -len(config.decoder_dims)]:
+        norm.requires_grad_(False)
+
+
 def build_decoder(model: nn.Module, *, dims, depths, up_blocks, num_heads: int, drop_path_rate: float) -> None:
     """Give a model the parts of the hierarchical decoder, under their published names at its top level.
 
@@ -169,3 +203,44 @@ def decode(model: nn.Module, pyramid: Pyramid, encoded: Encoded) -> tuple[Tensor
         tokens = model.h_decoder[stage](tokens, model.decoder_pos_embeds[stage](finer))
         centers = finer
     return model.decoder_norm(tokens), scale
+
+
+def compare_patches(
+    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, loss: str, *, synchronise: bool
+) -> dict[str, Tensor]:
+    """Compare what a head made of the L hidden groups of a scale with these groups.
+
+    Args:
+        rebuilt: (L, 3 * n), n points a group, relative to its centre; sample after sample in index order.
+        scales: one (B, G_s) bool a scale, True = hidden.
+        scale: the one that was decoded.
+        loss: one of `RECONSTRUCTION_LOSSES`; `synchronise` as in `reconstruction_loss`.
+
+    Returns:
+        dict with the scalar "loss", "masked" (B, G_coarsest) and "masked_finest" (B, G_0), and "rebuilt" (L, n, 3) and "target" (L, K, 3),
+        relative to "centers" (L, 3); "samples" (L,) says whose each is.
+    """
+    hidden = scales[scale]
+    rebuilt = rebuilt.view(len(rebuilt), -1, 3)  # (L, n, 3)
+    target = pyramid.neighborhoods[scale][hidden]  # (L, K, 3)
+    return {
+        "loss": reconstruction_loss(rebuilt, target, loss, synchronise=synchronise),
+        "masked": scales[-1],
+        "masked_finest": scales[0],
+        "rebuilt": rebuilt,
+        "target": target,
+        "centers": pyramid.centers[scale][hidden],
+        "samples": hidden.nonzero()[:, 0],
+    }
+
+
+def encode_visible(model: nn.Module, pyramid: Pyramid, *, flat_token: bool, method: str) -> Tensor:
+    """Encode a pyramid with a model's encoder, nothing hidden, as normed tokens (B, G, C) of the coarsest scale.
+
+    Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
+    """
+    B, G, _ = pyramid.centers[-1].shape
+    nothing = torch.zeros(B, G, dtype=torch.bool, device=pyramid.centers[-1].device)
+    scales = hide_pyramid(pyramid, nothing, ratio=0.0, flat_token=flat_token, method=method)
+    encoded = model.h_encoder(pyramid, scales)
+    return model.h_encoder.encoder_norms[-1](encoded.tokens[-1])

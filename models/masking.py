@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from extensions import gather, knn
+from models.layers.group import Pyramid
 from utils.dist import rank, world_size
 
 
@@ -80,6 +81,37 @@ def hide_groups(
             f"{method}: masked hides {counts} groups of the samples; hide as many in each, some and not all"
         )
     return masked.to(centers.device), counts[0]
+
+
+def hide_pyramid(
+    pyramid: Pyramid,
+    masked: Tensor | None = None,
+    *,
+    ratio: float,
+    generator: torch.Generator | None = None,
+    flat_token: bool = False,
+    method: str,
+) -> list[Tensor]:
+    """Choose the groups to hide at the coarsest scale, or take those of a mask that is given, and carry the choice down.
+
+    Args:
+        masked: (B, G_coarsest) bool to replay; samples may hide different numbers.
+        flat_token: as in `back_project`.
+        method: for messages.
+
+    Returns:
+        list of (B, G_s) bool, finest scale first.
+
+    Raises:
+        ValueError: the given mask has another shape.
+    """
+    B, G, _ = pyramid.centers[-1].shape
+    if masked is None:
+        masked = random_mask(B, G, ratio, generator=generator)
+    elif masked.shape != (B, G):
+        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(masked.shape)}")
+    num_groups = [centers.shape[1] for centers in pyramid.centers]
+    return back_project(masked.to(pyramid.centers[-1].device), pyramid.idx, num_groups, flat_token=flat_token)
 
 
 def split_groups(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.hierarchy import HierarchicalEncoder, build_decoder, decode
+from models.hierarchy import build_autoencoder, compare_patches, decode, encode_visible
 from models.layers.group import Pyramid, group_pyramid
-from models.layers.init import init_xavier
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
-from models.losses import reconstruction_loss
-from models.masking import back_project, random_mask
+from models.masking import hide_pyramid
 from models.registry import MODELS
 
 
@@ -93,29 +91,7 @@ class PointM2AE(nn.Module):
         legacy = legacy_names(config.legacy, self.LEGACY)
         self.flat_token = "flat_token" in legacy
 
-        self.mask_token = nn.Parameter(torch.zeros(1, config.encoder_dims[-1]))
-        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-2.0, b=2.0)
-        self.h_encoder = HierarchicalEncoder(
-            dims=config.encoder_dims,
-            depths=config.encoder_depths,
-            num_heads=config.num_heads,
-            local_radius=config.local_radius,
-            drop_path_rate=config.drop_path_rate,
-            embed_widths=config.embed_widths,
-            near_padding="near_padding" in legacy,
-        )
-        build_decoder(
-            self,
-            dims=config.decoder_dims,
-            depths=config.decoder_depths,
-            up_blocks=config.decoder_up_blocks,
-            num_heads=config.num_heads,
-            drop_path_rate=config.drop_path_rate,
-        )
-        self.h_decoder.apply(init_xavier)
-        # Scales that are never decoded have a norm that gets no gradient here; it stays in the optimizer's groups.
-        for norm in self.h_encoder.encoder_norms[: -len(config.decoder_dims)]:
-            norm.requires_grad_(False)
+        build_autoencoder(self, config, near_padding="near_padding" in legacy)
         # As published: 3 * K of the finest scale, though the targets are patches of a coarser one. Chamfer does not mind.
         self.rec_head = PointwiseConv(config.decoder_dims[-1], 3 * config.group_sizes[0])
 
@@ -141,51 +117,30 @@ class PointM2AE(nn.Module):
             targets: methods with a teacher pass its features here; this one has none.
 
         Returns:
-            dict with the scalar "loss", "masked" (B, G_coarsest) and "masked_finest" (B, G_0), and for the L masked patches of the
-            decoded scale "rebuilt" (L, K_0, 3) and "target" (L, K, 3), relative to "centers" (L, 3), sample after sample in index
-            order; "samples" (L,) says whose each is.
+            what `compare_patches` returns of the L masked patches of the decoded scale, with K_0 rebuilt points each.
         """
         if targets is not None:
             raise ValueError("Point-M2AE: targets are for methods with a teacher; pass None")
         pyramid = self.group(points) if pyramid is None else pyramid
-        scales = self._mask(pyramid, masked, generator)
-
+        scales = hide_pyramid(
+            pyramid,
+            masked,
+            ratio=self.config.mask_ratio,
+            generator=generator,
+            flat_token=self.flat_token,
+            method="Point-M2AE",
+        )
         encoded = self.h_encoder(pyramid, scales)
         tokens, scale = decode(self, pyramid, encoded)
-
-        hidden = scales[scale]
-        rebuilt = self.rec_head(tokens[hidden])  # (L, 3 * K_0)
-        rebuilt = rebuilt.view(len(rebuilt), -1, 3)
-        target = pyramid.neighborhoods[scale][hidden]  # (L, K, 3)
-        return {
-            "loss": reconstruction_loss(rebuilt, target, self.config.loss, synchronise=self.training),
-            "masked": scales[-1],
-            "masked_finest": scales[0],
-            "rebuilt": rebuilt,
-            "target": target,
-            "centers": pyramid.centers[scale][hidden],
-            "samples": hidden.nonzero()[:, 0],
-        }
-
-    def _mask(self, pyramid: Pyramid, masked: Tensor | None, generator: torch.Generator | None) -> list[Tensor]:
-        """Choose the groups to hide at the coarsest scale and carry the choice down."""
-        config = self.config
-        batch, device = len(pyramid.centers[0]), pyramid.centers[0].device
-        if masked is None:
-            masked = random_mask(batch, config.num_groups[-1], config.mask_ratio, generator=generator)
-        elif masked.shape != (batch, config.num_groups[-1]):
-            raise ValueError(f"Point-M2AE: masked must be {(batch, config.num_groups[-1])}, got {tuple(masked.shape)}")
-        return back_project(masked.to(device), pyramid.idx, config.num_groups, flat_token=self.flat_token)
+        rebuilt = self.rec_head(tokens[scales[scale]])  # (L, 3 * K_0)
+        return compare_patches(rebuilt, pyramid, scales, scale, self.config.loss, synchronise=self.training)
 
     def patch_tokens(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C) of the coarsest scale.
 
         Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
         """
-        pyramid = self.group(points)
-        nothing = torch.zeros(pyramid.centers[-1].shape[:2], dtype=torch.bool, device=points.device)
-        encoded = self.h_encoder(pyramid, self._mask(pyramid, nothing, None))
-        return self.h_encoder.encoder_norms[-1](encoded.tokens[-1])
+        return encode_visible(self, self.group(points), flat_token=self.flat_token, method="Point-M2AE")
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""
