@@ -7,7 +7,8 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the poo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
+from models.inter_mae import GatedEncoderConfig
+from models.layers.gated import GatedPatchEmbed
 from models.layers.group import group_pyramid
 from models.layers.norm import BatchNorm
 from models.legacy import legacy_names
@@ -230,8 +233,10 @@ def point_m2ae_classifier(config: PointM2AEModelNet40Config) -> Classifier:
     return Classifier(config, HIERARCHICAL)
 
 
-def build_with_class_token(model: nn.Module, config: SingleScaleConfig) -> int:
+def build_with_class_token(model: nn.Module, config: SingleScaleConfig, **parts: Any) -> int:
     """Give a model a single-scale encoder and a class token with a learned position; returns the width of the tokens.
+
+    `parts` go to `build_encoder`.
 
     The encoder keeps PyTorch's initialisation, which the published program trains from scratch with.
     """
@@ -239,7 +244,7 @@ def build_with_class_token(model: nn.Module, config: SingleScaleConfig) -> int:
     model.cls_pos = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
     for parameter in (model.cls_token, model.cls_pos):
         nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
-    build_encoder(model, config)
+    build_encoder(model, config, **parts)
     return config.trans_dim
 
 
@@ -286,3 +291,37 @@ class PointTransformerConfig(SingleScaleConfig):
 def point_mae_classifier(config: PointTransformerConfig) -> Classifier:
     """Build the classifier that fine-tunes Point-MAE's encoder (Pang et al. 2022, Sec. 4.2)."""
     return Classifier(config, SINGLE_SCALE)
+
+
+def build_gated(model: nn.Module, config: GatedEncoderConfig) -> int:
+    """Give a model Inter-MAE's encoder and a class token; returns the width of the tokens."""
+    return build_with_class_token(model, config, embed=partial(GatedPatchEmbed, gate=config.gate), timm_order=True)
+
+
+GATED = replace(
+    SINGLE_SCALE,
+    method="inter-mae",
+    build=build_gated,
+    ignored=(
+        "mask_token",
+        "decoder_pos_embed.",
+        "decoder_embed.",
+        "MAE_decoder.",
+        "pro_head.",
+        "pre_head.",
+        "image_branch.",
+    ),
+)
+
+
+@dataclass
+class InterMAEClassifierConfig(PointTransformerConfig, GatedEncoderConfig):
+    """Keys of Inter-MAE's classifier: those of Point-MAE's, and the gate."""
+
+    NAME: str = "Inter_MAE_Classifier"
+
+
+@MODELS.register("Inter_MAE_Classifier", config=InterMAEClassifierConfig)
+def inter_mae_classifier(config: InterMAEClassifierConfig) -> Classifier:
+    """Build the classifier that fine-tunes Inter-MAE's encoder (Liu et al. 2023)."""
+    return Classifier(config, GATED)

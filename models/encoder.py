@@ -43,10 +43,10 @@ class SingleScaleConfig:
         check_heads(self.trans_dim, self.num_heads, "num_heads")
 
 
-def check_heads(width: int, heads: int, key: str) -> None:
-    """Check that `heads`, the value of `key`, divides the width of the tokens."""
+def check_heads(width: int, heads: int, key: str, of: str = "trans_dim") -> None:
+    """Check that `heads`, the value of `key`, divides the width of the tokens, the value of `of`."""
     if heads < 1 or width % heads:
-        raise ValueError(f"{key}: {heads} does not divide trans_dim {width}; change one of them")
+        raise ValueError(f"{key}: {heads} does not divide {of} {width}; change one of them")
 
 
 def check_patches(config: Any) -> None:
@@ -66,16 +66,22 @@ def check_rebuilding(config: Any, mask_ratio: float) -> None:
         raise ValueError(f"model.loss: {config.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
 
 
-def build_encoder(model: nn.Module, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed) -> None:
+def build_encoder(
+    model: nn.Module,
+    config: SingleScaleConfig,
+    *,
+    embed: Callable[..., nn.Module] = PatchEmbed,
+    timm_order: bool = False,
+) -> None:
     """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`.
 
-    `embed(3, width, widths=...)` builds the patch embedding.
+    `embed(3, width, widths=...)` builds the patch embedding; `timm_order` as in `Block`.
     """
     width = config.trans_dim
     model.encoder = embed(3, width, widths=tuple(config.embed_widths))
     model.pos_embed = position_embed(width, POSITION_HIDDEN)
     rates = drop_path_rates(config.drop_path_rate, config.depth)
-    model.blocks = Blocks(width, config.num_heads, drop_paths=rates)
+    model.blocks = Blocks(width, config.num_heads, drop_paths=rates, timm_order=timm_order)
     model.norm = nn.LayerNorm(width)
 
 
@@ -85,9 +91,11 @@ class MaskedEncoder(nn.Module):
     Masked patches are embedded as well, because the published batch statistics include them.
     """
 
-    def __init__(self, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed):
+    def __init__(
+        self, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed, timm_order: bool = False
+    ):
         super().__init__()
-        build_encoder(self, config, embed=embed)
+        build_encoder(self, config, embed=embed, timm_order=timm_order)
         self.apply(init_truncated_normal)
 
     def forward(self, pyramid: Pyramid, seen: Tensor | None = None) -> Tensor:
@@ -106,17 +114,20 @@ def build_decoder(
     num_heads: int,
     drop_path_rate: float,
     token_width: int | None = None,
+    timm_order: bool = False,
 ) -> None:
     """Give a model the parts of the decoder: `mask_token`, `decoder_pos_embed`, `MAE_decoder` with `blocks` and `norm`.
 
     With a `token_width` the tokens that come from the encoder are that wide, and `decoder_embed` brings them to `width`.
+    `timm_order` as in `Block`.
     """
     model.mask_token = nn.Parameter(torch.zeros(1, 1, token_width or width))
     nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
     model.decoder_pos_embed = position_embed(width, POSITION_HIDDEN)
     if token_width is not None:
         model.decoder_embed = nn.Linear(token_width, width)
-    model.MAE_decoder = Blocks(width, num_heads, drop_paths=drop_path_rates(drop_path_rate, depth))
+    rates = drop_path_rates(drop_path_rate, depth)
+    model.MAE_decoder = Blocks(width, num_heads, drop_paths=rates, timm_order=timm_order)
     model.MAE_decoder.norm = nn.LayerNorm(width)
     model.MAE_decoder.apply(init_xavier)
 

@@ -5,11 +5,12 @@ Shapes: `L` patches, `n` and `m` points per patch, `B` batch.
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from extensions import chamfer_loss, emd
-from utils.dist import all_reduce_sum, world_size
+from utils.dist import all_reduce_sum, gather_rows, rank, world_size
 
 RECONSTRUCTION_LOSSES = ("cdl1", "cdl2", "emd")
 EMD_EPS = 1e-4
@@ -79,3 +80,35 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) 
     log_p = F.log_softmax(logits, dim=1)  # (B, classes)
     true = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)  # (B,)
     return -((1 - smooth) * true + smooth / others * (log_p.sum(1) - true)).mean()
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, *, synchronise: bool = False) -> Tensor:
+    """Pull the pairs (a[i], b[i]) together and all other rows apart: NT-Xent (Chen et al. 2020, Sec. 2.1); returns a scalar.
+
+    Of the 2B rows, normalised to length 1, each must find its partner among the 2B - 1 others by their cosines over
+    `temperature`: the mean cross entropy of the 2B rows, computed in fp32.
+
+    Args:
+        a, b: (B, F), row i of both belongs together.
+        synchronise: rows of all processes are negatives and the mean is over all of them, as training does; all processes must call
+            then, with the same B. The mean of their results, and of their gradients, is that of one process that has all rows.
+
+    Raises:
+        ValueError: the two do not pair up, or one pair alone, which has no negatives.
+    """
+    if a.shape != b.shape or a.dim() != 2:
+        raise ValueError(f"nt_xent: {tuple(a.shape)} and {tuple(b.shape)} do not pair up; both must be (B, F)")
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
+        shared = synchronise and world_size() > 1
+        all_a, all_b = (gather_rows(a), gather_rows(b)) if shared else (a, b)
+        B, total = len(a), len(all_a)
+        if total < 2:
+            raise ValueError("nt_xent: a batch of one has no negatives to contrast with; raise total_bs to at least 2")
+        candidates = torch.cat([all_a, all_b])  # (2 * total, F)
+        logits = torch.cat([a, b]) @ candidates.T / temperature  # (2B, 2 * total)
+        own = torch.arange(B, device=a.device) + (B * rank() if shared else 0)
+        itself = torch.cat([own, own + total])  # (2B,)
+        logits = logits.scatter(1, itself.unsqueeze(1), float("-inf"))
+        per_row = F.cross_entropy(logits, torch.cat([own + total, own]), reduction="none")  # (2B,)
+    return mean_over_processes(per_row) if synchronise else per_row.mean()

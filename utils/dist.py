@@ -65,6 +65,29 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total
 
 
+class _GatherRows(torch.autograd.Function):
+    """Concatenate the rows of all processes; a row's gradient is the sum of what all processes made of it."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(world_size())]
+        dist.all_gather(parts, rows)
+        ctx.count = len(rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return all_reduce_sum(grad)[ctx.count * rank() : ctx.count * (rank() + 1)]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Return the rows (B, ...) of all processes, (processes * B, ...), in the order of ranks; differentiable.
+
+    Every process must call it, with as many rows, and run backward through it.
+    """
+    return rows if world_size() == 1 else _GatherRows.apply(rows.contiguous())
+
+
 def broadcast_object(value: Any, source: int = 0) -> Any:
     """Return the picklable object that process `source` holds."""
     if not is_initialized():

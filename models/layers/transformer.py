@@ -40,16 +40,32 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + DropPath(Attention(LN(x))), then x + DropPath(MLP(LN(x)))."""
+    """x + DropPath(Attention(LN(x))), then x + DropPath(MLP(LN(x))).
 
-    def __init__(self, channels: int, num_heads: int, *, mlp_ratio: float = 4.0, drop_path: float = 0.0):
+    Args:
+        timm_order: list the parameters of the attention where timm's blocks do, after the first norm; published optimizer states
+            count on it.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        timm_order: bool = False,
+    ):
         super().__init__()
         # The order of creation is the order of the published parameter lists.
         self.norm1 = nn.LayerNorm(channels)
+        if timm_order:
+            self.attn = Attention(channels, num_heads)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = MLP(channels, int(channels * mlp_ratio))
-        self.attn = Attention(channels, num_heads)
+        if not timm_order:
+            self.attn = Attention(channels, num_heads)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x), bias))
@@ -59,10 +75,19 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """A stack of blocks that adds the position before every one of them, to the running stream (Pang et al. 2022)."""
 
-    def __init__(self, channels: int, num_heads: int, *, drop_paths: Sequence[float], mlp_ratio: float = 4.0):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        drop_paths: Sequence[float],
+        mlp_ratio: float = 4.0,
+        timm_order: bool = False,
+    ):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, mlp_ratio=mlp_ratio, drop_path=rate) for rate in drop_paths
+            Block(channels, num_heads, mlp_ratio=mlp_ratio, drop_path=rate, timm_order=timm_order)
+            for rate in drop_paths
         )
 
     def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:

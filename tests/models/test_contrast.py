@@ -1,0 +1,110 @@
+"""NT-Xent: by hand, against the formula, over two processes, and what it refuses."""
+
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.losses import nt_xent
+from utils.recipes import ROOT
+
+WORKER = """
+import sys, torch
+from models.losses import nt_xent
+from utils import dist
+dist.init("pytorch", "cpu")
+torch.manual_seed(0)
+a, b, weight = torch.randn(6, 5), torch.randn(6, 5), torch.randn(5, 5)
+own = slice(3 * dist.rank(), 3 * dist.rank() + 3)
+weight.requires_grad_()
+mine, partners = a[own].clone().requires_grad_(), b[own].clone().requires_grad_()
+loss = nt_xent(mine @ weight, partners @ weight, 0.1, synchronise=True)
+loss.backward()
+total = dist.all_reduce_sum(torch.stack([loss.detach()])) / 2
+shared = dist.all_reduce_sum(weight.grad) / 2
+torch.save({"loss": total, "weight": shared, "a": mine.grad / 2, "b": partners.grad / 2}, f"{sys.argv[1]}/{dist.rank()}.pt")
+dist.cleanup()
+"""
+
+
+def by_hand(a, b, temperature):
+    """Sum over the 2B rows of -log of the partner's share among all others."""
+    rows = F.normalize(torch.cat([a, b]), dim=1)
+    similarity = rows @ rows.T / temperature
+    count, loss = len(rows), 0.0
+    for i in range(count):
+        partner = (i + count // 2) % count
+        others = sum(math.exp(similarity[i, j]) for j in range(count) if j != i)
+        loss -= math.log(math.exp(similarity[i, partner]) / others)
+    return loss / count
+
+
+def test_two_pairs_by_hand():
+    """Partners agree, others are at a right angle: one logit of 1 / t beside two of 0."""
+    rows = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
+    assert nt_xent(rows, 2 * rows, 0.5).item() == pytest.approx(math.log(math.exp(2) + 2) - 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_equals_the_formula(temperature):
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    assert nt_xent(a, b, temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+    order = torch.randperm(5, generator=generator)
+    assert nt_xent(a[order], b[order], temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+    assert nt_xent(b, a, temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+
+
+def test_gradient():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
+    loss = nt_xent(a, b, 0.5)
+    loss.backward()
+    step = 1e-2
+    moved = nt_xent((a - step * a.grad).detach(), (b - step * b.grad).detach(), 0.5)
+    expected = step * (a.grad.square().sum() + b.grad.square().sum())
+    assert (loss - moved).item() == pytest.approx(expected.item(), rel=0.05)
+
+
+@pytest.mark.skipif(
+    not torch.distributed.is_available() or sys.platform != "linux", reason="needs torch.distributed with gloo"
+)
+def test_two_processes_equal_one(tmp_path):
+    """All rows of both processes are negatives; losses and gradients, averaged as training does, are those of one process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workers = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
+        workers.append(subprocess.Popen(command, cwd=ROOT, env={**os.environ, **place, **address}))
+    assert [worker.wait(timeout=100) for worker in workers] == [0, 0]
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+    torch.manual_seed(0)
+    a, b, weight = torch.randn(6, 5), torch.randn(6, 5), torch.randn(5, 5)
+    for tensor in (a, b, weight):
+        tensor.requires_grad_()
+    loss = nt_xent(a @ weight, b @ weight, 0.1)
+    loss.backward()
+    for part in parts:
+        torch.testing.assert_close(part["loss"], loss.detach().view(1), rtol=1e-6, atol=0)
+        torch.testing.assert_close(part["weight"], weight.grad, rtol=1e-5, atol=1e-6)
+    for name, whole in (("a", a), ("b", b)):
+        torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole.grad, rtol=1e-5, atol=1e-6)
+    half = nt_xent(a[:3] @ weight, b[:3] @ weight, 0.1)
+    assert abs(half - loss) > 0.05  # without the others' rows it is another number
+
+
+def test_refused():
+    with pytest.raises(ValueError, match=r"a batch of one has no negatives .* raise total_bs to at least 2"):
+        nt_xent(torch.ones(1, 4), torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\) do not pair up"):
+        nt_xent(torch.ones(3, 4), torch.ones(2, 4))
