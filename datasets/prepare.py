@@ -6,8 +6,8 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+from datasets.preparing import parser as flags
 from utils.errors import UserError, suggest
 
 SHOWN = 20  # bad files in a list
@@ -129,125 +129,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m datasets.prepare",
         description="Look at, convert, fetch and make data sets. docs/data.md tells more.",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, run, help: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=help,
-            description=help[0].upper() + help[1:] + ".",
-            epilog=f"example: python -m datasets.prepare {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    def root(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
-            "--data_root",
-            type=Path,
-            default=Path("data"),
-            metavar="DIR",
-            help="folder of the data sets (default: data)",
-        )
-
-    names = "ShapeNet, ModelNet, ModelNet40_SVM, ModelNet10, ScanObjectNN (or Scan_OBJ-BG, Scan_OBJ, Scan_PB), ModelNetFewShot, "
-    names += "ShapeNetPart, ModelNet40-C"
-
-    check = add(
-        "check",
-        run_check,
-        "say what is there, what is missing, and how to get it",
-        "check ScanObjectNN --data_root /mnt/data",
-    )
-    check.add_argument("name", nargs="?", metavar="NAME", help=f"{names}, Folder; none: a table of all")
-    check.add_argument(
-        "--any_count", action="store_true", help="accept other numbers of clouds than the published ones"
-    )
-    check.add_argument("--read", action="store_true", help="read every cloud as a run does; fills the cache")
-    root(check)
-
-    convert = add(
-        "convert",
-        run_convert,
-        "convert meshes and clouds to a layout that the readers read",
-        "convert ModelNet40 --up z --to modelnet40_normal_resampled --out data/ModelNet/modelnet40_normal_resampled",
-    )
-    convert.add_argument(
-        "input",
-        type=Path,
-        metavar="INPUT",
-        help="a file, or a folder: <class>/<cloud> with train/ and test/ above or below, or <cloud>",
-    )
-    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    convert.add_argument(
-        "--to",
-        default="folder",
-        metavar="LAYOUT",
-        help="folder (default), modelnet40_normal_resampled, modelnet40_ply_hdf5 or shapenet",
-    )
-    convert.add_argument(
-        "--points",
-        type=int,
-        default=0,
-        help="of each cloud (default: 8192; 10000 and 2048 for the two layouts of ModelNet40)",
-    )
-    convert.add_argument(
-        "--up",
-        default="y",
-        help="axis of the input that points up and becomes y; z for the meshes of ModelNet (default: y)",
-    )
-    convert.add_argument(
-        "--test_share", type=float, default=0.2, help="of each class, where the input has no split (default: 0.2)"
-    )
-    convert.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
-    convert.add_argument("--skip_bad", action="store_true", help="leave out files that cannot be read")
-
-    fetch = add(
-        "fetch",
-        run_fetch,
-        "download, check and unpack a data set",
-        "fetch ModelNet40_SVM --url https://HOST/modelnet40_ply_hdf5_2048.zip",
-    )
-    fetch.add_argument("name", metavar="NAME", help=names)
-    fetch.add_argument("--url", metavar="MIRROR", help="link to the archive, or the archive itself on this machine")
-    hashes = fetch.add_mutually_exclusive_group()
-    hashes.add_argument("--sha256", metavar="HASH", help="of the archive; another one is refused")
-    hashes.add_argument("--md5", metavar="HASH", help="the same, as some hosts state it")
-    root(fetch)
-
-    fixtures = add(
-        "fixtures",
-        run_fixtures,
-        "make a tiny set in a published layout from the built-in one",
-        "fixtures ScanObjectNN --out trial/tiny --clouds 60",
-    )
-    fixtures.add_argument("name", metavar="NAME", help=names)
-    fixtures.add_argument("--out", type=Path, required=True, metavar="DIR", help="used as --data_root afterwards")
-    fixtures.add_argument("--clouds", type=int, default=40, help="training clouds; half as many for test (default: 40)")
-    fixtures.add_argument(
-        "--points", type=int, default=0, help="of each cloud (default: as published; 256 for few-shot folds)"
-    )
-    fixtures.add_argument("--dat", action="store_true", help="ModelNet: also the caches modelnet40_*pts_fps.dat")
-
-    few = add(
-        "few-shot",
-        run_few_shot,
-        "draw few-shot folds from a labelled data set",
-        "few-shot --source cfgs/dataset/ModelNet40.yaml --way 5 --shot 10 --out data/ModelNetFewshot",
-    )
-    few.add_argument(
-        "--source", required=True, metavar="YAML_OR_NAME", help="a file of cfgs/dataset/, or a NAME such as ModelNet"
-    )
-    few.add_argument("--way", type=int, required=True, help="classes of a fold")
-    few.add_argument("--shot", type=int, required=True, help="training clouds of each class")
-    few.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets <way>way_<shot>shot/<fold>.pkl")
-    few.add_argument("--folds", type=int, default=10, help="(default: 10)")
-    few.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    few.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the source, such as clouds=800"
-    )
-    root(few)
+    commands = flags.Commands(parser)
+    flags.add_check(commands, run_check)
+    flags.add_convert(commands, run_convert)
+    flags.add_fetch(commands, run_fetch)
+    flags.add_fixtures(commands, run_fixtures)
+    flags.add_few_shot(commands, run_few_shot)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Fine-tuning from end to end: from a checkpoint or from scratch, resumed, judged, voted, swept over seeds; bad input."""
 
+import contextlib
 import json
 import os
 import signal
@@ -54,13 +55,9 @@ def pretrained(path, method="point-mae"):
 def whole(tmp_path_factory):
     """Return a folder with a checkpoint and one uninterrupted run called `whole`, with voting."""
     folder = tmp_path_factory.mktemp("finetune")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         pretrained("pre.pth")
         assert main.main(arguments("whole", "--finetune_model", "--ckpts", "pre.pth", "--vote")) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 

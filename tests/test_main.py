@@ -1,5 +1,6 @@
 """The main program from end to end: runs, resumed runs, several processes, bad input."""
 
+import contextlib
 import json
 import os
 import signal
@@ -62,12 +63,8 @@ def assert_same_run(name, other):
 def whole(tmp_path_factory):
     """Return a folder with one uninterrupted run called `whole`."""
     folder = tmp_path_factory.mktemp("whole")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         assert main.main(arguments("whole")) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -216,8 +213,8 @@ def test_accumulation_survives_a_stop(monkeypatch):
 def test_two_processes_equal_one():
     """torchrun with gloo and shared batch statistics sees the losses of one process for 20 steps of the warm-up.
 
-    At full learning rate the first steps of AdamW, all of full size whatever the gradient, turn any rounding into other weights. Here
-    as well a maximum jumps to another candidate after a dozen steps, and rounding grows.
+    Training from random weights amplifies any rounding: with the fused embedding or without, over three seeds, differences of 1e-7 in
+    the first steps have grown to 5e-7 .. 5e-5 by the twentieth. The first steps therefore are where a wrong gradient would show.
     """
     settings = [
         "dataset.train.clouds=320", "max_epoch=1", "log_every=1", "model.drop_path_rate=0", "svm.random_weights=false",
@@ -244,6 +241,7 @@ def test_two_processes_equal_one():
     assert done.returncode == 0, done.stderr[-3000:]
     losses = {name: [row["loss"] for row in rows(name) if row["kind"] == "step"] for name in ("one", "two")}
     assert len(losses["one"]) == 20
+    assert losses["two"][:8] == pytest.approx(losses["one"][:8], rel=2e-6)
     assert losses["two"][:12] == pytest.approx(losses["one"][:12], rel=1e-5)
     assert losses["two"] == pytest.approx(losses["one"], rel=2e-4)
 
