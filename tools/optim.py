@@ -1,6 +1,7 @@
 """Optimizers, parameter groups and learning-rate schedules as published."""
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -29,6 +30,35 @@ def parameter_groups(model: nn.Module, weight_decay: float, *, token_rule: bool 
     return [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
 
 
+# A parameter of a transformer block: everything up to the block's number.
+_BLOCK = re.compile(r"(.*\bblocks\.\d+)\.(?:norm\d|attn|mlp)\.|(.*encoder_blocks\.\d+\.blocks\.\d+)\.")
+
+
+def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float, *, token_rule: bool = True) -> list[dict]:
+    """Split the groups of `parameter_groups` by depth; each has the factor of its learning rate as `lr_scale` (Bao et al. 2022).
+
+    Block n of D, counted from fine to coarse where there are several scales, has layer_decay ** (D - 1 - n), a class token
+    layer_decay ** D, everything else, patch embedding, norms and head, the whole rate: as published for GM3D.
+    """
+    found = {name: _BLOCK.match(name) for name, _ in model.named_parameters()}
+    blocks = list(dict.fromkeys(match.group(1) or match.group(2) for match in found.values() if match))
+    if not blocks:
+        raise UserError(f"optimizer.layer_decay: {type(model).__name__} has no transformer blocks; leave it out")
+    depth = {block: layer + 1 for layer, block in enumerate(blocks)}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups: dict[tuple[float, float], dict] = {}
+    plain, decayed = parameter_groups(model, weight_decay, token_rule=token_rule)
+    for group in (plain, decayed):
+        for parameter in group["params"]:
+            match = found[names[parameter]]
+            layer = depth[match.group(1) or match.group(2)] if match else len(blocks)
+            scale = layer_decay ** (len(blocks) - (0 if names[parameter] == "cls_token" else layer))
+            place = (scale, group["weight_decay"])
+            groups.setdefault(place, {"params": [], "weight_decay": group["weight_decay"], "lr_scale": scale})
+            groups[place]["params"].append(parameter)
+    return list(groups.values())
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimizer; parameters without gradient stay in its groups, so that optimizer states keep the published order."""
     kwargs = {key: value for key, value in vars(config.kwargs).items() if value is not None}
@@ -36,7 +66,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.type == "SGD":
         kwargs.setdefault("nesterov", True)
         kwargs.setdefault("momentum", 0.9)
-    groups = parameter_groups(model, weight_decay, token_rule=config.token_rule)
+    if config.layer_decay is None:
+        groups = parameter_groups(model, weight_decay, token_rule=config.token_rule)
+    else:
+        groups = layer_groups(model, weight_decay, config.layer_decay, token_rule=config.token_rule)
     # The fused step takes a device flag that skips it when a gradient is not finite, without a host synchronisation.
     return OPTIMIZERS[config.type](groups, fused=True, **kwargs)
 
@@ -64,6 +97,18 @@ def _cosine(kwargs, base: float) -> Callable[[float], float]:
     return rate
 
 
+def _half_cosine(kwargs, base: float) -> Callable[[float], float]:
+    """Warm up linearly from 0, then half a cosine over what is left of `epochs`, down to `min_lr`."""
+
+    def rate(epoch: float) -> float:
+        if epoch < kwargs.initial_epochs:
+            return base * epoch / kwargs.initial_epochs
+        progress = (epoch - kwargs.initial_epochs) / max(kwargs.epochs - kwargs.initial_epochs, 1)
+        return kwargs.min_lr + (base - kwargs.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    return rate
+
+
 def _exponential(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base * max(kwargs.lr_decay ** (epoch / kwargs.decay_step), kwargs.lowest_decay)
 
@@ -76,7 +121,13 @@ def _constant(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base
 
 
-_RATES = {"CosLR": _cosine, "LambdaLR": _exponential, "StepLR": _steps, "function": _constant}
+_RATES = {
+    "CosLR": _cosine,
+    "HalfCosine": _half_cosine,
+    "LambdaLR": _exponential,
+    "StepLR": _steps,
+    "function": _constant,
+}
 
 
 def batch_norm_momentum(config: BNMomentumConfig, epoch: int) -> float:
@@ -96,6 +147,7 @@ def check_training(config: RunConfig) -> None:
     config = config.scheduler
     needed = {
         "CosLR": ("epochs", "initial_epochs"),
+        "HalfCosine": ("epochs", "initial_epochs"),
         "LambdaLR": ("lr_decay", "decay_step", "lowest_decay"),
         "StepLR": ("step_size", "gamma"),
     }

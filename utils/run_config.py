@@ -35,17 +35,24 @@ class OptimizerConfig:
 
     kwargs: OptimizerKwargs
     type: Literal["AdamW", "Adam", "SGD"] = "AdamW"
+    # Learning rate of encoder block n of D, times this to the power of D - 1 - n; of a class token to that of D; of all else, whole.
+    layer_decay: float | None = None
     token_rule: bool = (
         True  # as published: names that contain "token" do not decay, token_embed and token_prop among them
     )
+
+    def __post_init__(self):
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: is {self.layer_decay}; it must lie above 0 and not above 1")
 
 
 @dataclass
 class SchedulerKwargs:
     """Arguments of the schedule, in epochs; each type needs some of them."""
 
-    epochs: int | None = None  # CosLR: length of the cosine
-    initial_epochs: int | None = None  # CosLR: length of the warm-up, part of `epochs`
+    epochs: int | None = None  # CosLR, HalfCosine: length of the curve
+    initial_epochs: int | None = None  # CosLR, HalfCosine: length of the warm-up, part of `epochs`
+    min_lr: float = 0.0  # HalfCosine: where it ends
     lr_decay: float | None = None  # LambdaLR: factor each `decay_step` epochs
     decay_step: float | None = None  # LambdaLR
     lowest_decay: float | None = None  # LambdaLR: smallest total factor
@@ -57,15 +64,18 @@ class SchedulerKwargs:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"kwargs.{key}: is {value}; it must be above 0")
-        if self.initial_epochs is not None and self.initial_epochs < 0:
-            raise ValueError(f"kwargs.initial_epochs: is {self.initial_epochs}; it must not be negative")
+        for key in ("initial_epochs", "min_lr"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                raise ValueError(f"kwargs.{key}: is {value}; it must not be negative")
 
 
 @dataclass
 class SchedulerConfig:
     """The learning rate by epoch."""
 
-    type: Literal["CosLR", "LambdaLR", "StepLR", "function"] = "CosLR"  # "function" = constant
+    # "HalfCosine" is GM3D's (warm-up from 0, the cosine over what is left of `epochs`), "function" is constant.
+    type: Literal["CosLR", "HalfCosine", "LambdaLR", "StepLR", "function"] = "CosLR"
     kwargs: SchedulerKwargs = field(default_factory=SchedulerKwargs)
     lag: int = (
         1  # as published: epoch e runs at the rate of epoch e - lag, so epochs 0 and 1 at the same; 0 = its own rate

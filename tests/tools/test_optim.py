@@ -8,7 +8,7 @@ import torch
 
 from models import build_model
 from tools.optim import LOWEST_RATE, build_optimizer, build_schedule, check_training, parameter_groups
-from utils.config import OptimizerConfig, RunConfig, SchedulerConfig, merge
+from utils.config import OptimizerConfig, OptimizerKwargs, RunConfig, SchedulerConfig, SchedulerKwargs, merge
 from utils.errors import UserError
 
 DATA = Path(__file__).parent.parent / "parity" / "data" / "point-m2ae"
@@ -90,3 +90,31 @@ def test_recipes_that_cannot_train_say_what_is_missing():
     }
     with pytest.raises(UserError, match=r"scheduler\.kwargs\.initial_epochs: is missing, CosLR needs it"):
         check_training(merge(RunConfig, keys, ""))
+
+
+def test_half_cosine_warms_up_from_zero_and_ends_at_its_own_rate():
+    kwargs = SchedulerKwargs(epochs=10, initial_epochs=2, min_lr=0.1)
+    rate = build_schedule(SchedulerConfig("HalfCosine", kwargs, lag=0, per_step=True), 1.0)
+    assert [rate(0), rate(1), rate(1, 0.5), rate(2)] == pytest.approx([0.0, 0.5, 0.75, 1.0])
+    assert rate(6) == pytest.approx(0.55) and rate(10) == rate(12) == pytest.approx(0.1)
+    with pytest.raises(UserError, match="min_lr: is -1"):
+        merge(SchedulerKwargs, {"min_lr": -1}, "scheduler")
+
+
+def test_layer_decay_counts_blocks_from_fine_to_coarse():
+    """Blocks of all scales are numbered through; embeddings, norms and head have the whole rate."""
+    keys = {"NAME": "Point_M2AE_ModelNet40", "encoder_dims": [12, 24, 48], "encoder_depths": [1, 2, 1], "num_heads": 3}
+    model = build_model(keys)
+    config = OptimizerConfig(OptimizerKwargs(lr=1.0, weight_decay=0.05), layer_decay=0.5)
+    scales = {
+        id(p): group["lr_scale"] for group in build_optimizer(model, config).param_groups for p in group["params"]
+    }
+    blocks = ["0.blocks.0", "1.blocks.0", "1.blocks.1", "2.blocks.0"]
+    for name, parameter in model.named_parameters():
+        place = next((n for n, block in enumerate(blocks) if f"encoder_blocks.{block}." in name), len(blocks) - 1)
+        assert scales[id(parameter)] == 0.5 ** (len(blocks) - 1 - place), name
+    assert len(scales) == len(list(model.parameters()))
+    with pytest.raises(UserError, match="Linear has no transformer blocks"):
+        build_optimizer(torch.nn.Linear(2, 2), config)
+    with pytest.raises(UserError, match="layer_decay: is 1.5"):
+        merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, "layer_decay": 1.5}, "optimizer")
