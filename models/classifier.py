@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.complexity import COMPLEXITY_KEYS
 from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
@@ -76,6 +77,7 @@ class EncoderPart:
         ignored: key prefixes that a pre-training checkpoint holds in vain.
         renamed: key prefixes of a pre-training checkpoint and what they are called here.
         legacy: names of published faults that the encoder can switch back on.
+        methods: further methods whose pre-training checkpoints hold this encoder.
     """
 
     method: str
@@ -85,6 +87,7 @@ class EncoderPart:
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     legacy: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
 
 
 class Classifier(nn.Module):
@@ -103,7 +106,8 @@ class Classifier(nn.Module):
         self.checkpoint_missing = (*part.missing, "cls_head_finetune.")  # a runner that tests wants none
         self.checkpoint_ignored = part.ignored
         self.checkpoint_renamed = part.renamed
-        legacy_names(config.legacy, part.legacy)
+        self.checkpoint_methods = (part.method, *part.methods)
+        self.checkpoint_last_wins = "norm_overwrite" in legacy_names(config.legacy, part.legacy)
         width = part.build(self, config)
         features = POOLINGS[config.pooling].widths * width
         build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
@@ -196,7 +200,10 @@ HIERARCHICAL = EncoderPart(
         "token_prop.",
         "decoder_norm.",
         "rec_head.",
+        *COMPLEXITY_KEYS,
     ),
+    renamed=(("base.", ""),),
+    methods=("gm3d-point-m2ae",),
 )
 
 
@@ -248,14 +255,14 @@ def build_with_class_token(model: nn.Module, config: SingleScaleConfig, **parts:
     return config.trans_dim
 
 
-def encode_with_class_token(model: nn.Module, points: Tensor) -> Tensor:
-    """Encode points (B, N, 3) with nothing hidden as normed tokens (B, 1 + G, C), the class token first."""
+def encode_with_class_token(model: nn.Module, points: Tensor, *, norm: str = "norm") -> Tensor:
+    """Encode points (B, N, 3) with nothing hidden as tokens (B, 1 + G, C), the class token first, normed by the model's `norm`."""
     pyramid = group_pyramid(points, [model.config.num_group], [model.config.group_size])
     tokens = model.encoder(pyramid.neighborhoods[0])  # (B, G, C)
     position = model.pos_embed(pyramid.centers[0])  # (B, G, C)
     token, place = (part.expand(len(tokens), -1, -1).to(tokens.dtype) for part in (model.cls_token, model.cls_pos))
     tokens, position = torch.cat([token, tokens], dim=1), torch.cat([place, position], dim=1)  # (B, 1 + G, C)
-    return model.norm(model.blocks(tokens, position))
+    return getattr(model, norm)(model.blocks(tokens, position))
 
 
 SINGLE_SCALE = EncoderPart(
@@ -325,3 +332,37 @@ class InterMAEClassifierConfig(PointTransformerConfig, GatedEncoderConfig):
 def inter_mae_classifier(config: InterMAEClassifierConfig) -> Classifier:
     """Build the classifier that fine-tunes Inter-MAE's encoder (Liu et al. 2023)."""
     return Classifier(config, GATED)
+
+
+GUIDED = replace(
+    SINGLE_SCALE,
+    method="gm3d",
+    build=partial(build_with_class_token, norm="norm_p"),
+    tokens=partial(encode_with_class_token, norm="norm_p"),
+    ignored=(
+        "mask_token",
+        "decoder_pos_embed.",
+        "MAE_decoder.",
+        "increase_dim_just_network_without_feature.",
+        *COMPLEXITY_KEYS,
+    ),
+    legacy=("norm_overwrite",),
+)
+
+
+@dataclass
+class GM3DClassifierConfig(PointTransformerConfig):
+    """Keys of GM3D's classifier: those of Point-MAE's."""
+
+    NAME: str = "GM3D_PointTransformer"
+
+
+@MODELS.register("GM3D_PointTransformer", config=GM3DClassifierConfig)
+def gm3d_classifier(config: GM3DClassifierConfig) -> Classifier:
+    """Build the classifier that fine-tunes GM3D's encoder; its final norm is called `norm_p`.
+
+    Note:
+        A checkpoint holds two norms for it, the encoder's and one that was never trained. The encoder's is taken; with `norm_overwrite` in
+        `legacy` the other one, as released (`tests/parity/test_gm3d.py`).
+    """
+    return Classifier(config, GUIDED)

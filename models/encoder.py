@@ -72,38 +72,51 @@ def build_encoder(
     *,
     embed: Callable[..., nn.Module] = PatchEmbed,
     timm_order: bool = False,
+    norm: str = "norm",
 ) -> None:
     """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`.
 
-    `embed(3, width, widths=...)` builds the patch embedding; `timm_order` as in `Block`.
+    `embed(3, width, widths=...)` builds the patch embedding; `timm_order` as in `Block`; `norm` is what the last part is called.
     """
     width = config.trans_dim
     model.encoder = embed(3, width, widths=tuple(config.embed_widths))
     model.pos_embed = position_embed(width, POSITION_HIDDEN)
     rates = drop_path_rates(config.drop_path_rate, config.depth)
     model.blocks = Blocks(width, config.num_heads, drop_paths=rates, timm_order=timm_order)
-    model.norm = nn.LayerNorm(width)
+    setattr(model, norm, nn.LayerNorm(width))
 
 
 class MaskedEncoder(nn.Module):
     """Embed all patches, run the visible ones through the transformer (Pang et al. 2022, Sec. 3.2).
 
     Masked patches are embedded as well, because the published batch statistics include them.
+
+    Args:
+        embed, timm_order, norm: as in `build_encoder`.
+        truncated: start from truncated normal weights; else from PyTorch's.
     """
 
     def __init__(
-        self, config: SingleScaleConfig, *, embed: Callable[..., nn.Module] = PatchEmbed, timm_order: bool = False
+        self,
+        config: SingleScaleConfig,
+        *,
+        embed: Callable[..., nn.Module] = PatchEmbed,
+        timm_order: bool = False,
+        norm: str = "norm",
+        truncated: bool = True,
     ):
         super().__init__()
-        build_encoder(self, config, embed=embed, timm_order=timm_order)
-        self.apply(init_truncated_normal)
+        self._norm = norm
+        build_encoder(self, config, embed=embed, timm_order=timm_order, norm=norm)
+        if truncated:
+            self.apply(init_truncated_normal)
 
     def forward(self, pyramid: Pyramid, seen: Tensor | None = None) -> Tensor:
         """Encode a pyramid of one scale as normed tokens (B, V, C), for the groups `seen` (B, V) int64 or for all of them."""
         tokens, centers = self.encoder(pyramid.neighborhoods[0]), pyramid.centers[0]  # (B, G, C), (B, G, 3)
         if seen is not None:
             tokens, centers = gather(tokens, seen), gather(centers, seen)  # (B, V, C), (B, V, 3)
-        return self.norm(self.blocks(tokens, self.pos_embed(centers)))
+        return getattr(self, self._norm)(self.blocks(tokens, self.pos_embed(centers)))
 
 
 def build_decoder(
@@ -126,10 +139,17 @@ def build_decoder(
     model.decoder_pos_embed = position_embed(width, POSITION_HIDDEN)
     if token_width is not None:
         model.decoder_embed = nn.Linear(token_width, width)
+    model.MAE_decoder = decoder_blocks(width, depth, num_heads, drop_path_rate, timm_order=timm_order)
+
+
+def decoder_blocks(
+    width: int, depth: int, num_heads: int, drop_path_rate: float, *, timm_order: bool = False
+) -> Blocks:
+    """Return blocks with a final `norm`, initialised as decoders are; `timm_order` as in `Block`."""
     rates = drop_path_rates(drop_path_rate, depth)
-    model.MAE_decoder = Blocks(width, num_heads, drop_paths=rates, timm_order=timm_order)
-    model.MAE_decoder.norm = nn.LayerNorm(width)
-    model.MAE_decoder.apply(init_xavier)
+    blocks = Blocks(width, num_heads, drop_paths=rates, timm_order=timm_order)
+    blocks.norm = nn.LayerNorm(width)
+    return blocks.apply(init_xavier)
 
 
 def decode(
@@ -146,14 +166,18 @@ def decode(
     Returns:
         (B, M, C) normed tokens of the hidden groups, or (B, V + M, C) of all.
     """
-    B, M = hidden.shape
+    M = hidden.shape[1]
     centers = gather(centers, torch.cat([seen, hidden], dim=1))  # (B, V + M, 3)
-    placeholders = model.mask_token.to(visible.dtype).expand(B, M, -1)
-    tokens = torch.cat([visible, placeholders], dim=1)  # (B, V + M, C)
+    tokens = with_placeholders(visible, model.mask_token, M)
     if hasattr(model, "decoder_embed"):
         tokens = model.decoder_embed(tokens)
     tokens = model.MAE_decoder(tokens, model.decoder_pos_embed(centers))
     return model.MAE_decoder.norm(tokens if keep_visible else tokens[:, visible.shape[1] :])
+
+
+def with_placeholders(visible: Tensor, placeholder: Tensor, count: int) -> Tensor:
+    """Append a token (1, 1, C) to visible ones (B, V, C), `count` times: (B, V + count, C)."""
+    return torch.cat([visible, placeholder.to(visible.dtype).expand(len(visible), count, -1)], dim=1)
 
 
 def compare_patches(
@@ -171,11 +195,16 @@ def compare_patches(
         "rebuilt" (L, n, 3) and "target" (L, K, 3), relative to "centers" (L, 3), sample after sample in index order; "samples" (L,)
         says whose each is.
     """
+    out = beside_patches(rebuilt, pyramid, masked, hidden)
+    return {"loss": reconstruction_loss(out["rebuilt"], out["target"], loss, synchronise=synchronise), **out}
+
+
+def beside_patches(rebuilt: Tensor, pyramid: Pyramid, masked: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+    """Put what a head made of the hidden groups beside these groups: what `compare_patches` returns, without the loss."""
     B, M = hidden.shape
-    rebuilt = rebuilt.view(B * M, -1, 3)  # (L, n, 3)
+    rebuilt = rebuilt.reshape(B * M, -1, 3)  # (L, n, 3)
     target = gather(pyramid.neighborhoods[0].flatten(2), hidden).view(B * M, -1, 3)  # (L, K, 3)
     return {
-        "loss": reconstruction_loss(rebuilt, target, loss, synchronise=synchronise),
         "masked": masked,
         "masked_finest": masked,
         "rebuilt": rebuilt,

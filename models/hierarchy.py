@@ -220,11 +220,16 @@ def compare_patches(
         dict with the scalar "loss", "masked" (B, G_coarsest) and "masked_finest" (B, G_0), and "rebuilt" (L, n, 3) and "target" (L, K, 3),
         relative to "centers" (L, 3); "samples" (L,) says whose each is.
     """
+    out = beside_patches(rebuilt, pyramid, scales, scale)
+    return {"loss": reconstruction_loss(out["rebuilt"], out["target"], loss, synchronise=synchronise), **out}
+
+
+def beside_patches(rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int) -> dict[str, Tensor]:
+    """Put what a head made of the hidden groups beside these groups: what `compare_patches` returns, without the loss."""
     hidden = scales[scale]
     rebuilt = rebuilt.view(len(rebuilt), -1, 3)  # (L, n, 3)
     target = pyramid.neighborhoods[scale][hidden]  # (L, K, 3)
     return {
-        "loss": reconstruction_loss(rebuilt, target, loss, synchronise=synchronise),
         "masked": scales[-1],
         "masked_finest": scales[0],
         "rebuilt": rebuilt,

@@ -29,13 +29,17 @@ def reconstruction_loss(rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, 
     Note:
         The square root of `cdl1` is clamped at 1e-12 squared units, so that points that coincide give no infinite gradient.
     """
-    if kind == "emd":
-        per_patch = transport_cost(rebuilt.float(), target.float())
-    elif kind in RECONSTRUCTION_LOSSES:
-        per_patch = chamfer_loss(rebuilt.float(), target.float(), kind)  # (L,)
-    else:
-        raise ValueError(f"reconstruction loss {kind!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+    per_patch = patch_losses(rebuilt, target, kind)
     return mean_over_processes(per_patch) if synchronise else per_patch.mean()
+
+
+def patch_losses(rebuilt: Tensor, target: Tensor, kind: str = "cdl2") -> Tensor:
+    """Compare as `reconstruction_loss` does, patch by patch; returns (L,)."""
+    if kind == "emd":
+        return transport_cost(rebuilt.float(), target.float())
+    if kind in RECONSTRUCTION_LOSSES:
+        return chamfer_loss(rebuilt.float(), target.float(), kind)
+    raise ValueError(f"reconstruction loss {kind!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
 
 
 def transport_cost(rebuilt: Tensor, target: Tensor) -> Tensor:
@@ -60,6 +64,71 @@ def mean_over_processes(values: Tensor) -> Tensor:
         return values.mean()
     count = all_reduce_sum(values.new_tensor(float(len(values))))
     return values.sum() * world_size() / count
+
+
+def feature_distance(features: Tensor, targets: Tensor) -> Tensor:
+    """Compare features (..., C) with targets of the same shape by direction: squared distance of unit vectors, (...), 0 to 4."""
+    a, b = (F.normalize(values.float(), dim=-1, eps=1e-12) for values in (features, targets))
+    return (a - b).square().sum(-1)
+
+
+RANKING_EPS = 1e-6
+
+
+def ranking_loss(
+    prediction: Tensor, target: Tensor, valid: Tensor | None = None, *, synchronise: bool = False
+) -> Tensor:
+    """Teach predictions (B, M) the order of targets (B, M) within each sample; returns a scalar, computed in fp32.
+
+    Mean of -log(sigmoid(p_b - p_a) + 1e-6) over all pairs with t_b > t_a; equal targets make no pair (Wang et al. 2023, Eq. 5).
+
+    Args:
+        valid: (B, M) bool, True = takes part.
+        synchronise: normalise by the pairs of all processes, as training does; all of them must call then.
+    """
+    difference, harder = _pairs(prediction, target, valid)
+    losses = -torch.log(torch.sigmoid(difference) + RANKING_EPS)
+    total, pairs = torch.where(harder, losses, 0.0).sum(), harder.sum().to(losses.dtype)
+    if synchronise and world_size() > 1:
+        total, pairs = total * world_size(), all_reduce_sum(pairs)
+    return total / pairs.clamp(min=1)
+
+
+def regression_loss(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Compare predictions (B, M) with targets (B, M) standardised within each sample (unbiased variance): mean squared error.
+
+    Args:
+        valid: (B, M) bool, True = takes part.
+    """
+    prediction, target = prediction.float(), target.float()
+    valid = torch.ones_like(target, dtype=torch.bool) if valid is None else valid
+    count = valid.sum(1, keepdim=True)
+    centered = (target - (target * valid).sum(1, keepdim=True) / count.clamp(min=1)) * valid
+    variance = centered.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)
+    errors = (prediction - centered / (variance + 1e-6).sqrt()).square()
+    return (errors * valid).sum() / count.sum().clamp(min=1)
+
+
+def rank_correlation(prediction: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Return Kendall's tau of predictions (B, M) with targets (B, M) within samples, over all pairs of the batch: a scalar, -1 to 1.
+
+    Pairs with equal targets do not count; a pair with equal predictions counts as half right.
+
+    Args:
+        valid: (B, M) bool, True = takes part.
+    """
+    difference, harder = _pairs(prediction, target, valid)
+    return torch.where(harder, difference.sign(), 0.0).sum() / harder.sum().clamp(min=1)
+
+
+def _pairs(prediction: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return p_b - p_a (B, M, M) in fp32 and where t_b > t_a."""
+    prediction, target = prediction.float(), target.float()
+    difference = prediction.unsqueeze(1) - prediction.unsqueeze(2)
+    harder = target.unsqueeze(1) > target.unsqueeze(2)
+    if valid is not None:
+        harder = harder & valid.unsqueeze(1) & valid.unsqueeze(2)
+    return difference, harder
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:

@@ -114,6 +114,37 @@ def hide_pyramid(
     return back_project(masked.to(pyramid.centers[-1].device), pyramid.idx, num_groups, flat_token=flat_token)
 
 
+def curriculum(epoch: int, epochs: int, fraction: float, *, half: bool = False) -> float:
+    """Return which part of the hidden patches is chosen by a guide in an epoch, the others being random.
+
+    It grows linearly, from `fraction / epochs` in epoch 0 to `fraction` in the last one (GeoMask3D, released code).
+
+    Args:
+        half: reach `fraction` after half of the epochs and stay there.
+    """
+    progress = (epoch + 1) / (epochs / 2) if half else (epoch + 1) / epochs
+    return fraction * min(progress, 1.0)
+
+
+def guided_mask(scores: Tensor, count: int, guided: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Hide the `guided` groups with the highest scores of each sample, and random others up to `count`.
+
+    Drawn for the global batch, as `random_mask`. Of equal scores the lowest index comes first.
+
+    Args:
+        scores: (B, G), any order of magnitude; with `guided` 0 they do not matter.
+        count: groups to hide in each sample, of them `guided` by score.
+
+    Returns (B, G) bool on the device of the scores.
+    """
+    B, G = scores.shape
+    device = generator.device if generator is not None else "cpu"
+    priority = torch.rand(B * world_size(), G, generator=generator, device=device)[B * rank() : B * (rank() + 1)]
+    hardest = scores.argsort(dim=1, descending=True, stable=True)[:, :guided]
+    priority = priority.to(scores.device).scatter(1, hardest, -1.0)
+    return priority.argsort(dim=1).argsort(dim=1) < count
+
+
 def split_groups(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the indices of the visible groups (B, G - count) and of the masked ones (B, count), each in index order.
 

@@ -135,12 +135,13 @@ class PointM2AE(nn.Module):
         rebuilt = self.rec_head(tokens[scales[scale]])  # (L, 3 * K_0)
         return compare_patches(rebuilt, pyramid, scales, scale, self.config.loss, synchronise=self.training)
 
-    def patch_tokens(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C) of the coarsest scale.
+    def patch_tokens(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or the groups of them, with nothing hidden as normed tokens (B, G, C) of the coarsest scale.
 
         Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
         """
-        return encode_visible(self, self.group(points), flat_token=self.flat_token, method="Point-M2AE")
+        pyramid = self.group(points) if pyramid is None else pyramid
+        return encode_visible(self, pyramid, flat_token=self.flat_token, method="Point-M2AE")
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""

@@ -128,9 +128,9 @@ class PointMAE(nn.Module):
         rebuilt = self.increase_dim(tokens)  # (B, M, 3 * K)
         return compare_patches(rebuilt, pyramid, masked, hidden, self.config.loss, synchronise=self.training)
 
-    def patch_tokens(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C)."""
-        return self.MAE_encoder(self.group(points))
+    def patch_tokens(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or the groups of them, with nothing hidden as normed tokens (B, G, C)."""
+        return self.MAE_encoder(self.group(points) if pyramid is None else pyramid)
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the tokens."""

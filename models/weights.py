@@ -15,6 +15,7 @@ _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
 # Which method a state dict belongs to, told by keys that only it has; the first line that matches decides.
 _SIGNATURES = (
     ("i2p-mae", ("rec_head_3d.", "clip_model.")),
+    ("gm3d-point-m2ae", ("base.h_encoder.",)),
     ("gm3d", ("MAE_decoder_loss_pred.", "increase_dim_2.", "MAE_encoder.norm_p.", "norm_p.")),
     ("inter-mae", ("MAE_encoder.encoder.first_trans.", "encoder.first_trans.", "pro_head.")),
     ("point-m2ae", ("h_encoder.",)),
@@ -69,7 +70,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
 
     Reads our checkpoints and the published layouts, with or without `module.`. Each model lists the key prefixes that a
     checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`) or call
-    otherwise (`checkpoint_renamed`, pairs of prefixes).
+    otherwise (`checkpoint_renamed`, pairs of prefixes). Where a key then meets another one that had this name already, the renamed one is
+    taken; with `checkpoint_last_wins` the later one, as published programs do.
 
     Args:
         source: path of a checkpoint, or one that is read already, or a state dict.
@@ -82,7 +84,11 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
     where = f"{source}" if isinstance(source, str | Path) else "checkpoint"
     checkpoint = read_checkpoint(source) if isinstance(source, str | Path) else source
     _check_method(where, model, checkpoint)
-    weights = _rename(state_dict_of(checkpoint), getattr(model, "checkpoint_renamed", ()))
+    weights, replaced = _rename(
+        state_dict_of(checkpoint),
+        getattr(model, "checkpoint_renamed", ()),
+        last_wins=getattr(model, "checkpoint_last_wins", False),
+    )
     own = model.state_dict()
     report = LoadReport(used=[key for key in own if key in weights])
     kind = f"{type(model).__name__} ({len(own)} tensors)"
@@ -107,6 +113,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
     for key in weights:
         if key not in own:
             (report.ignored if key.startswith(ignorable or "\0") else report.unexpected).append(key)
+    report.ignored += replaced
     model.load_state_dict({key: weights[key] for key in report.used}, strict=False)
     return report
 
@@ -121,13 +128,20 @@ def _check_method(where: str, model: nn.Module, checkpoint: Mapping) -> None:
         )
 
 
-def _rename(weights: dict[str, Tensor], pairs: Sequence[tuple[str, str]]) -> dict[str, Tensor]:
-    """Replace the first prefix of `pairs` that a key has."""
-    renamed = {}
+def _rename(
+    weights: dict[str, Tensor], pairs: Sequence[tuple[str, str]], *, last_wins: bool
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Replace the first prefix of `pairs` that a key has; also returns the keys whose place went to another one."""
+    renamed, sources, replaced = {}, {}, []
     for key, value in weights.items():
         old, new = next(((old, new) for old, new in pairs if key.startswith(old)), ("", ""))
-        renamed[new + key.removeprefix(old)] = value
-    return renamed
+        name = new + key.removeprefix(old)
+        if name in renamed:
+            replaced.append(key if not old and not last_wins else sources[name])
+            if replaced[-1] == key:
+                continue
+        renamed[name], sources[name] = value, key
+    return renamed, replaced
 
 
 def _check_shapes(where: str, kind: str, own: Mapping, weights: Mapping, keys: Sequence[str]) -> None:
