@@ -39,6 +39,7 @@ def write_report(
     title: str | None = None,
     provenance: Mapping[str, object] | None = None,
     sections: Sequence[Section] = (),
+    galleries: Mapping[str, Sequence[GalleryItem]] | None = None,
 ) -> Path:
     """Write `report.html`, and `gallery.png` if there is a gallery, into `folder`; return the path of the page.
 
@@ -52,13 +53,17 @@ def write_report(
         summary: label -> text, shown first among the cards on top.
         provenance: label -> text (command, device ...), shown with the versions and the git revision found here.
         sections: further sections, after the gallery and the confusion matrix.
+        galleries: further rows of the gallery by name; each name also has a picture, `<name>.png`.
 
     Raises:
         UserError: if `folder` or a file in it cannot be written.
         ValueError: if clouds, values or counts do not have the shapes promised.
     """
     folder = Path(folder)
-    rows = [prepare(item) for item in gallery]
+    pictures = {
+        name: [prepare(item) for item in items] for name, items in {"gallery": gallery, **(galleries or {})}.items()
+    }
+    rows = [row for picture in pictures.values() for row in picture]
     log = read_metrics(folder / "metrics.jsonl")
     settings = _plain(config)
     seed = settings.get("seed") if isinstance(settings, dict) else None
@@ -74,8 +79,9 @@ def write_report(
         reason = error.strerror or error
         raise UserError(f"report: cannot create the folder {folder}: {reason}; choose another one") from error
     write_atomic(folder / "report.html", lambda file: file.write(page.encode("utf-8")))
-    if rows:
-        _write_gallery(folder / "gallery.png", rows)
+    for name, picture in pictures.items():
+        if picture:
+            _write_gallery(folder / f"{name}.png", picture)
     return folder / "report.html"
 
 
@@ -151,6 +157,6 @@ def _write_gallery(path: Path, rows: list[Row]) -> None:
     try:
         figure = gallery_figure(rows)
     except ImportError as error:
-        logging.getLogger(__name__).warning("gallery.png is not written: %s; install matplotlib", error)
+        logging.getLogger(__name__).warning("%s is not written: %s; install matplotlib", path.name, error)
         return
     write_atomic(path, lambda file: figure.savefig(file, format="png"))

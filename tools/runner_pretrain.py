@@ -133,7 +133,8 @@ def _report(run: RunContext, state: RunState, clouds: CloudSet, probe: LinearPro
         path = write_report(
             run.folder,
             config=run.config_dict(),
-            gallery=reconstruction_gallery(state.model, clouds, run.seed, run.device),
+            gallery=reconstruction_gallery(state.model, clouds, run.seed, run.device, guidance=guide.picture),
+            galleries=guide.galleries(state.model),
             confusion=None if probe is None else probe.confusion(),
             sections=guide.sections(state.model),
             title=f"Pre-training {run.config.model.NAME}: {run.args.exp_name}",

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from datasets.batches import Batch
 from datasets.clouds import CloudSet
+from models.layers.group import Pyramid
 from tools.context import RunContext
-from tools.report import Section
+from tools.report import GalleryItem, Section
 
 # Method -> module with `build(run, model, clouds) -> Guide`; imported only where the method is trained.
-GUIDES: dict[str, str] = {}
+GUIDES: dict[str, str] = {"gm3d": "tools.guides.gm3d", "gm3d-point-m2ae": "tools.guides.gm3d"}
 
 
 class Guide:
@@ -42,9 +44,17 @@ class Guide:
     def after_update(self) -> None:
         """Follow the model after each step of the optimizer."""
 
+    def picture(self, pyramid: Pyramid, generator: torch.Generator) -> dict[str, Any]:
+        """Return keyword arguments of the model's `forward` for pictures in the report, as `prepare` does for a step."""
+        return {"pyramid": pyramid, "generator": generator}
+
     def sections(self, model: nn.Module) -> list[Section]:
         """Return what the report of the run shows of the method."""
         return []
+
+    def galleries(self, model: nn.Module) -> dict[str, list[GalleryItem]]:
+        """Return clouds that the report shows beside the rebuilt ones, by the name of the picture that also has them."""
+        return {}
 
 
 def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide:

@@ -1,0 +1,198 @@
+"""The guide of GeoMask3D: an averaged student that chooses what to hide, and a frozen teacher that says what should come out.
+
+Shapes: `B` batch, `N` points, `G` groups of the scale that is guided, `W` watched clouds.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.batches import Batch
+from datasets.clouds import CloudSet
+from extensions import knn
+from models.complexity import Targets
+from models.layers.group import Pyramid
+from models.losses import rank_correlation
+from models.masking import guided_mask
+from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
+from tools.context import RunContext
+from tools.gallery_items import chosen_clouds, describe
+from tools.guides import Guide
+from tools.report import GalleryItem, Section
+from tools.report_parts.charts import Series, line_chart
+from tools.report_parts.runlog import RunLog, curve, read_metrics
+from tools.training import last_epoch
+from utils.checkpoint import read_checkpoint
+from utils.config import save_config
+from utils.dist import is_main
+from utils.errors import UserError
+
+SHOWN = 5  # maps of a cloud in the report, spread over the epochs
+
+
+class GeometricGuide(Guide):
+    """Choose masks by what the averaged student expects to be hard, more of them the longer the run is.
+
+    Args:
+        epochs: length of the curriculum.
+        watched: (W, N, 3) clouds whose complexity map is remembered at the beginning of every epoch.
+        describe: index of a watched cloud -> keyword arguments of its `GalleryItem`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: FrozenTeacher | None,
+        *,
+        epochs: int,
+        folder: Path,
+        watched: Tensor,
+        describe: Callable[[int], dict],
+    ):
+        self.model, self.teacher, self.epochs, self.folder = model, teacher, epochs, folder
+        self.guidance = model.config.guidance
+        self.ema = EmaTeacher(model)
+        self.epoch = 0
+        self._watched, self._describe = watched, describe
+
+    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict[str, Any]:
+        self.epoch = epoch
+        if batch.step == 0:
+            self._remember(epoch)
+        return self._guide(self.model.group(points), epoch, draw("mask"))
+
+    def picture(self, pyramid: Pyramid, generator: torch.Generator) -> dict[str, Any]:
+        return self._guide(pyramid, self.epoch, generator)
+
+    @torch.no_grad()
+    def _guide(self, pyramid: Pyramid, epoch: int, generator: torch.Generator) -> dict[str, Any]:
+        count = self.model.masked_count
+        # Behind its end, where the run is longer, the curriculum stays where it is.
+        guided = self.guidance.guided_count(count, min(epoch, self.epochs - 1), self.epochs)
+        scores = self.ema.module.complexity(pyramid).float()
+        complete = None if self.teacher is None else self.teacher.complete(pyramid)
+        targets = Targets(self.guidance.loss_weights(epoch), count, guided, scores, self.teacher, complete)
+        masked = guided_mask(scores, count, guided, generator=generator)
+        return {"masked": masked, "pyramid": pyramid, "targets": targets}
+
+    def after_update(self) -> None:
+        self.ema.update(self.model, self.guidance.decay(self.epoch))
+
+    def _remember(self, epoch: int) -> None:
+        """Note the complexity maps (W, G) of the watched clouds as they are now."""
+        if len(self._watched):
+            self.ema.notes[f"map {epoch}"] = self._maps().cpu()
+
+    @torch.no_grad()
+    def _maps(self) -> Tensor:
+        return self.ema.module.complexity(self.model.group(self._watched)).float()
+
+    def maps(self) -> dict[int, Tensor]:
+        """Return the maps (W, G) that were noted, by epoch, in order."""
+        found = {int(name.removeprefix("map ")): values for name, values in self.ema.notes.items()}
+        return dict(sorted(found.items()))
+
+    def sections(self, model: nn.Module) -> list[Section]:
+        log = read_metrics(self.folder / "metrics.jsonl")
+        if not log.epochs:
+            return []
+        charts = "".join([_losses(log), _fraction(log), _correlation(log), _distances(self.maps())])
+        lead = (
+            "How much of the mask is guided, whether what was expected to be hard was hard to rebuild (Kendall's tau over the hidden "
+            "patches of a cloud, 0 = chance), and how much the order of the patches changes from epoch to epoch."
+        )
+        return [Section("Guided masks", f'<div class="charts">{charts}</div>', lead)]
+
+    def galleries(self, model: nn.Module) -> dict[str, list[GalleryItem]]:
+        """Return the complexity maps of the watched clouds at some epochs: each point has the rank of its nearest patch, 1 = hardest."""
+        maps = self.maps()
+        if not maps:
+            return {}
+        maps = {f"epoch {epoch}": values for epoch, values in maps.items()}
+        names = [list(maps)[index] for index in np.linspace(0, len(maps) - 1, min(SHOWN - 1, len(maps))).astype(int)]
+        shown = {name: maps[name] for name in names} | {"now": self._maps().cpu()}
+        centers = self.model.group(self._watched).centers[-1]
+        nearest = knn(self._watched, centers, 1)[1].squeeze(-1).cpu()  # (W, N)
+        items = []
+        for row, points in enumerate(self._watched.cpu().numpy()):
+            ranks = {
+                name: values[row].argsort().argsort() / max(values.shape[1] - 1, 1) for name, values in shown.items()
+            }
+            clouds = {f"complexity, {name}": points for name in shown}
+            values = {f"complexity, {name}": rank[nearest[row]].numpy() for name, rank in ranks.items()}
+            items.append(GalleryItem(clouds=clouds, values=values, **self._describe(row)))
+        return {"complexity": items}
+
+
+def _losses(log: RunLog) -> str:
+    names = {"loss_feature": "features", "loss_chamfer": "points", "loss_ranking": "ranking"}
+    series = [Series(text, *curve(log.epochs, name), color=i) for i, (name, text) in enumerate(names.items())]
+    return line_chart([one for one in series if one.xs], title="Single losses, unweighted", y_label="loss", log_y=True)
+
+
+def _fraction(log: RunLog) -> str:
+    series = Series("guided", *curve(log.epochs, "log_guided_fraction"))
+    return line_chart([series], title="Guided part of the hidden patches", y_label="fraction", floor=0)
+
+
+def _correlation(log: RunLog) -> str:
+    names = {
+        "log_guide_rank_correlation": "averaged student, complete cloud",
+        "log_rank_correlation": "student, visible patches",
+    }
+    series = [Series(text, *curve(log.epochs, name), color=i) for i, (name, text) in enumerate(names.items())]
+    return line_chart(series, title="Predicted complexity against true loss", y_label="rank correlation")
+
+
+def _distances(maps: dict[int, Tensor]) -> str:
+    distances = map_distances(maps)
+    series = Series("1 - tau", list(distances), list(distances.values()))
+    return line_chart([series], title="Distance between maps of successive epochs", y_label="1 - tau", floor=0)
+
+
+def map_distances(maps: dict[int, Tensor]) -> dict[int, float]:
+    """Return 1 - Kendall's tau of the maps (W, G) of each epoch with those of the one before, 0 (same order) to 2 (reversed)."""
+    epochs = [epoch for epoch in maps if epoch - 1 in maps]
+    return {epoch: 1 - rank_correlation(maps[epoch], maps[epoch - 1]).item() for epoch in epochs}
+
+
+def build(run: RunContext, model: nn.Module, clouds: CloudSet) -> GeometricGuide:
+    """Read the teacher and prepare the average.
+
+    Raises:
+        UserError: the teacher is missing or does not fit, or the curriculum is longer than the run.
+    """
+    guidance, epochs = model.config.guidance, last_epoch(run.config) + 1
+    if guidance.epochs is not None and guidance.epochs > epochs:
+        raise UserError(
+            f"model.guidance.epochs: the curriculum of {guidance.epochs} epochs is longer than the run of {epochs}; "
+            "shorten it, leave it out, or raise max_epoch"
+        )
+    chosen, watched = chosen_clouds(clouds, guidance.map_clouds, run.seed, run.device)
+    return GeometricGuide(
+        model,
+        _teacher(run, model) if guidance.mode == "feature" else None,
+        epochs=guidance.epochs or epochs,
+        folder=run.folder,
+        watched=watched,
+        describe=lambda row: describe(clouds, chosen[row]),
+    )
+
+
+def _teacher(run: RunContext, model: nn.Module) -> FrozenTeacher:
+    """Read the teacher, note in the configuration which file it was, and refuse another one in a resumed run."""
+    guidance, last = run.config.model.guidance, run.folder / "ckpt-last.pth"
+    if run.args.resume and last.exists():
+        saved = read_checkpoint(last)["config"]["model"]["guidance"]
+        guidance.teacher_sha256 = guidance.teacher_sha256 or saved["teacher_sha256"]
+    teacher = load_teacher(guidance.teacher, model.config.base(), sha256=guidance.teacher_sha256)
+    teacher.model.to(run.device)
+    guidance.teacher_sha256 = teacher.sha256
+    if is_main():
+        save_config(run.config, run.folder / "config.yaml")
+    run.log.info(f"teacher: {guidance.teacher}, SHA-256 {teacher.sha256}")
+    return teacher
