@@ -1,6 +1,14 @@
 """Models by registered NAME, and the weights that go into them."""
 
-from models import classifier, gm3d, gm3d_point_m2ae, inter_mae, point_m2ae, point_mae  # noqa: F401  register their NAMEs
+from models import (  # noqa: F401  register their NAMEs
+    classifier,
+    gm3d,
+    gm3d_point_m2ae,
+    inter_mae,
+    part_segmenter,
+    point_m2ae,
+    point_mae,
+)
 from models.registry import MODELS
 from models.weights import load_weights
 

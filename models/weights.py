@@ -69,8 +69,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
     """Load a checkpoint into a model, in place.
 
     Reads our checkpoints and the published layouts, with or without `module.`. Each model lists the key prefixes that a
-    checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`) or call
-    otherwise (`checkpoint_renamed`, pairs of prefixes). Where a key then meets another one that had this name already, the renamed one is
+    checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`), must
+    not have (`checkpoint_refused`, prefix and whose it is) or call otherwise (`checkpoint_renamed`, pairs of prefixes). Where a key then meets another one that had this name already, the renamed one is
     taken; with `checkpoint_last_wins` the later one, as published programs do.
 
     Args:
@@ -89,6 +89,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
         getattr(model, "checkpoint_renamed", ()),
         last_wins=getattr(model, "checkpoint_last_wins", False),
     )
+    _check_refused(where, model, weights)
     own = model.state_dict()
     report = LoadReport(used=[key for key in own if key in weights])
     kind = f"{type(model).__name__} ({len(own)} tensors)"
@@ -126,6 +127,17 @@ def _check_method(where: str, model: nn.Module, checkpoint: Mapping) -> None:
             f"{where}: is a checkpoint of {found}, and {type(model).__name__} is a model of {own}. "
             f"Give a checkpoint of {own}, or a configuration of {found} with --config or --method."
         )
+
+
+def _check_refused(where: str, model: nn.Module, weights: Mapping) -> None:
+    """Raise where a checkpoint of the same method was trained for something else."""
+    for prefix, owner in getattr(model, "checkpoint_refused", ()):
+        found = next((key for key in weights if key.startswith(prefix)), None)
+        if found:
+            raise UserError(
+                f"{where}: is a checkpoint of {owner} (it holds {found}), and {type(model).__name__} does not start from one. "
+                "Give a checkpoint of pre-training, or of this very model."
+            )
 
 
 def _rename(

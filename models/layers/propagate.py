@@ -3,7 +3,11 @@
 Shapes: `B` batch, `M` coarse points, `G` fine points, `C` channels.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions import three_interpolate, three_nn
@@ -60,4 +64,37 @@ class TokenPropagation(nn.Module):
         joined = torch.cat([skip, interpolate(fine, coarse, values).to(skip.dtype)], dim=-1)  # (B, G, C0 + C1)
         B, G, C = joined.shape
         rows = self.extraction.operation(self.fuse.net(joined.view(B * G, C)))
+        return rows.view(B, G, -1)
+
+
+class PointPropagation(nn.Module):
+    """Give every point a feature from its coordinates and the tokens around it (Qi et al. 2017b, Sec. 3.4).
+
+    Args:
+        in_channels: C, channels of the tokens.
+        widths: channels after each convolution; batch normalisation and ReLU follow on each.
+
+    Note:
+        Interpolation and the first convolution are linear, so the tokens are widened before they are interpolated: M rows
+        instead of G go through the wide product, exact up to rounding (`tests/models/test_part_segmenter.py`).
+    """
+
+    def __init__(self, in_channels: int, widths: Sequence[int]):
+        super().__init__()
+        channels = [3 + in_channels, *widths]
+        self.mlp_convs = nn.ModuleList(
+            PointwiseConv(before, after, before_norm=True) for before, after in pairwise(channels)
+        )
+        self.mlp_bns = nn.ModuleList(BatchNorm(width) for width in widths)
+
+    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor) -> Tensor:
+        """Map tokens (B, M, C) at centers (B, M, 3) to features (B, G, widths[-1]) of points (B, G, 3)."""
+        first = self.mlp_convs[0]
+        own, carried = first.weight.squeeze(-1).split([3, tokens.shape[-1]], dim=1)
+        x = F.linear(points, own, first.effective_bias())  # (B, G, widths[0])
+        x = x + interpolate(points, centers, F.linear(tokens, carried))
+        B, G, _ = x.shape
+        rows = F.relu(self.mlp_bns[0](x.flatten(0, 1)))
+        for conv, norm in zip(self.mlp_convs[1:], self.mlp_bns[1:], strict=True):
+            rows = F.relu(norm(conv(rows)))
         return rows.view(B, G, -1)

@@ -4,6 +4,7 @@ Shapes: `B` batch, `L` tokens, `C` channels.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -90,9 +91,11 @@ class Blocks(nn.Module):
             for rate in drop_paths
         )
 
-    def forward(self, x: Tensor, position: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Run (B, L, C) with positions of the same shape; `bias` as in `Attention`."""
-        for block in self.blocks:
+    def forward(
+        self, x: Tensor, position: Tensor, bias: Tensor | None = None, *, first: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Run (B, L, C) with positions of the same shape through the blocks `first` to before `stop`; `bias` as in `Attention`."""
+        for block in islice(self.blocks, first, stop):
             x = block(x + position, bias)
         return x
 
