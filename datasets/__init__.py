@@ -1,6 +1,16 @@
 """Data sets: `build_dataset(config)` gives a `CloudSet`, `Batches` draws from it, `transforms` change batches."""
 
-from datasets import few_shot, folder, modelnet, modelnet40_c, modelnet_txt, scanobjectnn, shapenet, synthetic
+from datasets import (
+    few_shot,
+    folder,
+    modelnet,
+    modelnet40_c,
+    modelnet_txt,
+    scanobjectnn,
+    shapenet,
+    shapenet_part,
+    synthetic,
+)
 from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
 from datasets.registry import DATASETS
@@ -18,6 +28,7 @@ __all__ = [
     "modelnet_txt",
     "scanobjectnn",
     "shapenet",
+    "shapenet_part",
     "synthetic",
 ]
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from datasets.clouds import CloudSet
-from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices
+from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices, sample_with_replacement
 from utils.errors import UserError
 from utils.seed import generator
 
+DRAWN = ("random", "replacement")  # samplings that need random numbers
 RESIDENT_SHARE = 0.4  # of the free device memory that a resident set may take
 
 
@@ -25,6 +26,7 @@ class Batch:
     labels: Tensor | None  # (B,) int64
     indices: Tensor  # (B,) int64, CPU: positions in the set
     step: int
+    parts: Tensor | None = None  # (B, N) int64, the part of each point
 
 
 class Batches:
@@ -61,6 +63,7 @@ class Batches:
         self.drop_last, self.shuffle = drop_last, shuffle
         self.points = _place(torch.from_numpy(cloud_set.points), self.device, resident)
         self.labels = None if cloud_set.labels is None else torch.from_numpy(cloud_set.labels)
+        self.parts = None if cloud_set.part_labels is None else torch.from_numpy(cloud_set.part_labels)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.cloud_set), self.batch_size)
@@ -80,37 +83,48 @@ class Batches:
             rows = order[step * self.batch_size : (step + 1) * self.batch_size]
             begin, end = (part * len(rows) // self.world_size for part in (self.rank, self.rank + 1))
             seeds = None
-            if self.cloud_set.sampling == "random":
+            if self.cloud_set.sampling in DRAWN:
                 seeds = draw_seeds(len(rows), generator=generator(self.seed, epoch, step, "points"))[begin:end]
             yield self._batch(rows[begin:end], seeds, step)
 
     def evaluation(self) -> Iterator[Batch]:
         """Yield all clouds in stored order, the same on every rank, the last partial batch included.
 
-        A set with random sampling draws the points of cloud i from (seed, i): independent of the batch size.
+        A set that draws points draws those of cloud i from (seed, i): independent of the batch size.
         """
         size = max(1, self.batch_size // self.world_size)
         count = len(self.cloud_set)
         seeds = None
-        if self.cloud_set.sampling == "random":
+        if self.cloud_set.sampling in DRAWN:
             seeds = draw_seeds(count, generator=generator(self.seed, 0, 0, "evaluation"))
         for step, begin in enumerate(range(0, count, size)):
             rows = torch.arange(begin, min(begin + size, count))
             yield self._batch(rows, None if seeds is None else seeds[rows], step)
 
     def _batch(self, rows: Tensor, seeds: Tensor | None, step: int) -> Batch:
-        stored, npoints = self.points.shape[1], self.cloud_set.npoints
+        npoints = self.cloud_set.npoints
         where = self.points.device
-        if seeds is None:
-            points = self.points[rows.to(where), :npoints]  # (B, N, 3)
-        else:
-            idx = sample_indices(seeds, stored, npoints)
-            points = self.points[rows.to(where)[:, None], idx.to(where)]
+        chosen = slice(None, npoints) if seeds is None else self._chosen(rows, seeds)
+        own = rows.to(where) if seeds is None else rows.to(where)[:, None]
+        points = self.points[own, chosen if seeds is None else chosen.to(where)]  # (B, N, 3)
         points = points.to(self.device, non_blocking=True)
         if self.cloud_set.normalize:
             points = normalize_unit_sphere(points)
         labels = None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
-        return Batch(points=points, labels=labels, indices=rows, step=step)
+        parts = None
+        if self.parts is not None:
+            parts = self.parts[rows if seeds is None else rows[:, None], chosen]  # (B, N)
+            parts = parts.to(self.device, torch.int64, non_blocking=True)
+        return Batch(points=points, labels=labels, indices=rows, step=step, parts=parts)
+
+    def _chosen(self, rows: Tensor, seeds: Tensor) -> Tensor:
+        """Return the positions (B, N) that are drawn of each cloud."""
+        stored, npoints = self.points.shape[1], self.cloud_set.npoints
+        if self.cloud_set.sampling == "random":
+            return sample_indices(seeds, stored, npoints)
+        counts = self.cloud_set.counts
+        totals = torch.full_like(rows, stored) if counts is None else torch.from_numpy(counts)[rows]
+        return sample_with_replacement(seeds, totals, npoints)
 
 
 def _check_sizes(cloud_set: CloudSet, batch_size: int, world_size: int, drop_last: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.errors import UserError
 
-SAMPLINGS = ("random", "first", "all")
+SAMPLINGS = ("random", "replacement", "first", "all")
 UP_AXES = ("x", "y", "z")
 SUBSETS = ("train", "test")
 
@@ -33,6 +33,9 @@ class CloudSet:
     part_names: list[str] | None = None  # "<category> <part>" by global id
     category_parts: dict[str, list[int]] | None = None  # category -> its global part ids
     normals: np.ndarray | None = field(default=None, repr=False)  # (M, P, 3) float32, unit length
+    counts: np.ndarray | None = field(
+        default=None, repr=False
+    )  # (M,) int64, points of each cloud that follow no other; then they repeat
 
     def __post_init__(self) -> None:
         """Check what later code trusts.
@@ -52,7 +55,8 @@ class CloudSet:
             raise UserError(f"{where}: UP_AXIS {self.up_axis!r} is unknown; choose one of {', '.join(UP_AXES)}")
         if self.sampling == "all" or self.npoints == 0:
             object.__setattr__(self, "npoints", stored)
-        if not 0 < self.npoints <= stored:
+        most = self.npoints if self.sampling == "replacement" else stored
+        if not 0 < self.npoints <= most:
             raise UserError(
                 f"{where}: {self.npoints} points a sample are asked, but its clouds hold {stored}; "
                 f"set npoints to {stored} or less"
@@ -60,7 +64,7 @@ class CloudSet:
         self._check_lengths(where, count)
 
     def _check_lengths(self, where: str, count: int) -> None:
-        for key in ("labels", "part_labels", "normals", "names"):
+        for key in ("labels", "part_labels", "normals", "names", "counts"):
             value = getattr(self, key)
             if value is not None and len(value) not in (count, 0 if key == "names" else count):
                 raise UserError(f"{where}: {len(value)} {key} for {count} clouds; the counts must be equal")
@@ -73,7 +77,7 @@ class CloudSet:
         indices = np.asarray(indices, dtype=np.int64)
         taken = {
             key: None if getattr(self, key) is None else np.ascontiguousarray(getattr(self, key)[indices])
-            for key in ("points", "labels", "part_labels", "normals")
+            for key in ("points", "labels", "part_labels", "normals", "counts")
         }
         names = [self.names[i] for i in indices] if self.names else []
         return replace(self, names=names, **taken)

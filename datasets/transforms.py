@@ -10,6 +10,9 @@ from torch import Tensor
 AXES = {"x": 0, "y": 1, "z": 2}
 SCALE_RANGE = (2.0 / 3.0, 3.0 / 2.0)
 OFFSET_RANGE = (-0.2, 0.2)
+# Of part segmentation: one factor a cloud, and smaller shifts.
+UNIFORM_SCALE_RANGE = (0.8, 1.25)
+UNIFORM_OFFSET_RANGE = (-0.1, 0.1)
 
 
 def draw_seeds(count: int, *, generator: torch.Generator) -> Tensor:
@@ -26,6 +29,16 @@ def sample_indices(seeds: Tensor, total: int, count: int) -> Tensor:
         raise ValueError(f"sample_indices: count={count} of {total} points; choose 1 to {total}")
     generator = torch.Generator()
     rows = [torch.randperm(total, generator=generator.manual_seed(seed))[:count] for seed in seeds.tolist()]
+    return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
+
+
+def sample_with_replacement(seeds: Tensor, totals: Tensor, count: int) -> Tensor:
+    """Choose `count` of the first totals[i] points with replacement, one choice a seed: (B, count) int64, CPU."""
+    generator = torch.Generator()
+    rows = [
+        torch.randint(total, (count,), generator=generator.manual_seed(seed))
+        for seed, total in zip(seeds.tolist(), totals.tolist(), strict=True)
+    ]
     return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
 
 
@@ -72,6 +85,17 @@ def draw_scale_offset(count: int, *, generator: torch.Generator | None) -> tuple
     drawn = _uniform((count, 2, 3), generator)
     scale = SCALE_RANGE[0] + (SCALE_RANGE[1] - SCALE_RANGE[0]) * drawn[:, 0]
     return scale, OFFSET_RANGE[0] + (OFFSET_RANGE[1] - OFFSET_RANGE[0]) * drawn[:, 1]
+
+
+def draw_uniform_scale_offset(count: int, *, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Draw what part segmentation gives to `scale_translate`, each (count, 3): one factor for all axes, and an offset.
+
+    Published order of the draws: the factors of all clouds, then the offsets of all clouds.
+    """
+    drawn = _uniform((count * 4,), generator)
+    scale = UNIFORM_SCALE_RANGE[0] + (UNIFORM_SCALE_RANGE[1] - UNIFORM_SCALE_RANGE[0]) * drawn[:count]
+    offset = UNIFORM_OFFSET_RANGE[0] + (UNIFORM_OFFSET_RANGE[1] - UNIFORM_OFFSET_RANGE[0]) * drawn[count:]
+    return scale[:, None].expand(-1, 3), offset.view(count, 3)
 
 
 def draw_angle(count: int, *, generator: torch.Generator | None) -> Tensor:

@@ -180,6 +180,7 @@ LAYOUTS = [
         name="ShapeNetPart",
         also=("shapenetcore_partanno_segmentation_benchmark_v0_normal",),
         root="shapenetcore_partanno_segmentation_benchmark_v0_normal",
+        config={"NAME": "ShapeNetPart"},
         counts={"train + val": 13998, "test": 2874},
         tree="synsetoffset2category.txt                  one category and its folder a line\n"
         "train_test_split/shuffled_{train,val,test}_file_list.json   a list of shape_data/<folder>/<id>\n"

@@ -90,3 +90,23 @@ def test_sample_points_is_uniform():
     points = torch.arange(10, dtype=torch.float32)[None, :, None].expand(4000, -1, 3)
     counts = torch.bincount(sample_points(points, 3, generator=seeded())[:, 0, 0].long(), minlength=10)
     assert (counts - 400).abs().max() < 5 * 400**0.5
+
+
+def test_part_segmentation_scales_uniformly_then_shifts():
+    """`augment.npz`: one factor a cloud, all of them drawn before all offsets."""
+    from datasets.transforms import draw_uniform_scale_offset
+
+    ref = np.load(Path(__file__).parent.parent / "parity" / "data" / "point-mae" / "augment.npz")
+    points = torch.from_numpy(ref["pts"])
+    random = np.random.RandomState(int(ref["seed"]))
+    factors = random.uniform(0.8, 1.25, len(points))
+    offsets = random.uniform(-0.1, 0.1, (len(points), 3))
+    scale = torch.from_numpy(factors)[:, None].expand(-1, 3)
+    moved = scale_translate(points, scale=scale, offset=torch.from_numpy(offsets))
+    np.testing.assert_allclose(moved.numpy(), ref["partseg_scale_then_shift"], atol=1e-6)
+
+    scale, offset = draw_uniform_scale_offset(20000, generator=torch.Generator().manual_seed(0))
+    assert scale.shape == offset.shape == (20000, 3) and torch.equal(scale[:, 0], scale[:, 2])
+    for values, low, high in ((scale, 0.8, 1.25), (offset, -0.1, 0.1)):
+        assert low <= values.min() < low + 1e-3 and high - 1e-3 < values.max() <= high
+        assert values.mean().item() == pytest.approx((low + high) / 2, abs=5e-3)
