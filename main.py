@@ -70,6 +70,12 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
 def _dispatch(run) -> Results:
     """Run what the flags ask for; of several, --test comes first, then --test_svm."""
     args = run.args
+    if hasattr(run.config.model, "num_parts"):
+        from segmentation.runner import run_parts
+
+        return run_parts(run)
+    if args.predict:
+        raise UserError(f"--predict: {run.config.model.NAME} names no parts; use a recipe of cfgs/segmentation/")
     if args.corruptions:
         from tools.runner_corruptions import run_corruptions
 

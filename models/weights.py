@@ -70,8 +70,9 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
 
     Reads our checkpoints and the published layouts, with or without `module.`. Each model lists the key prefixes that a
     checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`), must
-    not have (`checkpoint_refused`, prefix and whose it is) or call otherwise (`checkpoint_renamed`, pairs of prefixes). Where a key then meets another one that had this name already, the renamed one is
-    taken; with `checkpoint_last_wins` the later one, as published programs do.
+    not have (`checkpoint_refused`, prefix and whose it is) or call otherwise (`checkpoint_renamed`, pairs of prefixes).
+    Where a key then meets another one that had this name already, the renamed one is taken; with `checkpoint_last_wins` the later one,
+    as published programs do.
 
     Args:
         source: path of a checkpoint, or one that is read already, or a state dict.

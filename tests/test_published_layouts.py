@@ -1,4 +1,4 @@
-"""The debug recipes on tiny sets in the published layouts: one epoch of fine-tuning, `--test`, `--vote`, one fold of few-shot."""
+"""The debug recipes on tiny sets in the published layouts: one epoch of fine-tuning, `--test`, `--vote`, one fold of few-shot, parts."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M2AE_CACHE", str(folder / "cache"))
-        for name in (*SETS, "ModelNetFewShot"):
+        for name in (*SETS, "ModelNetFewShot", "ShapeNetPart"):
             assert (
                 prepare.main(["fixtures", name, "--out", str(folder / "data"), "--clouds", "32", "--points", "256"])
                 == 0
@@ -78,3 +78,22 @@ def test_one_fold_of_few_shot(tiny, monkeypatch):
     assert len(found) == 1 and len(rows(found[0].parent, "epoch")) == 2
     right = 100 * rows(found[0].parent, "val")[-1]["accuracy"]  # of twenty test clouds a way
     assert right == pytest.approx(round(right))
+
+
+def test_one_epoch_of_part_segmentation_testing_and_voting(tiny, monkeypatch, capsys):
+    sets = [
+        part for text in ("max_epoch=1", "model.num_parts=50", "model.num_categories=16") for part in ("--set", text)
+    ]
+    for entry, subset in (("train", "trainval"), ("val", "test"), ("test", "test")):
+        keys = f"NAME: ShapeNetPart, subset: {subset}, npoints: 256"
+        sets += ["--set", f"dataset.{entry}={{{keys}}}"]
+    recipe, flags = "segmentation/point-mae/debug.yaml", ("--exp_name", "parts", *sets)
+    assert run(tiny, monkeypatch, recipe, "--scratch_model", *flags) == 0
+    folder = tiny / "experiments" / "segmentation" / "point-mae" / "debug" / "parts"
+    judged = rows(folder, "parts")
+    assert [row["epoch"] for row in judged] == [0] and 0 < judged[0]["class_miou"] < 1
+    assert run(tiny, monkeypatch, recipe, "--test", "--vote", "--ckpts", str(folder / "ckpt-last.pth"), *flags) == 0
+    log = capsys.readouterr().err
+    assert f"instance mIoU {100 * judged[0]['instance_miou']:.2f} %" in log and "with voting: instance mIoU" in log
+    table = (folder / "ious.csv").read_text()
+    assert "Motorbike,part 6," in table and table.count("\n") == 1 + 16 + 50

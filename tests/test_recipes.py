@@ -16,6 +16,8 @@ TRAINING = [
     path for path in RECIPES if path.relative_to(ROOT / "cfgs").parts[0] in ("pre-training", "quickstart", "debug")
 ]
 
+SEGMENTING = [path for path in RECIPES if path.relative_to(ROOT / "cfgs").parts[0] == "segmentation"]
+
 
 def name(path):
     return str(path.relative_to(ROOT / "cfgs"))
@@ -52,3 +54,21 @@ def test_recipe_takes_a_step_on_built_in_data(path):
     out["loss"].backward()
     optimizer.step()
     assert torch.isfinite(out["loss"]) and not torch.equal(before, token)
+
+
+@pytest.mark.parametrize("path", SEGMENTING, ids=name)
+def test_segmentation_recipe_takes_a_step_on_built_in_data(path):
+    config = load(path)
+    check_training(config)
+    clouds = build_dataset({"NAME": "Synthetic", "clouds": 20, "N_POINTS": 512})
+    keys = {"num_parts": len(clouds.part_names), "num_categories": len(clouds.class_names)}
+    if min(config.model.prop_widths) > 500:  # as published: a quarter of the widths is enough here
+        keys |= {"prop_widths": [96, 64], "head_widths": [width // 16 for width in config.model.head_widths]}
+    model = build_model({**to_dict(config.model), **keys}).train()
+    optimizer = build_optimizer(model, config.optimizer)
+    before = model.convs1.weight.detach().clone()
+    points, labels = torch.from_numpy(clouds.points[:2]), torch.from_numpy(clouds.labels[:2])
+    loss = model.loss(model(points, labels), torch.from_numpy(clouds.part_labels[:2]).long())
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss) and not torch.equal(before, model.convs1.weight)

@@ -52,7 +52,7 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
 
 
 def is_training(args: argparse.Namespace) -> bool:
-    return not (args.test or args.test_svm)
+    return not (args.test or args.test_svm or args.predict)
 
 
 def _method(args: argparse.Namespace) -> str | None:

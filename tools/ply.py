@@ -1,5 +1,6 @@
 """Write point clouds as PLY files, which MeshLab, CloudCompare, Blender and Open3D open."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ def write_ply(
     normals: np.ndarray | None = None,
     colors: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    comments: Sequence[str] = (),
     binary: bool = True,
 ) -> None:
     """Write a PLY file atomically, binary little-endian or ASCII.
@@ -25,6 +27,7 @@ def write_ply(
         normals: (n, 3), written as float32 nx, ny, nz.
         colors: (n, 3), integers in 0-255 or floats in 0-1, written as bytes red, green, blue.
         labels: (n,) integers, written as int32 `label`.
+        comments: lines of the header for people to read.
 
     Raises:
         ValueError: if a shape or a range does not fit.
@@ -46,9 +49,10 @@ def write_ply(
     for name, (_, values) in columns.items():
         vertices[name] = values
     header = ["ply", f"format {'binary_little_endian' if binary else 'ascii'} 1.0", f"element vertex {count}"]
+    header[2:2] = [f"comment {' '.join(line.split())}" for line in comments]
     header += [f"property {PLY_TYPES[kind]} {name}" for name, (kind, _) in columns.items()]
     body = vertices.tobytes() if binary else _lines(vertices)
-    data = "\n".join([*header, "end_header", ""]).encode("ascii") + body
+    data = "\n".join([*header, "end_header", ""]).encode("ascii", "replace") + body
     write_atomic(path, lambda file: file.write(data))
 
 

@@ -14,10 +14,10 @@ from tools.context import RunContext, distribute
 from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report import write_report
-from tools.training import Display, Training, last_epoch, open_metrics, open_state
+from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
 from utils.checkpoint import save_checkpoint
 from utils.config import save_config
-from utils.dist import barrier, is_main
+from utils.dist import is_main
 from utils.errors import UserError
 from utils.seed import generator
 
@@ -117,24 +117,15 @@ def _keep_class_names(run: RunContext, clouds: CloudSet) -> None:
 
 
 def _epochs(training: Training, judge: Judge | None) -> None:
-    state, args = training.state, training.run.args
-    step = _step(training)
-    for epoch in list(state.pending["evaluations"]):
-        _evaluate(training, judge, epoch)
-        training.save(evaluations=[])
-    last = last_epoch(training.run.config)
-    for epoch in range(state.epoch + 1, last + 1):
-        _set_mode(training)
-        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
+    args, last = training.run.args, last_epoch(training.run.config)
+    run_epochs(
+        training,
+        _step(training),
+        set_mode=lambda: _set_mode(training),
         # As published, epoch 0 is not judged; the last one always is.
-        due = (epoch > 0 and epoch % args.val_freq == 0) or epoch == last
-        state.epoch = epoch
-        training.save(evaluations=[epoch] if due else [])
-        if due:
-            _evaluate(training, judge, epoch)
-        training.save(evaluations=[])
-        barrier()
-        training.stop_if_asked(epoch)
+        due=lambda epoch: (epoch > 0 and epoch % args.val_freq == 0) or epoch == last,
+        evaluate=lambda epoch: _evaluate(training, judge, epoch),
+    )
 
 
 def _set_mode(training: Training) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datasets.batches import Batches
+from datasets.batches import Batch, Batches
 from models.layers.norm import BatchNorm, convert_sync_batchnorm
 from tools.compile import compile_regions
 from tools.context import RunContext
@@ -16,7 +16,7 @@ from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, trai
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
 from tools.run_state import RunState, save_last
 from utils.config import RunConfig
-from utils.dist import is_main, rank, world_size
+from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
 from utils.logger import MetricsWriter
 from utils.seed import step_seed
@@ -51,6 +51,7 @@ class Training:
     stop: StopRequest
     display: Display
     after_update: Callable[[], None] | None = None
+    updates_per_batch: int = 1  # optimizer steps on one gradient, of which the last one sees it clipped
 
     def epoch(self, epoch: int, step: Callable[..., dict[str, Tensor]]) -> None:
         """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss".
@@ -111,6 +112,7 @@ class Training:
             precision=config.precision,
             scaler=state.scaler,
             after_update=self.after_update,
+            updates_per_batch=self.updates_per_batch,
             log=log,
             # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
             may_stop=lambda position: (
@@ -162,6 +164,39 @@ class Training:
             + (f"The last good checkpoint is {kept}. " if kept.exists() else "There is no checkpoint yet. ")
             + "Lower optimizer.kwargs.lr, set grad_norm_clip, or use --precision fp32."
         )
+
+
+def run_epochs(
+    training: Training,
+    step: Callable[[int, Batch], dict[str, Tensor]],
+    *,
+    set_mode: Callable[[], None],
+    due: Callable[[int], bool],
+    evaluate: Callable[[int], None],
+) -> None:
+    """Train what is left of a run, and judge the model after the epochs that are due; the state is saved around both.
+
+    Args:
+        step: (epoch, batch) -> dict of scalars with "loss".
+        set_mode: brings the model into training mode.
+        due: says of an epoch whether it is judged.
+        evaluate: judges the model as it is after an epoch.
+    """
+    state = training.state
+    for epoch in list(state.pending["evaluations"]):
+        evaluate(epoch)
+        training.save(evaluations=[])
+    for epoch in range(state.epoch + 1, last_epoch(training.run.config) + 1):
+        set_mode()
+        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
+        judged = due(epoch)
+        state.epoch = epoch
+        training.save(evaluations=[epoch] if judged else [])
+        if judged:
+            evaluate(epoch)
+        training.save(evaluations=[])
+        barrier()
+        training.stop_if_asked(epoch)
 
 
 def last_epoch(config: RunConfig) -> int:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.event_files import drop_scalars
 
 _LOG = logging.getLogger("m2ae.metrics")
-JUDGEMENTS = ("svm", "val", "vote")  # kinds of rows that an evaluation writes
+JUDGEMENTS = ("svm", "val", "vote", "parts", "parts_vote")  # kinds of rows that an evaluation writes
 
 
 class MetricsWriter:

@@ -41,6 +41,16 @@ def _add_task(group) -> None:
     group.add_argument("--finetune_model", action="store_true", help="fine-tune a classifier, from --ckpts if given")
     group.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
     group.add_argument("--test", action="store_true", help="evaluate the fine-tuned classifier in --ckpts")
+    group.add_argument(
+        "--predict",
+        metavar="PATH",
+        help="name the parts of own clouds, a file or a folder, with the part segmenter in --ckpts",
+    )
+    group.add_argument(
+        "--category",
+        metavar="NAME",
+        help="with --predict: category of these clouds (default: the folder that each lies in)",
+    )
     group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
     group.add_argument(
         "--probe", choices=PROBES, action="append", default=[],
@@ -170,6 +180,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--test needs --ckpts with a fine-tuned classifier; add --ckpts PATH")
     if args.test_svm and args.ckpts is None:
         raise UserError(f"--test_svm {args.test_svm} needs --ckpts with a pre-trained encoder; add --ckpts PATH")
+    _check_predict(args)
     if args.probe and not args.test_svm:
         raise UserError(f"--probe {args.probe[0]} judges the features of --test_svm; add --test_svm and a data set")
     if args.scratch_model and args.finetune_model and args.ckpts:
@@ -200,6 +211,18 @@ def _check(args: argparse.Namespace) -> None:
     name = Path(args.exp_name)
     if not name.parts or name.is_absolute() or ".." in name.parts or "\\" in args.exp_name:
         raise UserError(f"--exp_name {args.exp_name!r}: becomes a folder below experiments/; give a plain name")
+
+
+def _check_predict(args: argparse.Namespace) -> None:
+    if args.category and not args.predict:
+        raise UserError(f"--category {args.category}: goes with --predict PATH; add it")
+    if not args.predict:
+        return
+    if args.ckpts is None:
+        raise UserError("--predict needs --ckpts with a trained part segmenter; add --ckpts PATH")
+    for name in ("test", "test_svm", "resume", "finetune_model", "scratch_model", "vote"):
+        if getattr(args, name):
+            raise UserError(f"--predict and --{name} contradict each other; leave one out")
 
 
 def _check_seeds(args: argparse.Namespace) -> None:

@@ -30,6 +30,8 @@ SHARED_PATHS = {
     "cfgs/finetune_scan_hardest.yaml": ("fine-tuning", "scan_pb", DEFAULT_METHOD),
     "cfgs/finetune_scan_objbg.yaml": ("fine-tuning", "scan_obj-bg", DEFAULT_METHOD),
     "cfgs/finetune_scan_objonly.yaml": ("fine-tuning", "scan_obj", DEFAULT_METHOD),
+    # What segmentation/main.py, whose flags name no file, runs.
+    "cfgs/segmentation/shapenet_part.yaml": ("segmentation", "shapenet_part", DEFAULT_METHOD),
     "cfgs/pretrain.yaml": ("pre-training", None, "inter-mae"),
 }
 # Published paths that name their method; a checkpoint or --method does not change it.

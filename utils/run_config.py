@@ -161,12 +161,15 @@ class RunConfig:
     max_epoch: int | None = None  # index of the last epoch
     max_epoch_inclusive: bool = True  # as published: epoch max_epoch itself still runs; false stops before it
     grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
-    augmentation: Literal["scale_translate", "rotate", "none"] = "scale_translate"
+    augmentation: Literal["scale_translate", "uniform_scale_translate", "rotate", "none"] = "scale_translate"
     # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)
     # or one linear layer, which needs model.head: linear. --transfer sets both.
     transfer: Literal["full", "mlp3", "linear"] = "full"
     # Names of the classes by label. Fine-tuning fills it in from the training set, so that checkpoints can name what they predict.
     class_names: list[str] | None = None
+    # Names of the parts by id, and the ids that each category has. Part segmentation fills them in, likewise.
+    part_names: list[str] | None = None
+    category_parts: dict[str, list[int]] | None = None
     svm: SVMConfig = field(default_factory=SVMConfig)
     legacy: bool | list[str] = (
         False  # faults of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own

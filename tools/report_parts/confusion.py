@@ -10,12 +10,15 @@ NUMBERS_UP_TO = 24  # larger tables show shades only, the numbers appear under t
 PAIRS = 8
 
 
-def confusion_section(matrix: np.ndarray, class_names: Sequence[str], *, title: str = "Confusion matrix") -> Section:
+def confusion_section(
+    matrix: np.ndarray, class_names: Sequence[str], *, title: str = "Confusion matrix", unit: str = "clouds"
+) -> Section:
     """Return the section of a confusion matrix.
 
     Args:
         matrix: (n, n) counts, rows the true classes, columns the predicted ones.
         class_names: n names; None stands for "0", "1", ...
+        unit: what is counted.
 
     Raises:
         ValueError: if the matrix is not square, holds negative or non-finite counts, or does not match the names.
@@ -30,10 +33,10 @@ def confusion_section(matrix: np.ndarray, class_names: Sequence[str], *, title: 
         raise ValueError(f"confusion: {len(names)} class names for a matrix of shape {matrix.shape}")
     totals = matrix.sum(axis=1)
     correct, count = int(np.trace(matrix)), int(matrix.sum())
-    overall = f"{correct:,} of {count:,} correct ({100 * correct / count:.2f} %)" if count else "no clouds"
+    overall = f"{correct:,} of {count:,} correct ({100 * correct / count:.2f} %)" if count else f"no {unit}"
     body = (
         f'<div class="confusion">{_heat_table(matrix, totals, names)}'
-        f'<div class="beside">{_class_bars(matrix, totals, names)}{_pairs(matrix, totals, names)}</div></div>'
+        f'<div class="beside">{_class_bars(matrix, totals, names)}{_pairs(matrix, totals, names, unit)}</div></div>'
     )
     lead = f"Rows are the true classes, columns the predicted ones, shaded by share of the row: {overall}."
     return Section(title, body, lead)
@@ -78,11 +81,11 @@ def _class_bars(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str
     return f'<div><h3>Accuracy by class, lowest first <small>{mean}</small></h3><ul class="bars">{rows}</ul></div>'
 
 
-def _pairs(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str:
+def _pairs(matrix: np.ndarray, totals: np.ndarray, names: list[str], unit: str) -> str:
     errors = [(int(matrix[i, j]), i, j) for i, j in np.argwhere(matrix) if i != j]
     errors.sort(key=lambda error: (-error[0], error[1:]))
     if not errors:
         return '<div><h3>Most confused</h3><p class="none">No errors.</p></div>'
     rows = [(names[i], names[j], f"{count}", f"{100 * count / totals[i]:.1f} %") for count, i, j in errors[:PAIRS]]
-    listed = table(("true", "predicted", "clouds", "of the class"), rows, text_columns=2)
+    listed = table(("true", "predicted", unit, "of the class"), rows, text_columns=2)
     return f"<div><h3>Most confused</h3>{listed}</div>"

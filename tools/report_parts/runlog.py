@@ -45,6 +45,20 @@ def read_metrics(path: Path) -> RunLog:
     return RunLog(*(list(rows[kind].values()) for kind in KINDS), skipped=skipped)
 
 
+def read_rows(path: Path, kind: str) -> list[dict]:
+    """Read the rows of one more kind, sorted by epoch; none of a missing file."""
+    rows: dict[str, dict] = {}
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(row, dict) and row.get("kind") == kind:
+                _keep_last(rows, row)
+    return sorted(rows.values(), key=lambda row: number(row, "epoch") or 0.0)
+
+
 def _keep_last(rows: dict, row: dict) -> None:
     key = repr(tuple(row.get(name) for name in ("epoch", "step", "data")))
     rows.pop(key, None)  # a repeated row also moves to the end, where the resumed run wrote it

@@ -1,0 +1,159 @@
+"""What part segmentation shows a person: tables of IoUs, the confusion of parts, true beside predicted clouds, PLY files."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segmentation.judge import PartJudge
+from segmentation.metrics import PartScores
+from tools.context import RunContext
+from tools.ply import write_ply
+from tools.report import GalleryItem, Section, write_report
+from tools.report_parts.charts import Series, line_chart
+from tools.report_parts.clouds import CATEGORIES
+from tools.report_parts.confusion import confusion_section
+from tools.report_parts.markup import MISSING, table
+from tools.report_parts.runlog import curve, read_rows
+from utils.checkpoint import write_atomic
+
+MOST_ROWS = 24  # of the gallery, one a category
+
+
+def write_pages(
+    run: RunContext, folder: Path, judge: PartJudge, *, title: str, summary: Mapping[str, object] | None = None
+) -> Path:
+    """Write the report of a run or test into `folder`, with what the last judgement found; returns the page.
+
+    Beside `report.html` and `gallery.png` stand `ious.csv` and `parts/<category>_{true,predicted}.ply`.
+    """
+    sections = [section for section in (_course(folder),) if section is not None]
+    gallery = []
+    if judge.scores is not None:
+        clouds = judge.clouds
+        rows = iou_rows(judge.scores, clouds.class_names, clouds.category_parts, clouds.part_names)
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_atomic(folder / "ious.csv", lambda file: file.write(text.getvalue().encode("utf-8")))
+        sections += [_iou_section(judge.scores, rows), _confusion(judge)]
+        gallery = _gallery(judge)
+        for item in gallery:
+            write_parts(folder / "parts", item)
+    return write_report(
+        folder, config=run.config_dict(), gallery=gallery, summary=summary, title=title, sections=sections
+    )
+
+
+def iou_rows(
+    scores: PartScores,
+    categories: Sequence[str],
+    category_parts: Mapping[str, Sequence[int]],
+    part_names: Sequence[str],
+) -> list[list]:
+    """Return category, part and IoU in percent, the head first: a row a category, without a part, then those of its parts."""
+    rows: list[list] = [["category", "part", "mean IoU, %"]]
+    for number, category in enumerate(categories):
+        rows.append([category, "", _percent(scores.category_ious[number])])
+        for part in category_parts[category]:
+            rows.append([category, _short(part_names[part], category), _percent(scores.part_ious[part])])
+    return rows
+
+
+def write_parts(folder: Path, item: GalleryItem) -> None:
+    """Write the clouds of a gallery row as PLY files, coloured by part; their headers say which colour and label is which part."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", item.name)
+    colors = [tuple(int(code[at : at + 2], 16) for at in (1, 3, 5)) for code in CATEGORIES]
+    palette = np.array([colors[index % len(colors)] for index in range(len(item.legend))], np.uint8)
+    comments = [
+        f"label {index} = {name}, color {' '.join(map(str, palette[index]))}" for index, name in enumerate(item.legend)
+    ]
+    for name, points in item.clouds.items():
+        values = np.asarray(item.values[name]).astype(np.int64)
+        write_ply(folder / f"{stem}_{name}.ply", points, colors=palette[values], labels=values, comments=comments)
+
+
+def part_item(
+    name: str, points: np.ndarray, parts: Mapping[str, np.ndarray], ids: Sequence[int], names: Sequence[str], **options
+) -> GalleryItem:
+    """Return a gallery row of one cloud (n, 3) under several labellings, global part ids (n,), of a category with parts `ids`."""
+    values = {key: np.searchsorted(ids, found) for key, found in parts.items()}
+    return GalleryItem(name, dict.fromkeys(parts, points), values=values, legend=list(names), **options)
+
+
+def _short(name: str, category: str) -> str:
+    return name.removeprefix(f"{category} ")
+
+
+def _gallery(judge: PartJudge) -> list[GalleryItem]:
+    """Return the first cloud of each category, which nobody chose, with its true and its predicted parts."""
+    clouds = judge.clouds
+    _, first = np.unique(clouds.labels, return_index=True)
+    rows = sorted(first.tolist())[:MOST_ROWS]
+    items = []
+    for row, points in zip(rows, judge.points(rows), strict=True):
+        category = clouds.class_names[clouds.labels[row]]
+        ids = sorted(clouds.category_parts[category])
+        items.append(
+            part_item(
+                clouds.names[row] if clouds.names else f"#{row}",
+                points,
+                {"true": judge.parts[row], "predicted": judge.predictions[row]},
+                ids,
+                [_short(clouds.part_names[part], category) for part in ids],
+                up_axis=clouds.up_axis,
+                note=f"{category}, mean IoU {100 * judge.scores.shape_ious[row]:.1f} %",
+            )
+        )
+    return items
+
+
+def _course(folder: Path) -> Section | None:
+    """Return the scores over the epochs, or None where nothing was judged while training."""
+    rows = read_rows(folder / "metrics.jsonl", "parts")
+    if not rows:
+        return None
+    names = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
+    series = []
+    for color, (key, name) in enumerate(names.items()):
+        epochs, values = curve(rows, key)
+        series.append(Series(name, epochs, [100 * value for value in values], color=color))
+    votes = {row.get("epoch"): row for row in read_rows(folder / "metrics.jsonl", "parts_vote")}
+    listed = [
+        (row["epoch"], *(_percent(row[key]) for key in names), _percent(votes.get(row["epoch"], {}).get("mean")))
+        for row in rows
+    ]
+    chart = line_chart(series, title="Scores", y_label="%", floor=0, text=lambda value: f"{value:.2f} %")
+    every = table(("epoch", *(f"{name}, %" for name in names.values()), "instance mIoU with voting, %"), listed)
+    lead = "The best epoch is picked on the clouds it is reported on, which flatters it; the last epoch is not picked."
+    body = f'<div class="charts">{chart}</div><details class="panel"><summary>All epochs</summary>{every}</details>'
+    return Section("Mean IoU", body, lead)
+
+
+def _iou_section(scores: PartScores, rows: list[list]) -> Section:
+    overall = [
+        ("mean over clouds (instance mIoU)", "", _percent(scores.instance_miou)),
+        ("mean over categories (class mIoU)", "", _percent(scores.class_miou)),
+    ]
+    lead = "A part that a cloud neither has nor is given counts as an IoU of 1, as published."
+    return Section(
+        "IoU by category and part",
+        f'<div class="panel">{table(rows[0], [*overall, *rows[1:]], text_columns=2)}</div>',
+        lead,
+    )
+
+
+def _confusion(judge: PartJudge) -> Section:
+    used = np.flatnonzero(judge.scores.confusion.sum(0) + judge.scores.confusion.sum(1))
+    names = [judge.clouds.part_names[part] for part in used]
+    return confusion_section(
+        judge.scores.confusion[np.ix_(used, used)], names, title="Confusion of parts", unit="points"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{100 * value:.2f}"

@@ -1,0 +1,122 @@
+"""Name the parts of one's own clouds (`--predict`): every point of every file, whatever their number."""
+
+import zlib
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets.cloud_files import cloud_files, read_cloud, resample
+from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
+from datasets.transforms import normalize_unit_sphere
+from segmentation.metrics import restricted_argmax
+from segmentation.pages import part_item, write_parts
+from segmentation.runner import load_segmenter
+from tools.context import RunContext
+from tools.engine import autocast
+from tools.report import write_report
+from utils.checkpoint import write_atomic
+from utils.errors import UserError, suggest
+
+MOST_ROWS = 24  # of the gallery
+PUBLISHED = (16, 50)  # categories and parts of ShapeNetPart
+
+
+def run_predict(run: RunContext) -> dict[str, float]:
+    """Segment the clouds of `--predict`; writes a time-stamped folder with a page, PLY files and a table of labels for each.
+
+    Raises:
+        UserError: a cloud cannot be read, its category is not known, or the checkpoint does not say which parts there are.
+    """
+    args = run.args
+    files = cloud_files(args.predict, what="--predict", recursive=True)
+    model = load_segmenter(run)
+    _know_parts(run)
+    categories = [_category(file, run) for file in files]
+    folder = run.folder / f"predict_{datetime.now():%Y%m%d_%H%M%S}"
+    folder.mkdir(parents=True)
+    root = Path(args.predict) if Path(args.predict).is_dir() else files[0].parent
+    gallery, entry = [], run.config.dataset.test or run.config.dataset.val or run.config.dataset.train
+    for file, category in zip(files, categories, strict=True):
+        points = read_cloud(file)
+        parts = segment_cloud(run, model, points, category, getattr(entry, "npoints", 0) or 2048)
+        ids = sorted(run.config.category_parts[category])
+        names = [run.config.part_names[part].removeprefix(f"{category} ") for part in ids]
+        name = file.relative_to(root).as_posix()
+        item = part_item(
+            name, points, {"predicted": parts}, ids, names, up_axis=getattr(entry, "UP_AXIS", "y"), note=category
+        )
+        write_parts(folder / "parts", item)
+        _write_labels(folder / "parts" / f"{name.replace('/', '_')}.labels.txt", parts, run.config.part_names)
+        gallery = [*gallery, item][:MOST_ROWS]
+    summary = {"Clouds": len(files), "Checkpoint": str(args.ckpts)}
+    path = write_report(
+        folder, config=run.config_dict(), gallery=gallery, summary=summary, title=f"Parts of {args.predict}"
+    )
+    run.log.info(f"{len(files)} clouds, parts as PLY files in {folder / 'parts'}, report: {path}")
+    return {}
+
+
+def segment_cloud(run: RunContext, model: nn.Module, points: np.ndarray, category: str, npoints: int) -> np.ndarray:
+    """Return the part id of every point (n, 3) as (n,) int64.
+
+    The cloud is centred and scaled to the unit sphere, as training clouds are, and cut at random into pieces of `npoints`; each piece
+    covers the whole shape. A smaller cloud repeats points.
+    """
+    config = run.config
+    centred = torch.from_numpy((points - points.mean(axis=0)).astype(np.float32))
+    cloud = normalize_unit_sphere(centred[None])[0]  # (n, 3)
+    seed = zlib.crc32(np.ascontiguousarray(points).tobytes())
+    order = np.random.default_rng(seed).permutation(len(points))
+    number = config.class_names.index(category)
+    owned = torch.from_numpy(owned_parts(config.category_parts, config.class_names, config.model.num_parts)[[number]])
+    parts = np.empty(len(points), np.int64)
+    model.eval()
+    for begin in range(0, len(points), npoints):
+        own = order[begin : begin + npoints]
+        filled = own if len(own) == npoints else np.concatenate([own, resample(order, npoints - len(own), seed=seed)])
+        with torch.inference_mode(), autocast(run.device, config.precision):
+            log_probs = model(cloud[filled][None].to(run.device), torch.tensor([number], device=run.device))
+        parts[own] = restricted_argmax(log_probs.cpu(), owned)[0, : len(own)].numpy()
+    return parts
+
+
+def _know_parts(run: RunContext) -> None:
+    """Fill in the published table where a checkpoint of that size does not name its parts."""
+    config = run.config
+    if config.part_names and config.category_parts and config.class_names:
+        return
+    if (config.model.num_categories, config.model.num_parts) != PUBLISHED:
+        raise UserError(
+            f"{run.args.ckpts}: does not name its parts; train with this program, or give class_names, part_names and category_parts "
+            "with --set"
+        )
+    table = shapenet_table(list(SHAPENET_PARTS))
+    config.class_names, config.part_names = list(SHAPENET_PARTS), table.names
+    config.category_parts = table.category_parts
+    run.log.info(f"{run.args.ckpts} does not name its parts: {table.source} is taken")
+
+
+def _category(file: Path, run: RunContext) -> str:
+    """Return the category of a file: `--category`, else its folder.
+
+    Raises:
+        UserError: that is no category of the checkpoint.
+    """
+    known = {name.lower(): name for name in run.config.class_names}
+    given = run.args.category or file.resolve().parent.name
+    if given.lower() not in known:
+        how = "--category" if run.args.category else f"{file}: folder"
+        raise UserError(
+            f"{how} {given!r} is no category of {run.args.ckpts}; {suggest(given, run.config.class_names)}. "
+            "Name the category with --category, or put the clouds into a folder that is called so"
+        )
+    return known[given.lower()]
+
+
+def _write_labels(path: Path, parts: np.ndarray, names: list[str]) -> None:
+    used = "".join(f"# {part} {names[part]}\n" for part in np.unique(parts))
+    text = used + "".join(f"{part}\n" for part in parts)
+    write_atomic(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,342 @@
+"""Part segmentation from end to end: trained, resumed, judged, voted, own clouds; what it leaves behind; bad input."""
+
+import json
+import os
+import signal
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from datasets import DATASETS, build_dataset
+from datasets.cloud_files import read_cloud
+from models import MODELS, build_model
+from segmentation import runner
+from segmentation.metrics import restricted_argmax
+from segmentation.predict import segment_cloud
+from tools.launch import open_run
+from tools.ply import write_ply
+from utils.checkpoint import read_checkpoint
+from utils.config import load_config
+from utils.parser import parse_args
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path("experiments/segmentation/point-mae/debug")
+SMALLER = ["dataset.train.clouds=64", "dataset.train.N_POINTS=256", "log_every=2"]
+SMALLER += [f"dataset.{entry}.{key}" for entry in ("val", "test") for key in ("clouds=20", "N_POINTS=256")]
+
+
+def arguments(name, *flags, method="point-mae", settings=SMALLER):
+    sets = [part for setting in settings for part in ("--set", setting)]
+    recipe = ROOT / "cfgs" / "segmentation" / method / "debug.yaml"
+    return ["--config", str(recipe), "--exp_name", name, "--device", "cpu", *flags, *sets]
+
+
+def rows(folder, *kinds):
+    timing = {"seconds", "samples_per_second", "memory_mb"}
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found = [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
+    return [row for row in found if row["kind"] in kinds]
+
+
+def pretrained(path, method="point-mae"):
+    """Write a checkpoint of an untrained pre-training model, as pre-training writes it."""
+    config = load_config(ROOT / "cfgs" / "debug" / f"{method}.yaml", models=MODELS, datasets=DATASETS)
+    torch.manual_seed(5)
+    torch.save({"base_model": build_model(config.model).state_dict(), "epoch": 1}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return a folder with a checkpoint and one uninterrupted run called `whole`, with voting."""
+    folder = tmp_path_factory.mktemp("segmentation")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        pretrained("pre.pth")
+        assert main.main(arguments("whole", "--finetune_model", "--ckpts", "pre.pth", "--vote")) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def beside_whole(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+
+
+def test_a_run_leaves_everything_behind(beside_whole):
+    folder = FOLDER / "whole"
+    names = ("ckpt-last.pth", "ckpt-best.pth", "config.yaml", "metrics.jsonl", "report.html", "gallery.png", "ious.csv")
+    for name in names:
+        assert (folder / name).stat().st_size > 0, name
+    epochs, judged, votes = (rows(folder, kind) for kind in ("epoch", "parts", "parts_vote"))
+    assert [row["epoch"] for row in epochs] == [row["epoch"] for row in judged] == [0, 1, 2]
+    assert votes[-1]["epoch"] == 2 and votes[-1]["rounds"] == 1 and 0 < votes[-1]["mean"] < 1
+    best = read_checkpoint(folder / "ckpt-best.pth")
+    expected = max(
+        judged, key=lambda row: (row["instance_miou"], row["epoch"])
+    )  # the later one of two that are as good
+    assert best["epoch"] == expected["epoch"] == best["best_metrics"]["epoch"]
+    assert best["best_metrics"]["instance_miou"] == expected["instance_miou"]
+    last = read_checkpoint(folder / "ckpt-last.pth")
+    assert last["best_metrics"]["best_accuracy"] == max(row["accuracy"] for row in judged)
+    assert last["config"]["part_names"][:2] == ["airplane fuselage", "airplane wing"]
+    mug = [last["config"]["part_names"][part] for part in last["config"]["category_parts"]["mug"]]
+    assert mug == [f"mug {part}" for part in ("wall", "floor", "handle", "saucer", "lid")]
+    page = (folder / "report.html").read_text()
+    for words in (
+        "Mean IoU",
+        "IoU by category and part",
+        "Confusion of parts",
+        "instance mIoU",
+        "airplane",
+        "fuselage",
+    ):
+        assert words in page, words
+    table = (folder / "ious.csv").read_text().splitlines()
+    assert table[0] == 'category,part,"mean IoU, %"' and len(table) == 1 + 20 + 89
+    assert table[1].startswith("airplane,,") and table[2].startswith("airplane,fuselage,")
+
+
+def test_coloured_clouds_name_their_parts(beside_whole):
+    files = sorted((FOLDER / "whole" / "parts").glob("*.ply"))
+    assert len(files) == 40 and files[0].name.endswith("_predicted.ply") and files[1].name.endswith("_true.ply")
+    head, _, body = files[1].read_bytes().partition(b"end_header\n")
+    lines = head.decode().splitlines()
+    names = [line for line in lines if line.startswith("comment label ")]
+    assert names[0].startswith("comment label 0 = fuselage, color 76 120 168") and len(names) == 4
+    kind = np.dtype(
+        [(axis, "<f4") for axis in "xyz"] + [(c, "u1") for c in ("red", "green", "blue")] + [("label", "<i4")]
+    )
+    vertices = np.frombuffer(body, kind)
+    assert len(vertices) == 256 and set(np.unique(vertices["label"])) <= set(range(4))
+    first = vertices[vertices["label"] == 0][0]
+    assert (first["red"], first["green"], first["blue"]) == (76, 120, 168)
+    assert read_cloud(files[1]).shape == (256, 3)
+
+
+def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
+    settings = [*SMALLER, "optimizer.kwargs.lr=0", "max_epoch=1"]
+    assert main.main(arguments("start", "--finetune_model", "--ckpts", "pre.pth", settings=settings)) == 0
+    message = capsys.readouterr().err
+    assert "missing (bns1, bns2, convs1, convs2, convs3, label_conv, propagation_0)" in message
+    before = read_checkpoint(Path("pre.pth"))["base_model"]
+    after = read_checkpoint(FOLDER / "start" / "ckpt-last.pth")["base_model"]
+    shared = [key for key in before if key.startswith("MAE_encoder.") and key.endswith(("weight", "bias"))]
+    assert len(shared) > 20
+    for key in shared:  # the rate is 1e-6 in the only epoch
+        torch.testing.assert_close(before[key], after[key.removeprefix("MAE_encoder.")], atol=1e-4, rtol=0)
+
+
+def test_resume_is_exact(beside_whole, monkeypatch):
+    calls, original = [], runner.augment
+
+    def augment(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(runner, "augment", augment)
+    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
+    assert main.main(arguments("stopped", *flags)) == 128 + signal.SIGTERM
+    monkeypatch.setattr(runner, "augment", original)
+    assert read_checkpoint(FOLDER / "stopped" / "ckpt-last.pth")["pending"]["step"] == 2
+    assert main.main(arguments("stopped", *flags, "--resume")) == 0
+    a, b = (read_checkpoint(FOLDER / name / "ckpt-last.pth") for name in ("whole", "stopped"))
+    assert a["best_metrics"] == b["best_metrics"] and a["metrics"] == b["metrics"]
+    assert all(torch.equal(value, b["base_model"][key]) for key, value in a["base_model"].items())
+    kinds = ("epoch", "parts", "parts_vote")
+    assert rows(FOLDER / "whole", *kinds) == rows(FOLDER / "stopped", *kinds)
+
+
+def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
+    original = runner.PartJudge.judge
+
+    def judge(self, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner.PartJudge, "judge", judge)
+    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
+    assert main.main(arguments("killed", *flags)) == 130
+    monkeypatch.setattr(runner.PartJudge, "judge", original)
+    assert main.main(arguments("killed", *flags, "--resume")) == 0
+    assert rows(FOLDER / "killed", "parts", "parts_vote") == rows(FOLDER / "whole", "parts", "parts_vote")
+
+
+def test_test_agrees_with_validation(beside_whole, capsys):
+    command = arguments(
+        "whole", "--test", "--vote", "--vote_rounds", "2", "--ckpts", str(FOLDER / "whole" / "ckpt-last.pth")
+    )
+    assert main.main(command) == 0
+    log = capsys.readouterr().err
+    last = rows(FOLDER / "whole", "parts")[-1]
+    assert f"instance mIoU {100 * last['instance_miou']:.2f} %" in log and "over 2 rounds" in log
+    folder = sorted((FOLDER / "whole").glob("test_*"))[0]
+    with np.load(folder / "predictions.npz") as found:
+        assert found["true"].shape == found["predicted"].shape == (20, 256)
+        assert (found["true"] == found["predicted"]).mean() == pytest.approx(last["accuracy"])
+    for name in ("report.html", "gallery.png", "ious.csv"):
+        assert (folder / name).exists()
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_predict_names_every_point_of_own_clouds(beside_whole, tmp_path, given):
+    rng = np.random.default_rng(0)
+    (tmp_path / "own" / "mug").mkdir(parents=True)
+    (tmp_path / "own" / "Guitar").mkdir()
+    np.save(tmp_path / "own" / "mug" / "a.npy", rng.normal(size=(700, 3)) * 5 + 1e4)  # more points than the model takes
+    write_ply(tmp_path / "own" / "Guitar" / "b.ply", rng.normal(size=(90, 3)))  # and fewer
+    path = tmp_path / "own" if given == "folder" else tmp_path / "own" / "mug" / "a.npy"
+    extra = () if given == "folder" else ("--category", "knife")
+    command = arguments(
+        f"predict-{given}", "--predict", str(path), "--ckpts", str(FOLDER / "whole" / "ckpt-best.pth"), *extra
+    )
+    assert main.main(command) == 0
+    folder = next((FOLDER / f"predict-{given}").glob("predict_*"))
+    names = read_checkpoint(FOLDER / "whole" / "ckpt-best.pth")["config"]["part_names"]
+    expected = (
+        {"mug/a.npy": ("mug", 700), "Guitar/b.ply": ("guitar", 90)} if given == "folder" else {"a.npy": ("knife", 700)}
+    )
+    for name, (category, count) in expected.items():
+        lines = (folder / "parts" / f"{name.replace('/', '_')}.labels.txt").read_text().splitlines()
+        labels = [int(line) for line in lines if not line.startswith("#")]
+        assert len(labels) == count and all(names[label].startswith(f"{category} ") for label in labels)
+        assert (folder / "parts" / f"{name.replace('/', '_')}_predicted.ply").stat().st_size > count * 12
+    assert (folder / "report.html").exists() and (folder / "gallery.png").exists()
+
+
+def test_predict_agrees_with_the_judge(beside_whole):
+    """A whole cloud of the test set, given as an own file in the order in which it was judged, gets the same parts."""
+    args = parse_args(arguments("again", "--test", "--ckpts", str(FOLDER / "whole" / "ckpt-last.pth")))
+    run = open_run(args, torch.device("cpu"))
+    model = runner.load_segmenter(run).eval()
+    clouds = build_dataset(run.config.dataset.test)
+    points, category = np.asarray(clouds.points[3]), clouds.class_names[clouds.labels[3]]
+    parts = segment_cloud(run, model, points, category, 256)
+    order = np.random.default_rng(zlib.crc32(np.ascontiguousarray(points).tobytes())).permutation(len(points))
+    owned = torch.zeros(1, 89, dtype=torch.bool)
+    owned[0, clouds.category_parts[category]] = True
+    with torch.no_grad():
+        log_probs = model(torch.from_numpy(points[order])[None], torch.from_numpy(clouds.labels[3:4]))
+    found = restricted_argmax(log_probs, owned)[0]
+    # Centring a cloud that is centred already moves it by rounding.
+    assert (torch.from_numpy(parts[order]) == found).float().mean() > 0.97
+
+
+def test_double_step_is_legacy(beside_whole):
+    """Twice as many updates of one gradient, the second one clipped; the default is one."""
+    settings = [
+        *SMALLER,
+        "max_epoch=1",
+        "optimizer.type=SGD",
+        "scheduler.type=function",
+        "augmentation=none",
+        "grad_norm_clip=1e-9",
+    ]
+    flags = ("--scratch_model", "--val_freq", "9")
+    for name, legacy in (("once", "[]"), ("twice", "[double_step]")):
+        assert main.main(arguments(name, *flags, settings=[*settings, f"legacy={legacy}"])) == 0
+    steps = [read_checkpoint(FOLDER / name / "ckpt-last.pth") for name in ("once", "twice")]
+    # The clipped step moves nothing: with one step a batch the weights stay, with two the unclipped one moves them.
+    first, second = (saved["base_model"]["convs1.weight"] for saved in steps)
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_a_segmenter_learns(beside_whole):
+    settings = [
+        *SMALLER,
+        "max_epoch=12",
+        "scheduler.kwargs.epochs=16",
+        "augmentation=none",
+        "dataset.train.categories=[mug, table]",
+    ]
+    settings += [
+        "dataset.val.categories=[mug, table]",
+        "dataset.val.clouds=16",
+        "dataset.train.rotate=false",
+        "dataset.val.rotate=false",
+    ]
+    settings = [setting for setting in settings if setting != "dataset.val.clouds=20"]
+    assert main.main(arguments("learn", "--scratch_model", "--val_freq", "11", settings=settings)) == 0
+    judged, epochs = rows(FOLDER / "learn", "parts"), rows(FOLDER / "learn", "epoch")
+    assert judged[-1]["instance_miou"] > judged[0]["instance_miou"] + 0.1 and epochs[-1]["loss"] < epochs[0]["loss"] - 1
+
+
+def test_point_m2ae_trains_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretrained("pre.pth", "point-m2ae")
+    settings = [*SMALLER, "max_epoch=1", "model.embed_widths=[128, 256, 512]"]
+    flags = ("--ckpts", "pre.pth", "--finetune_model")
+    assert main.main(arguments("m2ae", *flags, method="point-m2ae", settings=settings)) == 0
+    folder = Path("experiments/segmentation/point-m2ae/debug/m2ae")
+    assert rows(folder, "parts")[0]["instance_miou"] > 0
+
+
+def refused(capsys, argv, *words):
+    assert main.main(argv) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ") and "Traceback" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_bad_input(beside_whole, capsys, tmp_path):
+    start, best = ("--finetune_model",), str(FOLDER / "whole" / "ckpt-best.pth")
+    refused(
+        capsys,
+        arguments("a", *start, settings=["model.num_parts=7"]),
+        "model.num_parts: 7",
+        "needs 89",
+        "--set model.num_parts=89",
+    )
+    refused(capsys, arguments("b", *start, settings=["model.num_categories=7"]), "model.num_categories: 7", "needs 20")
+    refused(capsys, arguments("c", *start, settings=["dataset.val=null"]), "dataset.val: is missing")
+    other = [*SMALLER, "dataset.val.categories=[mug, table]"]
+    refused(capsys, arguments("d", *start, settings=other), "have other categories or parts")
+    refused(capsys, arguments("e", *start, settings=["transfer=mlp3"]), "--transfer: is not for part segmentation")
+    pretrained("m2ae.pth", "point-m2ae")
+    refused(capsys, arguments("f", *start, "--ckpts", "m2ae.pth"), "checkpoint of point-m2ae", "model of point-mae")
+    refused(capsys, arguments("g", "--test", "--ckpts", "pre.pth"), "lacks", "part segmenter, first label_conv")
+    weights = read_checkpoint(Path("pre.pth"))["base_model"]
+    torch.save({"base_model": {**weights, "cls_head_finetune.0.weight": torch.zeros(2, 2)}}, "classifier.pth")
+    refused(capsys, arguments("h", *start, "--ckpts", "classifier.pth"), "classifier.pth", "a fine-tuned classifier")
+    swapped = [*SMALLER, "dataset.test.categories=[mug, table]"]
+    refused(
+        capsys,
+        arguments("i", "--test", "--ckpts", best, settings=swapped),
+        "its class_names are not those of",
+        "ckpt-best.pth",
+    )
+    refused(capsys, arguments("whole", *start), "holds a run already")
+    plain = "dataset.train={NAME: Folder, DATA_PATH: " + str(tmp_path) + "}"
+    np.save(tmp_path / "x.npy", np.zeros((300, 3)) + np.arange(300)[:, None])
+    np.save(tmp_path / "y.npy", np.zeros((300, 3)) + np.arange(300)[:, None])
+    refused(capsys, arguments("j", *start, settings=[plain]), "has no part labels")
+
+
+def test_bad_predictions(beside_whole, capsys, tmp_path):
+    best = str(FOLDER / "whole" / "ckpt-best.pth")
+    np.save(tmp_path / "x.npy", np.zeros((300, 3)))
+
+    def predict(*flags):
+        return arguments("p", "--predict", *flags, "--ckpts", best)
+
+    refused(capsys, predict(str(tmp_path / "nothing")), "--predict", "does not exist")
+    refused(capsys, predict(str(tmp_path)), "folder", "is no category of", "--category")
+    refused(capsys, predict(str(tmp_path), "--category", "mugg"), "--category 'mugg'", "did you mean mug")
+    refused(capsys, arguments("p", "--predict", str(tmp_path)), "--predict needs --ckpts")
+    refused(capsys, arguments("p", "--category", "mug"), "goes with --predict")
+    refused(capsys, [*predict(str(tmp_path)), "--test"], "contradict")
+    debug = ["--config", str(ROOT / "cfgs" / "debug" / "point-mae.yaml"), "--exp_name", "x", "--device", "cpu"]
+    refused(
+        capsys,
+        [*debug, "--predict", str(tmp_path), "--ckpts", "pre.pth"],
+        "Point_MAE names no parts",
+        "cfgs/segmentation/",
+    )
