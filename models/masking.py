@@ -48,6 +48,38 @@ def block_mask(centers: Tensor, ratio: float, *, generator: torch.Generator | No
     return masked.scatter_(1, nearest.squeeze(1), True)
 
 
+def guided_mask(
+    saliency: Tensor, ratio: float, *, temperature: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """Hide exactly int(ratio * G) groups of each sample; the more salient a group, the more often it stays visible.
+
+    Groups are drawn without replacement with probabilities softmax(saliency / temperature), and the first ones drawn are visible
+    (Zhang et al. 2023, Sec. 3.2). The draw is that of `torch.multinomial`, for the global batch: every process draws the same numbers and
+    keeps its own rows.
+
+    Args:
+        saliency: (B, G); every process has as many samples.
+        temperature: 1 as published, which is nearly uniform where saliency is attention; lower follows saliency more.
+
+    Returns (B, G) bool on the device of the saliency.
+
+    Raises:
+        ValueError: the temperature is not positive.
+    """
+    if temperature <= 0:
+        raise ValueError(f"guided_mask: temperature is {temperature}; it must be above 0")
+    B, G = saliency.shape
+    device = generator.device if generator is not None else "cpu"
+    probabilities = (saliency.float() / temperature).softmax(-1)
+    # What underflows stays possible, and is drawn last.
+    probabilities = probabilities.clamp_min(torch.finfo(torch.float32).tiny)
+    races = torch.empty(B * world_size(), G, device=device).exponential_(generator=generator)
+    races = races[B * rank() : B * (rank() + 1)].to(saliency.device)
+    drawn = (probabilities / races).argsort(1, descending=True)  # (B, G)
+    masked = torch.ones(B, G, dtype=torch.bool, device=saliency.device)
+    return masked.scatter_(1, drawn[:, : G - int(ratio * G)], False)
+
+
 def hide_groups(
     centers: Tensor,
     masked: Tensor | None = None,
