@@ -5,6 +5,8 @@ After a change that is meant to alter numbers (say so in CHANGELOG.md): `M2AE_WR
 
 import json
 import os
+import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,10 @@ import torch
 
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
+from tests.runs import quiet_run
 from tools.augment import augment
 from tools.engine import autocast
+from tools.guides import build_guide
 from tools.optim import build_optimizer
 from utils.config import load_config
 from utils.seed import generator
@@ -33,16 +37,22 @@ def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-6, precision: 
     torch.manual_seed(0)
     model = build_model(config.model).train()
     optimizer = build_optimizer(model, config.optimizer)
-    batches = Batches(build_dataset(config.dataset.train), batch_size=16, seed=0)
+    clouds = build_dataset(config.dataset.train)
+    batches = Batches(clouds, batch_size=16, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        guide = build_guide(quiet_run(config, folder), model, clouds)
     losses = []
     for epoch in range(2):
         for batch in batches.epoch(epoch):
-            points = augment(batch.points, config.augmentation, "y", generator(0, epoch, batch.step, "augmentation"))
+            draw = partial(generator, 0, epoch, batch.step)
+            points = augment(batch.points, config.augmentation, "y", draw("augmentation"))
             with autocast(points.device, precision):
-                loss = model(points, generator=generator(0, epoch, batch.step, "mask"))["loss"]
+                guidance = guide.prepare(points, batch, epoch=epoch, draw=draw)
+                loss = model(points, generator=draw("mask"), **guidance)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            guide.after_update()
             losses.append(loss.item())
     return losses[:steps]
 

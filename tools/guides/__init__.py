@@ -18,7 +18,11 @@ from tools.context import RunContext
 from tools.report import GalleryItem, Section
 
 # Method -> module with `build(run, model, clouds) -> Guide`; imported only where the method is trained.
-GUIDES: dict[str, str] = {"gm3d": "tools.guides.gm3d", "gm3d-point-m2ae": "tools.guides.gm3d"}
+GUIDES: dict[str, str] = {
+    "gm3d": "tools.guides.gm3d",
+    "gm3d-point-m2ae": "tools.guides.gm3d",
+    "i2p-mae": "tools.guides.i2p_mae",
+}
 
 
 class Guide:

@@ -8,8 +8,10 @@ from tools.report_parts.clouds import (
     HEIGHT_SCALE,
     VALUE_SCALE,
     Cloud,
+    GalleryItem,
     Row,
     equal_count,
+    prepare,
     scale_colors,
 )
 from tools.report_parts.splat import draw
@@ -61,6 +63,16 @@ def gallery_figure(rows: list[Row]):
 def shown_count(cloud: Cloud, row: Row) -> int:
     """Return how many of the points are drawn: no more than of the first cloud, so that densities compare."""
     return min(len(cloud.points), equal_count(row) or len(cloud.points))
+
+
+def cloud_images(item: GalleryItem) -> list[np.ndarray]:
+    """Draw the clouds of an item as (PIXELS, PIXELS, 3) uint8 images, in order.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
+    row = prepare(item)
+    return [_image(cloud, row) for cloud in row.clouds]
 
 
 def _caption(cloud: Cloud, row: Row) -> str:
