@@ -9,6 +9,7 @@ from torch import Tensor
 
 AXES = {"x": 0, "y": 1, "z": 2}
 SCALE_RANGE = (2.0 / 3.0, 3.0 / 2.0)
+SMALL_SCALE_RANGE = (0.9, 1.1)
 OFFSET_RANGE = (-0.2, 0.2)
 # Of part segmentation: one factor a cloud, and smaller shifts.
 UNIFORM_SCALE_RANGE = (0.8, 1.25)
@@ -96,6 +97,11 @@ def draw_uniform_scale_offset(count: int, *, generator: torch.Generator | None) 
     scale = UNIFORM_SCALE_RANGE[0] + (UNIFORM_SCALE_RANGE[1] - UNIFORM_SCALE_RANGE[0]) * drawn[:count]
     offset = UNIFORM_OFFSET_RANGE[0] + (UNIFORM_OFFSET_RANGE[1] - UNIFORM_OFFSET_RANGE[0]) * drawn[count:]
     return scale[:, None].expand(-1, 3), offset.view(count, 3)
+
+
+def draw_scale(count: int, bounds: tuple[float, float], *, generator: torch.Generator | None) -> Tensor:
+    """Draw factors for `scale_translate` within `bounds`, one an axis: (count, 3)."""
+    return bounds[0] + (bounds[1] - bounds[0]) * _uniform((count, 3), generator)
 
 
 def draw_angle(count: int, *, generator: torch.Generator | None) -> Tensor:

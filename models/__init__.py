@@ -4,16 +4,9 @@ from models import (  # noqa: F401  register their NAMEs
     classifier,
     gm3d,
     gm3d_point_m2ae,
-from models import (  # noqa: F401  register their NAMEs
-    classifier,
-    gm3d,
-    gm3d_point_m2ae,
     i2p_mae,
     inter_mae,
     part_segmenter,
-    point_m2ae,
-    point_mae,
-)
     point_m2ae,
     point_mae,
 )

@@ -9,7 +9,7 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the poo
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -238,6 +238,46 @@ class PointM2AEScanObjectNNConfig(PointM2AEModelNet40Config):
 def point_m2ae_classifier(config: PointM2AEModelNet40Config) -> Classifier:
     """Build the classifier that fine-tunes Point-M2AE's encoder (Zhang et al. 2022, Sec. 4.2)."""
     return Classifier(config, HIERARCHICAL)
+
+
+I2P = replace(
+    HIERARCHICAL,
+    method="i2p-mae",
+    ignored=(*HIERARCHICAL.ignored, "rec_head_3d.", "rec_head_2d.", "clip_model."),
+    renamed=(),
+    methods=(),
+)
+
+
+@dataclass
+class I2PMAEModelNet40Config(PointM2AEModelNet40Config):
+    """Keys of I2P-MAE's classifier, which are Point-M2AE's; defaults as published for ModelNet40."""
+
+    NAME: str = "I2P_MAE_ModelNet40"
+    group_sizes: list[int] = field(default_factory=lambda: [48, 24, 24])
+    local_radius: list[float] = field(default_factory=lambda: [0.24, 0.48, 0.96])
+    smooth: float = 0.2
+
+
+@dataclass
+class I2PMAEScanObjectNNConfig(PointM2AEModelNet40Config):
+    """The same keys with the defaults published for ScanObjectNN; the pool takes all tokens."""
+
+    # The published program chooses by the name of the model how clouds are augmented.
+    published_augmentation: ClassVar[str] = "batch_rotate"
+
+    NAME: str = "I2P_MAE_ScanObjectNN"
+    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
+    cls_dim: int = 15
+    smooth: float = 0.0
+    pooling: str = "mean,max"
+
+
+@MODELS.register("I2P_MAE_ModelNet40", config=I2PMAEModelNet40Config)
+@MODELS.register("I2P_MAE_ScanObjectNN", config=I2PMAEScanObjectNNConfig)
+def i2p_mae_classifier(config: I2PMAEModelNet40Config) -> Classifier:
+    """Build the classifier that fine-tunes I2P-MAE's encoder (Zhang et al. 2023, Sec. 4.2)."""
+    return Classifier(config, I2P)
 
 
 def build_with_class_token(model: nn.Module, config: SingleScaleConfig, **parts: Any) -> int:

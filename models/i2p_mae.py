@@ -19,7 +19,7 @@ from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
 from models.losses import mean_over_processes
-from models.masking import guided_mask, hide_pyramid
+from models.masking import hide_pyramid, image_guided_mask
 from models.point_m2ae import PointM2AEConfig
 from models.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from models.registry import MODELS
@@ -159,7 +159,7 @@ class I2PMAE(nn.Module):
     def mask(self, saliency: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the coarsest groups to hide, (B, G) bool, from their saliency (B, G): 2D-guided masking."""
         ratio, temperature = self.config.mask_ratio, self.config.mask_temperature
-        return guided_mask(saliency, ratio, temperature=temperature, generator=generator)
+        return image_guided_mask(saliency, ratio, temperature=temperature, generator=generator)
 
     def patch_tokens(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C) of the coarsest scale.

@@ -48,7 +48,7 @@ def block_mask(centers: Tensor, ratio: float, *, generator: torch.Generator | No
     return masked.scatter_(1, nearest.squeeze(1), True)
 
 
-def guided_mask(
+def image_guided_mask(
     saliency: Tensor, ratio: float, *, temperature: float = 1.0, generator: torch.Generator | None = None
 ) -> Tensor:
     """Hide exactly int(ratio * G) groups of each sample; the more salient a group, the more often it stays visible.
@@ -67,7 +67,7 @@ def guided_mask(
         ValueError: the temperature is not positive.
     """
     if temperature <= 0:
-        raise ValueError(f"guided_mask: temperature is {temperature}; it must be above 0")
+        raise ValueError(f"image_guided_mask: temperature is {temperature}; it must be above 0")
     B, G = saliency.shape
     device = generator.device if generator is not None else "cpu"
     probabilities = (saliency.float() / temperature).softmax(-1)

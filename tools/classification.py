@@ -88,8 +88,8 @@ class Judge:
     def vote(self, model: nn.Module, rounds: int) -> Vote:
         """Classify by the mean logits of ten augmented passes, `rounds` times.
 
-        Each pass draws one random subset of points a batch and augments as training does (scale and shift where training does
-        not augment).
+        Each pass draws one random subset of points a batch and augments as training does if that is scale and shift or rotation, else
+        by scale and shift, as published for I2P-MAE.
         """
         if self._pool is None:
             self._pool = self._thinned(oversampled(self.run.config.npoints, self.clouds.npoints))
@@ -106,7 +106,7 @@ class Judge:
 
     def _round(self, model: nn.Module, index: int) -> float:
         run, config = self.run, self.run.config
-        kind = "scale_translate" if config.augmentation == "none" else config.augmentation
+        kind = "rotate" if config.augmentation == "rotate" else "scale_translate"
         votes = []
         for step, pool in enumerate(self._parts(self._pool)):
             total = 0

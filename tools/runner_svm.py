@@ -16,7 +16,11 @@ from utils.metrics import confusion_matrix
 
 # C as published for each method and data set; where nothing is published, that of the data set, else that of pre-training.
 PRETRAINING_C = 0.01
-PUBLISHED_C = {("Point_M2AE", "modelnet40"): 0.012}
+PUBLISHED_C = {
+    ("Point_M2AE", "modelnet40"): 0.012,
+    ("I2P_MAE", "modelnet40"): 0.0093,
+    ("I2P_MAE", "scan"): 0.018,
+}
 DATASET_C = {"scan": 0.042}
 # Data set that each name of --test_svm stands for, by the NAME of its reader.
 TEST_SETS = {

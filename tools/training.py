@@ -146,6 +146,8 @@ class Training:
         self.writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
         shown = means["loss"] * self.display.scale
         self.writer.scalar(self.display.epoch_tag, shown, epoch)
+        for name in (name for name in means if name.startswith("loss_")):
+            self.writer.scalar(f"Loss/Epoch/{name.replace('loss', 'Loss')}", means[name] * self.display.scale, epoch)
         unit = f" (x{self.display.scale:.0f})" if self.display.scale != 1 else ""
         others = "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")
         self.run.log.info(

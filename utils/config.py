@@ -115,6 +115,8 @@ def _build(tree: dict, where: str, models: Registry, datasets: Registry, data_ro
     tree, ignored = _without_dead_keys(tree, _declared(tree, models, where))
     tree["model"] = models.config(tree["model"], f"{where}: model")
     tree["dataset"] = _build_datasets(tree.get("dataset", {}), f"{where}: dataset", datasets, data_root)
+    if hasattr(tree["model"], "published_augmentation"):
+        tree.setdefault("augmentation", tree["model"].published_augmentation)
     config = merge(RunConfig, tree, where)
     config.ignored = ignored
     if ignored:

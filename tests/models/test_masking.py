@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.layers.group import group_pyramid
-from models.masking import back_project, guided_mask, random_mask
+from models.masking import back_project, image_guided_mask, random_mask
 
 
 @settings(max_examples=25, deadline=None)
@@ -54,7 +54,7 @@ def test_guided_mask_hides_exactly_the_ratio(batch, groups, ratio, temperature, 
     def draw():
         generator = torch.Generator().manual_seed(seed)
         saliency = torch.rand(batch, groups, generator=generator)
-        return guided_mask(saliency, ratio, temperature=temperature, generator=generator)
+        return image_guided_mask(saliency, ratio, temperature=temperature, generator=generator)
 
     masked = draw()
     assert (masked.sum(1) == int(ratio * groups)).all() and torch.equal(masked, draw())
@@ -63,16 +63,20 @@ def test_guided_mask_hides_exactly_the_ratio(batch, groups, ratio, temperature, 
 def test_guided_mask_keeps_the_salient_as_often_as_their_share():
     """One of four groups stays: each as often as the softmax says, and at a low temperature the most salient one alone."""
     saliency = torch.tensor([[0.0, 1.0, 2.0, 0.5]]).repeat(20000, 1)
-    kept = ~guided_mask(saliency, 0.75, generator=torch.Generator().manual_seed(0))
+    kept = ~image_guided_mask(saliency, 0.75, generator=torch.Generator().manual_seed(0))
     assert (kept.float().mean(0) - saliency[0].softmax(0)).abs().max() < 0.015
-    cold = ~guided_mask(saliency, 0.75, temperature=1e-3, generator=torch.Generator().manual_seed(0))
+    cold = ~image_guided_mask(saliency, 0.75, temperature=1e-3, generator=torch.Generator().manual_seed(0))
     assert cold[:, 2].all()
 
 
 def test_guided_mask_survives_what_underflows():
     """Where all shares but one are zero in fp32, the others are drawn uniformly after it."""
     saliency = torch.tensor([[0.0, 0.0, 1.0, 0.0]]).repeat(9000, 1)
-    kept = (~guided_mask(saliency, 0.5, temperature=1e-4, generator=torch.Generator().manual_seed(0))).float().mean(0)
+    kept = (
+        (~image_guided_mask(saliency, 0.5, temperature=1e-4, generator=torch.Generator().manual_seed(0)))
+        .float()
+        .mean(0)
+    )
     assert kept[2] == 1 and (kept[[0, 1, 3]] - 1 / 3).abs().max() < 0.02
     with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
-        guided_mask(saliency, 0.5, temperature=0)
+        image_guided_mask(saliency, 0.5, temperature=0)

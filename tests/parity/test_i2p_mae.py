@@ -15,7 +15,7 @@ from models.clip_layout import PREFIX, clip_keys, find_clip, with_clip
 from models.i2p_mae import guide, look
 from models.image_teacher import TeacherConfig, build_teacher
 from models.image_weights import load_tower
-from models.masking import guided_mask
+from models.masking import image_guided_mask
 from models.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from tests.parity.fill import fill_state_dict, values_for
 
@@ -87,9 +87,9 @@ def test_guided_mask():
     saliency = torch.from_numpy(ref["saliency"])
     np.testing.assert_allclose(saliency.softmax(-1).numpy(), ref["probabilities"], rtol=1e-6)
     torch.manual_seed(int(ref["torch_seed"]))
-    np.testing.assert_array_equal(guided_mask(saliency, 0.8).numpy(), ref["mask"])
+    np.testing.assert_array_equal(image_guided_mask(saliency, 0.8).numpy(), ref["mask"])
     many = saliency.repeat(4000, 1)
-    kept = (~guided_mask(many, 0.8, generator=torch.Generator().manual_seed(0))).view(4000, *saliency.shape)
+    kept = (~image_guided_mask(many, 0.8, generator=torch.Generator().manual_seed(0))).view(4000, *saliency.shape)
     assert np.abs(kept.float().mean(0).numpy() - ref["keep_frequency_4000"]).max() < 5 * 0.008 * 2**0.5
 
 

@@ -116,5 +116,5 @@ def test_layer_decay_counts_blocks_from_fine_to_coarse():
     assert len(scales) == len(list(model.parameters()))
     with pytest.raises(UserError, match="Linear has no transformer blocks"):
         build_optimizer(torch.nn.Linear(2, 2), config)
-    with pytest.raises(UserError, match="layer_decay: is 1.5"):
+    with pytest.raises(UserError, match=r"layer_decay: is 1\.5"):
         merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, "layer_decay": 1.5}, "optimizer")

@@ -11,6 +11,7 @@ def test_published_c_of_the_linear_svm():
     assert PRETRAINING_C == 0.01
     assert PUBLISHED_C["Point_M2AE", "modelnet40"] == 0.012
     assert DATASET_C == {"scan": 0.042}
+    assert PUBLISHED_C["I2P_MAE", "modelnet40"] == 0.0093 and PUBLISHED_C["I2P_MAE", "scan"] == 0.018
 
 
 @pytest.mark.parametrize(("inclusive", "last"), [(True, 300), (False, 299)])
