@@ -13,7 +13,7 @@ Results = dict[str, float]  # what a run was worth, by what it is
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
-    return run_command(argv, parse_args, _dispatch)
+    return run_command(argv, parse_args, dispatch)
 
 
 def run_command(
@@ -67,7 +67,7 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
     return 0
 
 
-def _dispatch(run) -> Results:
+def dispatch(run) -> Results:
     """Run what the flags ask for; of several, --test comes first, then --test_svm."""
     args = run.args
     if hasattr(run.config.model, "num_parts"):

@@ -56,6 +56,20 @@ def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:
     return tensors
 
 
+def averaged(checkpoint: Mapping) -> dict[str, Mapping]:
+    """Return a checkpoint with the averaged weights of a pre-training checkpoint, ours (`ema`) or a published one, as its weights.
+
+    Raises:
+        UserError: it holds none.
+    """
+    found = next(
+        (checkpoint[key] for key in ("ema", "ema_state_dict") if isinstance(checkpoint.get(key), Mapping)), None
+    )
+    if found is None:
+        raise UserError("checkpoint: holds no averaged weights (ema, ema_state_dict); leave out --teacher")
+    return {"state_dict": found}
+
+
 def method_of(checkpoint: Mapping) -> str | None:
     """Name the method that a checkpoint was trained with; None where its keys fit none."""
     keys = state_dict_of(checkpoint)

@@ -51,6 +51,8 @@ def test_top_level_of_the_house():
     for name in (
         "main.py",
         "main_vis.py",
+        "main_pretrain.py",
+        "main_finetune.py",
         "hubconf.py",
         "cfgs",
         "models",

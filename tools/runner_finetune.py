@@ -8,6 +8,7 @@ from torch import nn
 
 from datasets import CloudSet, build_dataset
 from models import build_model, load_weights
+from models.weights import averaged
 from tools.augment import augment
 from tools.classification import Judge, check_class_names, check_classes, check_points, training_points
 from tools.context import RunContext, distribute
@@ -15,7 +16,7 @@ from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report import write_report
 from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import save_config
 from utils.dist import is_main
 from utils.errors import UserError
@@ -86,7 +87,9 @@ def build_classifier(run: RunContext) -> nn.Module:
 
 def _initialise(run: RunContext, model: nn.Module) -> None:
     args, transfer = run.args, run.config.transfer
-    if args.ckpts:
+    if args.ckpts and getattr(args, "averaged", False):
+        run.log.info(f"{args.ckpts}, averaged weights: {load_weights(model, averaged(read_checkpoint(args.ckpts)))}")
+    elif args.ckpts:
         run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
     elif transfer != "full":
         run.log.warning(f"--transfer {transfer} without --ckpts: the encoder is frozen at random weights")

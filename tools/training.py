@@ -237,7 +237,12 @@ def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
     if not is_main():
         return None
     following = (state.epoch + 1, state.pending["step"])
-    return MetricsWriter(run.folder, resume_from=following, pending=state.pending["evaluations"])
+    return MetricsWriter(
+        run.folder,
+        resume_from=following,
+        pending=state.pending["evaluations"],
+        boards=getattr(run.args, "log_dir", None),
+    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -23,15 +23,22 @@ class MetricsWriter:
         resume_from: (epoch, step) that comes next, of a run that is continued: rows of that step and later are dropped,
             because they will be written again. None keeps all rows.
         pending: epochs that are complete but will be judged again; the rows of their judgement are dropped.
+        boards: folder of the TensorBoard files, in place of `<folder>/TFBoard`.
 
     Raises:
         UserError: the folder cannot be written.
     """
 
     def __init__(
-        self, folder: str | Path, resume_from: tuple[int, int] | None = None, *, pending: Collection[int] = ()
+        self,
+        folder: str | Path,
+        resume_from: tuple[int, int] | None = None,
+        *,
+        pending: Collection[int] = (),
+        boards: str | Path | None = None,
     ) -> None:
         self.folder = Path(folder)
+        self._board_folder = self.folder / "TFBoard" if boards is None else Path(boards)
         self.path = self.folder / "metrics.jsonl"
         self._resumed = resume_from is not None
         self._boards: dict[str, Any] | None = {}
@@ -80,7 +87,7 @@ class MetricsWriter:
                 self._boards = None
                 _LOG.warning("tensorboardX is not installed: no TensorBoard files; metrics.jsonl holds the numbers")
                 return None
-            folder = self.folder / "TFBoard" / split
+            folder = self._board_folder / split
             self._earlier[split] = sorted(folder.glob("events.out.tfevents.*"))
             # Without the suffix a second writer within one second would overwrite the file of the first.
             self._boards[split] = SummaryWriter(str(folder), flush_secs=10, filename_suffix=f".{time.time_ns()}")

@@ -244,9 +244,12 @@ def _check_seeds(args: argparse.Namespace) -> None:
 def experiment_folder(args: argparse.Namespace, recipe_path: str | Path) -> Path:
     """Return the folder of a run, `experiments/<path below cfgs/ without .yaml>/<exp_name>/`.
 
-    It is relative to the working directory. A recipe that stands elsewhere gives its parent folder and its stem.
+    It is relative to the working directory; `--output_dir` of GM3D's programs replaces it. A recipe that
+    stands elsewhere gives its parent folder and its stem.
     `--mode` is appended to the name.
     """
+    if getattr(args, "output_dir", None):
+        return Path(args.output_dir)
     path = Path(recipe_path)
     below = below_cfgs(path)
     if below is None:
