@@ -20,6 +20,11 @@ from models.teachers import Complete, FrozenTeacher
 
 # What the branch is called in a checkpoint.
 COMPLEXITY_KEYS = ("mask_token_loss_pred", "MAE_decoder_loss_pred.", "increase_dim_2.")
+# What a look at a checkpoint of feature mode should know.
+UNTRAINED_HEAD = (
+    "feature mode does not train the model's own head for points: what is rebuilt here says nothing; "
+    "the report of the pre-training run shows what the teacher decodes from the features"
+)
 # Largest part of the hidden patches that the guide chooses, and blocks of the complexity decoder, as released.
 FRACTIONS = {"feature": 0.8, "usual": 0.5}
 DEPTHS = {"feature": 12, "usual": 4}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from extensions import gather
 from models.complexity import (
+    UNTRAINED_HEAD,
     GuidanceConfig,
     Targets,
     base_keys,
@@ -79,6 +80,7 @@ class GM3D(nn.Module):
         freeze([self.norm_p])
         if guidance.mode == "feature":
             freeze([self.increase_dim_just_network_without_feature])  # the teacher's head rebuilds the points
+            self.picture_hint = UNTRAINED_HEAD
 
     def group(self, points: Tensor) -> Pyramid:
         """Group points (B, N, 3): a pyramid of one scale."""

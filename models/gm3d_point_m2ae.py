@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from extensions import gather
 from models.complexity import (
+    UNTRAINED_HEAD,
     GuidanceConfig,
     Targets,
     base_keys,
@@ -71,6 +72,7 @@ class GM3DPointM2AE(nn.Module):
         )
         if guidance.mode == "feature":
             freeze([self.base.rec_head])  # the teacher's head rebuilds the points
+            self.picture_hint = UNTRAINED_HEAD
 
     def group(self, points: Tensor) -> Pyramid:
         """Group points (B, N, 3) at every scale."""

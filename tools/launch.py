@@ -89,7 +89,7 @@ def _write_config(run: RunContext) -> None:
     if not is_training(run.args):
         return
     if run.args.overwrite:
-        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "gallery.png", "TFBoard/*/events.*"):
+        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "*.png", "TFBoard/*/events.*"):
             for path in run.folder.glob(pattern):
                 path.unlink()
     save_config(run.config, run.folder / "config.yaml")
