@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.complexity import COMPLEXITY_KEYS
 from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.layers.group import group_pyramid
@@ -77,6 +78,7 @@ class SegmenterPart:
         joining: `BY_SCALE` or `BY_TAPS`.
         ignored: key prefixes that a pre-training checkpoint holds in vain.
         renamed: key prefixes of a pre-training checkpoint and what they are called here.
+        methods: further methods whose pre-training checkpoints hold this encoder.
     """
 
     method: str
@@ -85,6 +87,7 @@ class SegmenterPart:
     joining: Joining
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    methods: tuple[str, ...] = ()
 
 
 class PartSegmenter(nn.Module):
@@ -105,6 +108,7 @@ class PartSegmenter(nn.Module):
         self.method = part.method
         self.checkpoint_ignored = part.ignored
         self.checkpoint_renamed = part.renamed
+        self.checkpoint_methods = (part.method, *part.methods)
         legacy_names(config.legacy, ())
         # The order of creation is the order of the published parameter lists.
         widths = part.build(self, config)
@@ -233,7 +237,17 @@ HIERARCHICAL = SegmenterPart(
     build=build_normed_hierarchy,
     tokens=encode_all_scales,
     joining=BY_SCALE,
-    ignored=("mask_token", "h_decoder.", "decoder_pos_embeds.", "token_prop.", "decoder_norm.", "rec_head."),
+    ignored=(
+        "mask_token",
+        "h_decoder.",
+        "decoder_pos_embeds.",
+        "token_prop.",
+        "decoder_norm.",
+        "rec_head.",
+        *COMPLEXITY_KEYS,
+    ),
+    renamed=(("base.", ""),),
+    methods=("gm3d-point-m2ae",),
 )
 
 
@@ -283,8 +297,17 @@ SINGLE_SCALE = SegmenterPart(
     build=build_single_scale,
     tokens=encode_with_taps,
     joining=BY_TAPS,
-    ignored=("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim."),
-    renamed=(("MAE_encoder.", ""),),
+    ignored=(
+        "mask_token",
+        "decoder_pos_embed.",
+        "MAE_decoder.",
+        "increase_dim.",
+        "increase_dim_just_network_without_feature.",
+        "norm_p.",  # of GM3D, never trained
+        *COMPLEXITY_KEYS,
+    ),
+    renamed=(("MAE_encoder.norm_p.", "norm."), ("MAE_encoder.", "")),
+    methods=("gm3d",),
 )
 
 

@@ -270,6 +270,23 @@ def test_checkpoints_fit_their_classifiers():
                 load_weights(classifier, {"base_model": build("GM3D").state_dict()})
 
 
+def test_checkpoints_fit_the_segmenters_of_their_base_methods():
+    """Released part segmentation is Point-MAE's model; its norm is the trained one of a GM3D checkpoint."""
+    encoder = {key: value for key, value in TINY.items() if key != "decoder_depth"}
+    single = {"NAME": "Point_MAE_SEG", "num_group": 16, "group_size": 8, "taps": [0], **encoder}
+    multi = {**{key: value for key, value in SMALL.items() if not key.startswith("decoder")}, "NAME": "Point_M2AE_SEG"}
+    for name, keys in (("GM3D", single), ("GM3D_Point_M2AE", multi)):
+        pretraining = build(name)
+        with torch.no_grad():
+            for key, parameter in pretraining.named_parameters():
+                parameter.fill_(-1.0 if key.startswith("norm_p.") else 0.5)
+        segmenter = build_model(
+            {**keys, "num_parts": 5, "num_categories": 2, "prop_widths": [16, 8], "head_widths": [8]}
+        )
+        report = load_weights(segmenter, {"base_model": pretraining.state_dict()})
+        assert not report.unexpected and all((parameter == 0.5).all() for parameter in segmenter.encoder_parameters())
+
+
 def test_teacher_from_a_checkpoint(tmp_path):
     """Ours with its configuration, a published one without; what is missing or does not fit is refused before anything runs."""
     student = build("GM3D")
