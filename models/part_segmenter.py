@@ -7,7 +7,8 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels of a token, `F` of a poi
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.complexity import COMPLEXITY_KEYS
+from models import classifier
 from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
+from models.inter_mae import GatedEncoderConfig
+from models.layers.gated import GatedPatchEmbed
 from models.layers.group import group_pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.propagate import PointPropagation
@@ -79,6 +82,8 @@ class SegmenterPart:
         ignored: key prefixes that a pre-training checkpoint holds in vain.
         renamed: key prefixes of a pre-training checkpoint and what they are called here.
         methods: further methods whose pre-training checkpoints hold this encoder.
+        legacy: names of published faults that the encoder can switch back on.
+        missing_with_legacy: key prefixes that a pre-training checkpoint lacks where one of them is on.
     """
 
     method: str
@@ -88,6 +93,8 @@ class SegmenterPart:
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     methods: tuple[str, ...] = ()
+    legacy: tuple[str, ...] = ()
+    missing_with_legacy: tuple[str, ...] = ()
 
 
 class PartSegmenter(nn.Module):
@@ -98,7 +105,7 @@ class PartSegmenter(nn.Module):
         part: the method's encoder.
     """
 
-    checkpoint_missing = ("label_conv.", "propagation", "convs", "bns")  # a runner that tests wants none
+    HEAD = ("label_conv.", "propagation", "convs", "bns")
     checkpoint_refused = (("cls_head_finetune.", "a fine-tuned classifier"),)
 
     def __init__(self, config: Any, part: SegmenterPart):
@@ -109,7 +116,9 @@ class PartSegmenter(nn.Module):
         self.checkpoint_ignored = part.ignored
         self.checkpoint_renamed = part.renamed
         self.checkpoint_methods = (part.method, *part.methods)
-        legacy_names(config.legacy, ())
+        faults = legacy_names(config.legacy, part.legacy)
+        # A runner that tests wants none missing.
+        self.checkpoint_missing = (*self.HEAD, *(part.missing_with_legacy if faults else ()))
         # The order of creation is the order of the published parameter lists.
         widths = part.build(self, config)
         self.label_conv = nn.Sequential(
@@ -132,7 +141,7 @@ class PartSegmenter(nn.Module):
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that pre-training gives."""
-        return [p for name, p in self.named_parameters() if not name.startswith(self.checkpoint_missing)]
+        return [p for name, p in self.named_parameters() if not name.startswith(self.HEAD)]
 
     def forward(self, points: Tensor, category: Tensor) -> Tensor:
         """Segment clouds whose category is known.
@@ -237,17 +246,9 @@ HIERARCHICAL = SegmenterPart(
     build=build_normed_hierarchy,
     tokens=encode_all_scales,
     joining=BY_SCALE,
-    ignored=(
-        "mask_token",
-        "h_decoder.",
-        "decoder_pos_embeds.",
-        "token_prop.",
-        "decoder_norm.",
-        "rec_head.",
-        *COMPLEXITY_KEYS,
-    ),
-    renamed=(("base.", ""),),
-    methods=("gm3d-point-m2ae",),
+    ignored=(*classifier.HIERARCHICAL.ignored, "rec_head", "clip_model."),  # the latter two are of I2P-MAE
+    renamed=classifier.HIERARCHICAL.renamed,
+    methods=(*classifier.HIERARCHICAL.methods, "i2p-mae"),
 )
 
 
@@ -297,15 +298,8 @@ SINGLE_SCALE = SegmenterPart(
     build=build_single_scale,
     tokens=encode_with_taps,
     joining=BY_TAPS,
-    ignored=(
-        "mask_token",
-        "decoder_pos_embed.",
-        "MAE_decoder.",
-        "increase_dim.",
-        "increase_dim_just_network_without_feature.",
-        "norm_p.",  # of GM3D, never trained
-        *COMPLEXITY_KEYS,
-    ),
+    # As published, GM3D's segmenter is this one: its encoder's norm goes by another name, and it has a second one in vain.
+    ignored=(*classifier.SINGLE_SCALE.ignored, *classifier.GUIDED.ignored, "norm_p."),
     renamed=(("MAE_encoder.norm_p.", "norm."), ("MAE_encoder.", "")),
     methods=("gm3d",),
 )
@@ -346,3 +340,44 @@ class PointMAESegmenterConfig(SingleScaleConfig):
 def point_mae_segmenter(config: PointMAESegmenterConfig) -> PartSegmenter:
     """Build the part segmenter on Point-MAE's encoder (Pang et al. 2022, Sec. 4.2); `pt` is the name of its published module."""
     return PartSegmenter(config, SINGLE_SCALE)
+
+
+def build_gated(model: nn.Module, config: Any) -> list[int]:
+    """Give a model Inter-MAE's encoder, without a class token; returns the width of each tap.
+
+    Note:
+        The published segmenter has Point-MAE's patch embedding instead, which is filled with weights of the other computation as far as
+        shapes agree: `old_patch_encoder` in `legacy` (`tests/models/test_part_segmenter.py`).
+    """
+    if "old_patch_encoder" in legacy_names(config.legacy, GATED.legacy):
+        return build_single_scale(model, config)
+    build_encoder(model, config, embed=partial(GatedPatchEmbed, gate=config.gate), timm_order=True)
+    return [config.trans_dim] * len(config.taps)
+
+
+GATED = replace(
+    SINGLE_SCALE,
+    method="inter-mae",
+    build=build_gated,
+    # The gate is without a place only where the old patch embedding is.
+    ignored=(*classifier.GATED.ignored, "encoder.first_trans."),
+    renamed=(("MAE_encoder.", ""),),
+    methods=(),
+    legacy=("old_patch_encoder",),
+    missing_with_legacy=tuple(
+        f"encoder.{layer}.bias" for layer in ("first_conv.0", "first_conv.3", "second_conv.0", "second_conv.3")
+    ),
+)
+
+
+@dataclass
+class InterMAESegmenterConfig(PointMAESegmenterConfig, GatedEncoderConfig):
+    """Keys of Inter-MAE's part segmenter: those of Point-MAE's, and the gate."""
+
+    NAME: str = "Inter_MAE_SEG"
+
+
+@MODELS.register("Inter_MAE_SEG", config=InterMAESegmenterConfig)
+def inter_mae_segmenter(config: InterMAESegmenterConfig) -> PartSegmenter:
+    """Build the part segmenter on Inter-MAE's encoder (Liu et al. 2023)."""
+    return PartSegmenter(config, GATED)

@@ -16,7 +16,8 @@ SINGLE = {
     "NAME": "Point_MAE_SEG", "num_group": 12, "group_size": 6, "trans_dim": 24, "encoder_dims": 24,
     "embed_widths": [8, 16, 32], "depth": 3, "num_heads": 3, "taps": [0, 2], "drop_path_rate": 0.0, **SIZES,
 }  # fmt: skip
-MODELS = [HIERARCHY, SINGLE]
+GATED = {**SINGLE, "NAME": "Inter_MAE_SEG"}
+MODELS = [HIERARCHY, SINGLE, GATED]
 
 
 def by_name(config):
@@ -142,7 +143,11 @@ def test_refused_keys(config, keys, words):
 
 
 def classifier(config):
-    names = {"Point_M2AE_SEG": "Point_M2AE_ModelNet40", "Point_MAE_SEG": "PointTransformer"}
+    names = {
+        "Point_M2AE_SEG": "Point_M2AE_ModelNet40",
+        "Point_MAE_SEG": "PointTransformer",
+        "Inter_MAE_SEG": "Inter_MAE_Classifier",
+    }
     own = {key: value for key, value in config.items() if key not in (*SIZES, "taps")}
     return build_model({**own, "NAME": names[config["NAME"]]})
 
@@ -154,11 +159,71 @@ def test_refuses_checkpoints_of_classifiers_and_other_encoders(config):
     with pytest.raises(UserError, match="is a checkpoint of a fine-tuned classifier"):
         load_weights(model, {"base_model": classifier(config).state_dict()})
     other = SINGLE if config is HIERARCHY else HIERARCHY
-    with pytest.raises(
-        UserError, match=f"is a checkpoint of point-m.*ae, and PartSegmenter is a model of {model.method}"
-    ):
+    with pytest.raises(UserError, match=f"is a checkpoint of .*m.*ae, and PartSegmenter is a model of {model.method}"):
         load_weights(model, {"base_model": build_model(other).state_dict()})
     bigger = build_model({**config, "num_parts": 9})
     with pytest.raises(UserError, match="have another shape"):
         load_weights(model, {"base_model": bigger.state_dict()})
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+INNER = {key: SINGLE[key] for key in ("trans_dim", "encoder_dims", "embed_widths", "depth", "num_heads")}
+PATCHES = {"num_group": 12, "group_size": 6}
+SCALES = {key: HIERARCHY[key] for key in HIERARCHY if key not in ("NAME", "drop_path_rate", *SIZES)}
+# Pre-training models, and the segmenters that start from their checkpoints.
+PRETRAINED = {
+    "GM3D": ({**PATCHES, "transformer_config": {**INNER, "decoder_num_heads": 3}}, SINGLE),
+    "Inter_MAE": (
+        {
+            **PATCHES,
+            "transformer_config": {**INNER, "decoder_embed_dim": 12, "decoder_depth": 1, "decoder_num_heads": 3},
+        },
+        GATED,
+    ),
+    "GM3D_Point_M2AE": ({**SCALES, "decoder_dims": [48, 24]}, HIERARCHY),
+}
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_starts_from_the_other_methods(name):
+    """The encoder of the segmenter gives the very tokens that the pre-training model gives."""
+    keys, config = PRETRAINED[name]
+    torch.manual_seed(1)
+    source, model = build_model({"NAME": name, **keys}).eval(), build(config).eval()
+    report = load_weights(model, {"base_model": source.state_dict()})
+    assert all(key.startswith(model.HEAD) for key in report.missing) and not report.unexpected
+    assert len(report.used) + len(report.missing) == len(model.state_dict())
+    if name != "GM3D_Point_M2AE":  # whose attention is local here and global there
+        with torch.no_grad():
+            tokens = model.part.tokens(model, clouds())[-1][1]
+            torch.testing.assert_close(tokens, source.patch_tokens(clouds()), atol=1e-5, rtol=1e-5)
+
+
+def test_a_published_checkpoint_of_i2p_mae_fits():
+    keys = [key for key in build(HIERARCHY).state_dict() if key.startswith("h_encoder.")]
+    weights = {key: torch.full_like(value, 2) for key, value in build(HIERARCHY).state_dict().items() if key in keys}
+    others = ("mask_token", "h_decoder.0.x", "rec_head_3d.weight", "rec_head_2d.bias", "clip_model.logit_scale")
+    report = load_weights(build(HIERARCHY), {"base_model": weights | {key: torch.zeros(1) for key in others}})
+    assert len(report.used) == len(keys) and len(report.ignored) == len(others) and not report.unexpected
+
+
+def test_old_patch_encoder_is_legacy():
+    """As released, Inter-MAE's segmenter has Point-MAE's patch embedding: the gate is dropped, biases keep their first values."""
+    keys, config = PRETRAINED["Inter_MAE"]
+    source = build_model({"NAME": "Inter_MAE", **keys})
+    plain, old = build(config), build({**config, "legacy": ["old_patch_encoder"]})
+    assert "encoder.first_trans.q_conv.weight" in plain.state_dict()
+    single = build(SINGLE).state_dict()
+    assert {key: value.shape for key, value in old.state_dict().items()} == {
+        key: value.shape for key, value in single.items()
+    }
+    biases = [key for key in single if key.startswith("encoder.") and key.endswith((".0.bias", ".3.bias"))]
+    before = {key: old.state_dict()[key].clone() for key in biases}
+    report = load_weights(old, {"base_model": source.state_dict()})
+    assert {key for key in report.missing if not key.startswith(old.HEAD)} == set(biases) and len(biases) == 4
+    assert any(key.startswith("encoder.first_trans.") for key in report.ignored) and not report.unexpected
+    assert all(torch.equal(old.state_dict()[key], value) for key, value in before.items())
+    with pytest.raises(UserError, match="lacks"):
+        load_weights(
+            plain, {"base_model": {k: v for k, v in source.state_dict().items() if "second_conv.0.weight" not in k}}
+        )
