@@ -1,4 +1,4 @@
-"""Compare two groups of classification runs, pair by pair: the same seeds or folds from another start.
+"""Compare two groups of classification or part-segmentation runs, pair by pair: the same seeds or folds from another start.
 
     python -m benchmarks.compare --first scratch=experiments/fine-tuning/point-mae/modelnet10-tiny/scratch \\
         --second pretrained=experiments/fine-tuning/point-mae/modelnet10-tiny/pretrained --out benchmarks/results/finetune/point-mae
@@ -14,7 +14,14 @@ from pathlib import Path
 
 from benchmarks.seeds import collect
 
-KEYS = {"val": ("accuracy", "accuracy"), "vote": ("mean", "accuracy with voting")}
+# Kind of row, key in it, and what it is called.
+KEYS = (
+    ("val", "accuracy", "accuracy"),
+    ("vote", "mean", "accuracy with voting"),
+    ("parts", "instance_miou", "instance mIoU"),
+    ("parts", "class_miou", "class mIoU"),
+    ("parts", "accuracy", "point accuracy"),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,7 +63,7 @@ def compare(groups: dict[str, dict[str, list[dict]]]) -> dict:
 
 def _results(rows: list[dict]) -> dict[str, float]:
     results = {}
-    for kind, (key, name) in KEYS.items():
+    for kind, key, name in KEYS:
         values = [100 * row[key] for row in rows if row["kind"] == kind]
         if values:
             results[f"{name}, last epoch"] = values[-1]

@@ -44,3 +44,20 @@ def test_other_runs_are_refused(tmp_path):
         )
     with pytest.raises(SystemExit, match="expected NAME=FOLDER"):
         compare.main(["--first", "a", "--second", "b", "--out", str(tmp_path / "out")])
+
+
+def test_part_segmentation_is_compared_by_its_mean_ious(tmp_path):
+    for group, gain in (("a", 0.0), ("b", 0.125)):
+        folder = tmp_path / group / "seed0"
+        write(folder, [])
+        rows = [{"kind": "epoch", "epoch": 0, "seconds": 60}]
+        for epoch, value in enumerate((0.25, 0.5)):
+            scores = {"instance_miou": value + gain, "class_miou": value, "accuracy": 0.75}
+            rows.append({"kind": "parts", "epoch": epoch, **scores})
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    compare.main(["--first", f"a={tmp_path / 'a'}", "--second", f"b={tmp_path / 'b'}", "--out", str(out)])
+    quantities = json.loads((out / "summary.json").read_text())["quantities"]
+    assert quantities["instance mIoU, last epoch"]["difference"]["values"] == [12.5]
+    assert quantities["class mIoU, last epoch"]["b"]["values"] == [50]
+    assert "accuracy, last epoch" not in quantities and quantities["point accuracy, last epoch"]["a"]["values"] == [75]
