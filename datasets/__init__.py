@@ -9,6 +9,7 @@ from datasets import (
     scanobjectnn,
     shapenet,
     shapenet_part,
+    shapenet_render,
     synthetic,
 )
 from datasets.batches import Batch, Batches
@@ -29,6 +30,7 @@ __all__ = [
     "scanobjectnn",
     "shapenet",
     "shapenet_part",
+    "shapenet_render",
     "synthetic",
 ]
 

@@ -85,8 +85,8 @@ def sample_mesh(path: Path, count: int, *, seed: int = 0) -> np.ndarray:
     return sample_surface(path, count, seed=seed)[0]
 
 
-def sample_surface(path: Path, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw points of the surface of a mesh as `sample_mesh`, and the unit normals of their faces: two (count, 3) float64.
+def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a mesh as vertices (n, 3) float64 and triangles (F, 3) int64. All parts of a scene count.
 
     Raises:
         UserError: the file cannot be read, or has no faces, no area, or vertices that are not finite.
@@ -104,6 +104,19 @@ def sample_surface(path: Path, count: int, *, seed: int = 0) -> tuple[np.ndarray
         raise UserError(f"{path}: has vertices that are not finite; repair the mesh")
     if not 0 < mesh.area < np.inf:
         raise UserError(f"{path}: its {len(faces)} faces have an area of {mesh.area:g}; repair the mesh")
+    return vertices.astype(np.float64), faces.astype(np.int64)
+
+
+def sample_surface(path: Path, count: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw points of the surface of a mesh as `sample_mesh`, and the unit normals of their faces: two (count, 3) float64.
+
+    Raises:
+        UserError: as `read_mesh`.
+    """
+    import trimesh
+
+    vertices, faces = read_mesh(path)
+    mesh = trimesh.Trimesh(vertices, faces, process=False)
     points, chosen = trimesh.sample.sample_surface(mesh, count, seed=seed)
     # A face without area, which has no normal, is never drawn.
     corners = vertices[faces[chosen]]  # (count, 3 corners, 3)

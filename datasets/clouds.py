@@ -4,6 +4,7 @@ Legend: M clouds, P stored points a cloud.
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class CloudSet:
     counts: np.ndarray | None = field(
         default=None, repr=False
     )  # (M,) int64, points of each cloud that follow no other; then they repeat
+    view_files: list[list[Path]] | None = field(
+        default=None, repr=False
+    )  # pictures of each cloud, where the set has any
 
     def __post_init__(self) -> None:
         """Check what later code trusts.
@@ -64,7 +68,7 @@ class CloudSet:
         self._check_lengths(where, count)
 
     def _check_lengths(self, where: str, count: int) -> None:
-        for key in ("labels", "part_labels", "normals", "names", "counts"):
+        for key in ("labels", "part_labels", "normals", "names", "counts", "view_files"):
             value = getattr(self, key)
             if value is not None and len(value) not in (count, 0 if key == "names" else count):
                 raise UserError(f"{where}: {len(value)} {key} for {count} clouds; the counts must be equal")
@@ -80,7 +84,8 @@ class CloudSet:
             for key in ("points", "labels", "part_labels", "normals", "counts")
         }
         names = [self.names[i] for i in indices] if self.names else []
-        return replace(self, names=names, **taken)
+        views = None if self.view_files is None else [self.view_files[i] for i in indices]
+        return replace(self, names=names, view_files=views, **taken)
 
 
 def check_subset(subset: str, name: str) -> None:

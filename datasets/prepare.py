@@ -41,9 +41,22 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    from datasets.preparing.convert import Settings, convert
+    from datasets.preparing.convert import Settings
 
-    settings = Settings(args.to, args.points, args.up, args.test_share)
+    return _convert(args, Settings(args.to, args.points, args.up, args.test_share))
+
+
+def run_render(args: argparse.Namespace) -> int:
+    from datasets.preparing.convert import Settings
+    from datasets.preparing.render import RenderSettings
+
+    pictures = RenderSettings(args.views, args.size, args.kind, args.elevation)
+    return _convert(args, Settings("shapenet_render", args.points, args.up, render=pictures))
+
+
+def _convert(args: argparse.Namespace, settings) -> int:
+    from datasets.preparing.convert import convert
+
     done = convert(args.input, args.out, settings, workers=args.workers, skip_bad=args.skip_bad)
     if done.repeated:
         print(
@@ -132,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = flags.Commands(parser)
     flags.add_check(commands, run_check)
     flags.add_convert(commands, run_convert)
+    flags.add_render(commands, run_render)
     flags.add_fetch(commands, run_fetch)
     flags.add_fixtures(commands, run_fixtures)
     flags.add_few_shot(commands, run_few_shot)

@@ -20,14 +20,15 @@ import numpy as np
 from datasets.cloud_files import cloud_files, is_mesh, read_cloud, resample, sample_surface
 from datasets.clouds import SUBSETS
 from datasets.folder import FolderConfig, find_files
+from datasets.normals import estimate_normals
 from datasets.preparing.progress import Progress
+from datasets.preparing.render import RenderSettings, draw_file, write_pictures
 from datasets.preparing.targets import TARGETS, Cloud, encode, place
 from utils.checkpoint import write_atomic
 from utils.errors import UserError, suggest
 
 FORMAT = 1  # of what is written; another number makes earlier work stale
 PLAN = ".convert.json"
-NEIGHBORS = 16  # of a point, from which the normal of a cloud is estimated
 # Where the axes of a cloud go so that y is up; a rotation, no reflection.
 UPRIGHT = {"x": ((1, -1), (0, 1), (2, 1)), "y": ((0, 1), (1, 1), (2, 1)), "z": ((0, 1), (2, 1), (1, -1))}
 
@@ -40,6 +41,7 @@ class Settings:
     points: int = 0  # 0 = as the layout publishes
     up: str = "y"  # axis of the input that becomes y
     test_share: float = 0.2  # where the input has no split and the layout needs one
+    render: RenderSettings | None = None  # of layouts with pictures
 
     def __post_init__(self):
         if self.to not in TARGETS:
@@ -50,6 +52,8 @@ class Settings:
             raise UserError(f"--up {self.up}: is no axis; choose x, y or z")
         if not 0 < self.test_share < 1:
             raise UserError(f"--test_share {self.test_share}: must lie between 0 and 1")
+        if self.render is None and TARGETS[self.to].pictures is not None:
+            object.__setattr__(self, "render", RenderSettings())
 
     @property
     def count(self) -> int:
@@ -150,7 +154,10 @@ def _plan_content(root: Path, clouds: Sequence[Cloud], settings: Settings) -> di
     for cloud in clouds:
         stat = (root / cloud.source).stat()
         files[cloud.output] = [cloud.source, stat.st_size, stat.st_mtime_ns]
-    return {"format": FORMAT, "settings": {**asdict(settings), "points": settings.count}, "files": files}
+    settings = {
+        key: value for key, value in {**asdict(settings), "points": settings.count}.items() if value is not None
+    }
+    return {"format": FORMAT, "settings": settings, "files": files}
 
 
 def _stored(path: Path) -> dict:
@@ -216,6 +223,9 @@ def _convert_one(root: Path, work: Path, settings: Settings, cloud: Cloud) -> tu
     path = root / cloud.source
     try:
         points, normals, few = _read(path, settings.count, seed, target.normals)
+        if target.pictures is not None:
+            # Before the cloud: where that is done, its pictures are too.
+            write_pictures(work / target.pictures(cloud.output), draw_file(path, settings.up, settings.render))
     except UserError as error:
         return False, str(error)
     points = points - points.mean(axis=0)  # in double precision: map coordinates are large
@@ -234,29 +244,12 @@ def _read(path: Path, count: int, seed: int, with_normals: bool) -> tuple[np.nda
         return points, normals if with_normals else None, False
     points = read_cloud(path)
     rows = resample(np.arange(len(points))[:, None], count, seed=seed)[:, 0]
-    normals = estimate_normals(points)[rows] if with_normals else None
+    normals = estimate_normals(points[None])[0][rows] if with_normals else None
     return points[rows], normals, len(points) < count
 
 
 def _upright(points: np.ndarray, up: str) -> np.ndarray:
     return np.stack([sign * points[:, axis] for axis, sign in UPRIGHT[up]], axis=1)
-
-
-def estimate_normals(points: np.ndarray) -> np.ndarray:
-    """Estimate unit normals (n, 3) of a cloud (n, 3): the flattest direction of each point's 16 neighbours, away from the centre."""
-    import torch
-
-    from extensions import knn
-
-    centred = points - points.mean(axis=0)
-    cloud = torch.from_numpy((centred / (np.abs(centred).max() or 1.0)).astype(np.float32))[None]
-    _, idx = knn(cloud, cloud, min(NEIGHBORS, len(points)))
-    near = centred[idx[0].numpy()]  # (n, 16, 3)
-    near = near - near.mean(axis=1, keepdims=True)
-    _, directions = np.linalg.eigh(near.transpose(0, 2, 1) @ near)
-    normals = directions[:, :, 0]
-    inward = np.einsum("ij,ij->i", normals, centred) < 0
-    return np.where(inward[:, None], -normals, normals)
 
 
 def _complete(

@@ -81,8 +81,27 @@ def add_convert(commands: Commands, run: Runner) -> None:
     command.add_argument(
         "--test_share", type=float, default=0.2, help="of each class, where the input has no split (default: 0.2)"
     )
+    add_work(command)
+
+
+def add_work(command: argparse.ArgumentParser) -> None:
+    """Add how files are worked through: `--workers`, `--skip_bad`."""
     command.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
     command.add_argument("--skip_bad", action="store_true", help="leave out files that cannot be read")
+
+
+def add_render(commands: Commands, run: Runner) -> None:
+    purpose = "draw meshes and clouds, and write clouds and pictures in the layout of ShapeNetRender"
+    command = commands.add("render", run, purpose, "render ModelNet40 --up z --out data/ShapeNetRender")
+    command.add_argument("input", type=Path, metavar="INPUT", help="as for convert; meshes give the better pictures")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    command.add_argument("--views", type=int, default=24, help="pictures of each shape, from all around (default: 24)")
+    command.add_argument("--size", type=int, default=137, help="pixels a side (default: 137)")
+    command.add_argument("--kind", default="shaded", help="shaded (default) or depth")
+    command.add_argument("--elevation", type=float, default=25.0, help="of the cameras, in degrees (default: 25)")
+    command.add_argument("--points", type=int, default=0, help="of each cloud (default: 2048)")
+    command.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
+    add_work(command)
 
 
 def add_fetch(commands: Commands, run: Runner) -> None:

@@ -37,6 +37,7 @@ class Target:
         output: (class, stem, source) -> path of a cloud without what tells namesakes apart, and its ending.
         needs: "" | "split" | "classes" (and a split).
         finish: writes what the set needs beside the clouds.
+        pictures: path of a cloud -> folder of the pictures that are drawn of it, in layouts that have some.
     """
 
     points: int
@@ -45,11 +46,16 @@ class Target:
     output: Callable[[str, str, str], tuple[str, str]]
     needs: str
     finish: Callable[[Path, Sequence[Cloud], list[str]], None]
+    pictures: Callable[[str], str] | None = None
 
 
 def encode(points: np.ndarray, output: str) -> bytes:
-    """Return the file of a cloud (P, 3 or 6): text for `.txt`, else a float32 array."""
+    """Return the file of a cloud (P, 3 or 6): text for `.txt`, binary PLY of the coordinates for `.ply`, else a float32 array."""
     buffer = io.BytesIO()
+    if output.endswith(".ply"):
+        import trimesh
+
+        return trimesh.PointCloud(points[:, :3].astype(np.float32)).export(file_type="ply")
     if output.endswith(".txt"):
         np.savetxt(buffer, points, fmt="%.6f", delimiter=",")
     else:
@@ -78,6 +84,15 @@ def _modelnet_output(name: str, stem: str, source: str) -> tuple[str, str]:
 
 def _hdf5_output(name: str, stem: str, source: str) -> tuple[str, str]:
     return f".clouds/{name}/{stem}", ".npy"
+
+
+def _render_output(name: str, stem: str, source: str) -> tuple[str, str]:
+    return f"ShapeNet/{_word(name or 'object')}/{_word(stem)}", ".ply"
+
+
+def _render_pictures(output: str) -> str:
+    folder = PurePosixPath(output).with_suffix("").relative_to("ShapeNet")
+    return f"ShapeNetRendering/{folder}/rendering"
 
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
@@ -129,6 +144,7 @@ TARGETS = {
     "modelnet40_normal_resampled": Target(10000, True, True, _modelnet_output, "classes", _finish_modelnet),
     "modelnet40_ply_hdf5": Target(2048, False, True, _hdf5_output, "classes", _finish_hdf5),
     "shapenet": Target(8192, False, True, _shapenet_output, "split", _finish_shapenet),
+    "shapenet_render": Target(2048, False, True, _render_output, "", _finish_folder, _render_pictures),
 }
 
 
