@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.layers.heads import projection_head
 from utils.checkpoint import read_checkpoint
-from utils.errors import UserError
+from utils.errors import UserError, suggest
 
 NO_WEIGHTS, FROM_TIMM = "none", "timm"
 
@@ -45,7 +45,7 @@ class ImageBranchConfig:
     size: int = 224  # pixels a side that the encoder sees
     n_imgs: int = 1  # views of a cloud in a step, drawn anew each time
     views: int = 12  # pictures drawn of each cloud of a set that has none of its own
-    rendering: Literal["shaded", "depth"] = "shaded"  # what these show
+    rendering: Literal["depth", "shaded"] = "depth"  # what these show
 
     def __post_init__(self):
         for key in ("hidden", "size", "n_imgs", "views"):
@@ -143,10 +143,9 @@ def _from_timm(config: ImageBranchConfig) -> nn.Module:
     import timm
 
     if not timm.is_model(config.encoder):
-        near = ", ".join(timm.list_models(f"*{config.encoder.split('_')[0]}*")[:5]) or "vit_small_patch16_224"
         raise UserError(
             f"image_branch.encoder: timm {timm.__version__} has no model {config.encoder!r}; "
-            f"take one of its names, such as {near}, or 'vit'"
+            f"{suggest(config.encoder, timm.list_models())} Or take 'vit'"
         )
     resized = {"img_size": config.size} if "vit" in config.encoder else {}
     try:

@@ -2,6 +2,8 @@
 
 A method that needs one has a file here and a line in `GUIDES`. What a guide holds is no part of the model: it is in no
 checkpoint's `base_model`, has no gradient and no place in the optimizer. An average of the model (`ema`) is saved under that name.
+What trains beside a model only while it pre-trains, such as an image branch, a guide makes part of it when it is built, before the
+optimizer is.
 """
 
 from collections.abc import Callable
@@ -22,6 +24,7 @@ GUIDES: dict[str, str] = {
     "gm3d": "tools.guides.gm3d",
     "gm3d-point-m2ae": "tools.guides.gm3d",
     "i2p-mae": "tools.guides.i2p_mae",
+    "inter-mae": "tools.guides.inter_mae",
 }
 
 

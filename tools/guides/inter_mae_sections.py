@@ -1,0 +1,114 @@
+"""What a report shows of clouds and their pictures: pairs, similarities, and retrieval from image to cloud."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.clouds import CloudSet
+from tools.report import Section
+from tools.report_parts.markup import table
+from tools.report_parts.thumbnails import cloud_picture, matrix_picture, picture, picture_rows
+from tools.retrieval import retrieval, similarity
+
+SHOWN = 256  # pairs that the report judges
+BATCH = 32  # of the similarity matrix
+EXAMPLES, NEAREST = 6, 5
+SIDE = 96  # pixels of a picture on the page
+
+
+@dataclass
+class Pairs:
+    """Clouds of a set with one picture of each, and their features (M, F).
+
+    Args:
+        pictures: (M, 3, S, S) uint8.
+        held_out: the set is another one than that of training.
+    """
+
+    clouds: CloudSet
+    pictures: Tensor
+    cloud_features: Tensor
+    image_features: Tensor
+    held_out: bool
+
+    @property
+    def labels(self) -> Tensor | None:
+        return None if self.clouds.labels is None else torch.from_numpy(self.clouds.labels)
+
+    @property
+    def cosines(self) -> Tensor:
+        return similarity(self.image_features, self.cloud_features)
+
+    def caption(self, index: int) -> str:
+        """Return the class of a cloud, else its name."""
+        if self.clouds.labels is not None and self.clouds.class_names:
+            return self.clouds.class_names[int(self.clouds.labels[index])]
+        return self.clouds.names[index] if self.clouds.names else f"#{index}"
+
+    def image(self, index: int) -> str:
+        return picture(
+            self.pictures[index].permute(1, 2, 0).numpy(), side=SIDE, alt=f"picture of {self.caption(index)}"
+        )
+
+    def cloud(self, index: int) -> str:
+        image = cloud_picture(self.clouds.points[index], self.clouds.up_axis)
+        return picture(image, side=SIDE, alt=f"cloud, {self.caption(index)}")
+
+
+def pair_sections(pairs: Pairs) -> list[Section]:
+    """Return three sections: pairs, the similarity matrix of a batch, retrieval with examples."""
+    return [_pairs(pairs), _matrix(pairs), _retrieval(pairs)]
+
+
+def _chosen(pairs: Pairs) -> np.ndarray:
+    count = len(pairs.clouds)
+    return np.unique(np.linspace(0, count - 1, min(EXAMPLES, count)).astype(int))
+
+
+def _source(pairs: Pairs) -> str:
+    where = f"{len(pairs.clouds)} clouds of {pairs.clouds.name} ({pairs.clouds.subset})"
+    return f"{where}, {'held out' if pairs.held_out else 'which were trained on'}"
+
+
+def _pairs(pairs: Pairs) -> Section:
+    chosen = [int(index) for index in _chosen(pairs)]
+    images = [(pairs.image(index), pairs.caption(index)) for index in chosen]
+    clouds = [(pairs.cloud(index), "its cloud") for index in chosen]
+    return Section(
+        "Clouds and their pictures", picture_rows([images, clouds]), f"One picture of each, from {_source(pairs)}."
+    )
+
+
+def _matrix(pairs: Pairs) -> Section:
+    cosines = pairs.cosines[:BATCH, :BATCH].numpy()
+    low, high = float(cosines.min()), float(cosines.max())
+    size = len(cosines)
+    body = matrix_picture(
+        cosines, low=low, high=high, side=12 * size, alt=f"cosines of {size} images and {size} clouds"
+    )
+    own, others = np.diag(cosines), cosines[~np.eye(size, dtype=bool)]
+    lead = (
+        f"Cosines of {size} images (rows) and clouds (columns), dark {low:.2f} to light {high:.2f}; pairs stand on the diagonal: "
+        f"{own.mean():.3f} on average, {others.mean() if size > 1 else float('nan'):.3f} elsewhere."
+    )
+    return Section("Similarity of images and clouds", body, lead)
+
+
+def _retrieval(pairs: Pairs) -> Section:
+    cosines = pairs.cosines
+    found = retrieval(cosines, pairs.labels)
+    rows = [
+        (name, f"{found[name]:.1f} %", f"{found[f'{name}, chance']:.1f} %")
+        for name in ("top 1", "top 5", "same class")
+        if name in found
+    ]
+    judged = table(("image to cloud", "found", "guessing"), rows)
+    examples = []
+    for index in (int(index) for index in _chosen(pairs)):
+        order = cosines[index].argsort(descending=True, stable=True)[:NEAREST].tolist()
+        nearest = [(pairs.cloud(j), ("✓ " if j == index else "") + pairs.caption(j)) for j in order]
+        examples.append([(pairs.image(index), pairs.caption(index)), *nearest])
+    lead = f"The nearest clouds of each picture among {_source(pairs)}; the median place of the right one is {found['median place']:.0f}."
+    return Section("Retrieval from image to cloud", judged + picture_rows(examples), lead)
