@@ -3,7 +3,7 @@
 Legend: B clouds a rank sees in one step, N points a sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,24 @@ class Batch:
     indices: Tensor  # (B,) int64, CPU: positions in the set
     step: int
     parts: Tensor | None = None  # (B, N) int64, the part of each point
+    piece: int = 0  # which piece of the step's batch this is
+
+    def split(self, pieces: int) -> "list[Batch]":
+        """Cut into up to `pieces` pieces of nearly equal size."""
+
+        def cut(column: Tensor | None) -> Sequence[Tensor | None]:
+            return [None] * pieces if column is None else column.tensor_split(pieces)
+
+        columns = map(cut, (self.points, self.labels, self.indices, self.parts))
+        found = [
+            Batch(points, labels, indices, self.step, parts, piece)
+            for piece, (points, labels, indices, parts) in enumerate(zip(*columns, strict=True))
+        ]
+        return [batch for batch in found if len(batch.indices)]
+
+    def stream(self, name: str) -> str:
+        """Name the stream of random numbers for this piece; that of a whole batch is `name` itself."""
+        return f"{name}, piece {self.piece}" if self.piece else name
 
 
 class Batches:

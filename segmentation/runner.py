@@ -11,7 +11,7 @@ from segmentation.judge import PartJudge, check_set, table_of
 from segmentation.pages import write_pages
 from tools.augment import augment
 from tools.compile import compile_regions
-from tools.context import RunContext, distribute
+from tools.context import RunContext
 from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report_parts.runlog import read_rows
@@ -20,7 +20,6 @@ from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import save_config
 from utils.dist import is_main
 from utils.errors import UserError
-from utils.seed import generator
 
 DISPLAY = Display(
     scale=1.0, epoch_tag="Loss/Epoch/Loss", batch_tags={"loss": "Loss", "lr": "LR", "accuracy": "TrainAcc"}
@@ -137,12 +136,11 @@ def _keep_names(run: RunContext, clouds: CloudSet, held_out: CloudSet) -> None:
 
 def _step(training: Training):
     """Return what a step of an epoch computes: augment, segment, compare."""
-    run, model, config = training.run, training.state.model, training.run.config
-    wrapped = distribute(model, run.device)
+    model, wrapped, config = training.state.model, training.wrapped, training.run.config
     up_axis = training.batches.cloud_set.up_axis
 
     def step(epoch: int, batch) -> dict[str, torch.Tensor]:
-        draw = generator(run.seed, epoch, batch.step, "augmentation")
+        draw = training.draw(epoch, batch)("augmentation")
         log_probs = wrapped(augment(batch.points, config.augmentation, up_axis, draw), batch.labels)
         # As published, over the parts of all categories here, and over those of the true one when it is judged.
         right = (log_probs.detach().argmax(-1) == batch.parts).float().mean()

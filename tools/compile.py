@@ -14,3 +14,16 @@ def compile_regions(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PatchEmbed | Block):
             module.compile(dynamic=True)
+
+
+def undo_compile(model: nn.Module) -> None:
+    """Let a model run eagerly again."""
+    for module in model.modules():
+        module._compiled_call_impl = None
+
+
+def compile_failed(error: BaseException) -> bool:
+    """Return whether an exception comes from the compiler, not from the model."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)

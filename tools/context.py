@@ -88,9 +88,17 @@ def build_pretraining_model(run: RunContext) -> nn.Module:
     return model.to(run.device)
 
 
-def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a model so that gradients are averaged over the processes; with one process it stays as it is."""
+def distribute(model: nn.Module, device: torch.device, *, every_step: bool = True) -> nn.Module:
+    """Wrap a model so that gradients are averaged over the processes; with one process it stays as it is.
+
+    Args:
+        every_step: whether each backward pass averages. The order of averaging can then be fixed in advance, because all parameters
+            that train get a gradient in every step.
+    """
     if world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    # Gradients live in the buffers that are averaged, without a copy.
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=ids, gradient_as_bucket_view=True, static_graph=every_step
+    )

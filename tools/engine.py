@@ -124,6 +124,8 @@ def train_one_epoch(
     scaler: torch.amp.GradScaler | None = None,
     after_update: Callable[[], None] | None = None,
     updates_per_batch: int = 1,
+    pieces: int = 1,
+    hold: Callable = contextlib.nullcontext,
     log: EpochLog,
     may_stop: Callable[[int], bool] = lambda position: False,
 ) -> bool:
@@ -138,6 +140,8 @@ def train_one_epoch(
             epoch is an update of its own; without (published) losses are summed and left-over gradients wait for the next epoch.
         clip: largest L2 norm of the gradient.
         updates_per_batch: optimizer steps on one gradient; only the last one sees it clipped.
+        pieces: how many a batch goes through the model in, one after the other, to save memory.
+        hold: context in which gradients are not averaged over the processes yet.
         may_stop: asked between updates, with the number of batches done.
 
     Returns:
@@ -151,16 +155,25 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
 
-        with autocast(device, precision):
-            values = step(batch)
-        loss = values["loss"]
         share = min(accum, steps - batch.step // accum * accum) if divide else 1
-        scaled = loss / share if scaler is None else scaler.scale(loss / share)
-        scaled.backward()
-
-        finite = torch.isfinite(loss.detach())
         position = batch.step + 1
-        if position % accum == 0 or (divide and position == steps):
+        due = position % accum == 0 or (divide and position == steps)
+        cut = [batch] if pieces == 1 else batch.split(pieces)
+        collected = []
+        for piece in cut:
+            weight = 1.0 if pieces == 1 else len(piece.indices) / len(batch.indices)
+            # Sums that outlive the epoch must be those of all processes, because one of them saves them.
+            joint = not divide or (due and piece is cut[-1])
+            with contextlib.nullcontext() if joint else hold():
+                with autocast(device, precision):
+                    values = step(piece)
+                loss = values["loss"] * weight / share
+                (loss if scaler is None else scaler.scale(loss)).backward()
+            collected.append((weight, values))
+        values = _joined(collected)
+
+        finite = torch.isfinite(values["loss"].detach())
+        if due:
             finite &= update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
             if after_update is not None:
                 after_update()
@@ -168,6 +181,24 @@ def train_one_epoch(
         if position % accum == 0 and position < steps and may_stop(position):
             return False
     return True
+
+
+def _joined(collected: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """Return the values of a batch from those of its pieces, weighted by their shares."""
+    if len(collected) == 1:
+        return collected[0][1]
+    return {name: sum(weight * values[name].detach() for weight, values in collected) for name in collected[0][1]}
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise where a device cannot compute in a precision.
+
+    Raises:
+        UserError: bf16 on a CUDA device without it; it would be emulated, slower than fp32.
+    """
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision bf16: {device} ({name}) has none; use --precision fp16 or fp32")
 
 
 def update(optimizer: torch.optim.Optimizer, *, clip: float | None, scaler, repeats: int) -> Tensor:

@@ -9,6 +9,7 @@ from datasets import DATASETS
 from models import MODELS
 from models.weights import method_of
 from tools.context import RunContext
+from tools.engine import check_precision
 from utils.checkpoint import read_checkpoint, write_atomic
 from utils.config import load_config, read_yaml, save_config
 from utils.dist import barrier, is_main, rank
@@ -40,6 +41,7 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
         raise UserError(
             f"{folder}: cannot be made ({error.strerror}); run from a folder that you may write to"
         ) from error
+    check_precision(config.precision, device)
     run = RunContext(config, args, folder, device, Logger(folder, rank()))
     if is_main():
         _write_config(run)

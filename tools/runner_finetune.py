@@ -11,7 +11,7 @@ from models import build_model, load_weights
 from models.weights import averaged
 from tools.augment import augment
 from tools.classification import Judge, check_class_names, check_classes, check_points, training_points
-from tools.context import RunContext, distribute
+from tools.context import RunContext
 from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report import write_report
@@ -20,7 +20,6 @@ from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import save_config
 from utils.dist import is_main
 from utils.errors import UserError
-from utils.seed import generator
 
 DISPLAY = Display(
     scale=1.0, epoch_tag="Loss/Epoch/Loss", batch_tags={"loss": "Loss", "lr": "LR", "accuracy": "TrainAcc"}
@@ -141,13 +140,13 @@ def _set_mode(training: Training) -> None:
 
 def _step(training: Training):
     """Return what a step of an epoch computes: choose points, augment, classify, compare."""
-    run, model, config = training.run, training.state.model, training.run.config
-    wrapped = distribute(model, run.device)
+    model, wrapped, config = training.state.model, training.wrapped, training.run.config
     up_axis = training.batches.cloud_set.up_axis
 
     def step(epoch: int, batch) -> dict[str, torch.Tensor]:
-        points = training_points(batch.points, config.npoints, generator(run.seed, epoch, batch.step, "subset"))
-        points = augment(points, config.augmentation, up_axis, generator(run.seed, epoch, batch.step, "augmentation"))
+        draw = training.draw(epoch, batch)
+        points = training_points(batch.points, config.npoints, draw("subset"))
+        points = augment(points, config.augmentation, up_axis, draw("augmentation"))
         logits = wrapped(points)
         right = (logits.detach().argmax(1) == batch.labels).float().mean()
         return {"loss": model.loss(logits, batch.labels), "accuracy": right}

@@ -2,14 +2,13 @@
 
 import json
 import time
-from functools import partial
 
 import torch
 
 from datasets import CloudSet, build_dataset
 from models import load_weights
 from tools.augment import augment
-from tools.context import RunContext, build_pretraining_model, distribute
+from tools.context import RunContext, build_pretraining_model
 from tools.engine import StopRequest
 from tools.gallery_items import reconstruction_gallery
 from tools.guides import Guide, build_guide
@@ -21,7 +20,6 @@ from tools.training import Display, Training, last_epoch, open_metrics, open_sta
 from utils.checkpoint import save_checkpoint
 from utils.dist import barrier, is_main
 from utils.logger import MetricsWriter
-from utils.seed import generator
 
 # What TensorBoard and the log show of a loss of about 0.02 square units is a number of about 20.
 DISPLAY = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
@@ -91,11 +89,11 @@ def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None
 def _step(training: Training, guide: Guide):
     """Return what a step of an epoch computes: augment, ask the guide, mask, rebuild, compare."""
     run = training.run
-    wrapped = distribute(training.state.model, run.device)
+    wrapped = training.wrapped
     up_axis = training.batches.cloud_set.up_axis
 
     def step(epoch: int, batch) -> dict[str, torch.Tensor]:
-        draw = partial(generator, run.seed, epoch, batch.step)
+        draw = training.draw(epoch, batch)
         points = augment(batch.points, run.config.augmentation, up_axis, draw("augmentation"))
         guidance = guide.prepare(points, batch, epoch=epoch, draw=draw)
         out = wrapped(points, generator=draw("mask"), **guidance)

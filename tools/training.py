@@ -1,9 +1,10 @@
 """What the training runners share: one epoch with its progress, log and metrics, and how it saves, stops and explains itself."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 from datasets.batches import Batch, Batches
 from models.layers.norm import BatchNorm, convert_sync_batchnorm
 from tools.compile import compile_regions
-from tools.context import RunContext
+from tools.context import RunContext, distribute
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
+from tools.fitting import Rehearsal, out_of_memory, rehearse, too_large
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
 from tools.run_state import RunState, save_last
 from utils.config import RunConfig
 from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
 from utils.logger import MetricsWriter
-from utils.seed import step_seed
+from utils.seed import generator, step_seed
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,18 @@ class Training:
     display: Display
     after_update: Callable[[], None] | None = None
     updates_per_batch: int = 1  # optimizer steps on one gradient, of which the last one sees it clipped
+    pieces: int = 0  # that batches go through the model in; 0 before the first step
+    wrapped: nn.Module = field(init=False)  # the model, for several processes where there are
+
+    def __post_init__(self):
+        whole = self.run.config.step_per_update == 1 and self.run.args.micro_batches == 1
+        self.wrapped = distribute(self.state.model, self.run.device, every_step=whole)
 
     def epoch(self, epoch: int, step: Callable[..., dict[str, Tensor]]) -> None:
         """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss".
 
         Raises:
-            UserError: a loss or gradient that is not finite.
+            UserError: a loss or gradient that is not finite, or a batch that does not fit into memory.
             Interrupted: asked to stop; the state is saved in mid-epoch.
         """
         run, state, config = self.run, self.state, self.run.config
@@ -69,8 +77,12 @@ class Training:
         bar = run.log.progress(len(self.batches), f"epoch {epoch}/{last_epoch(config)}", done=done)
 
         def seeded(batch):
-            torch.manual_seed(step_seed(run.seed, epoch, batch.step, f"layers {rank()}"))
+            torch.manual_seed(step_seed(run.seed, epoch, batch.step, batch.stream(f"layers {rank()}")))
             return step(batch)
+
+        rehearsal = Rehearsal(run, state.model, seeded)
+        if not self.pieces:
+            self.pieces = rehearse(rehearsal, self._batch(epoch, done))
 
         def flush(first: int, rows: list[dict]) -> None:
             shown = rows[-1]["loss"] * self.display.scale
@@ -85,8 +97,14 @@ class Training:
             log.read()
         except NonFiniteLoss as error:
             raise self._explain(epoch, error.step) from error
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            complete = None  # What the exception holds is freed before smaller batches are tried.
         finally:
             bar.close()
+        if complete is None:
+            raise too_large(rehearsal, self._batch(epoch, done), self.pieces)
         if not complete:
             state.pending.update(step=len(log.rows), rows=log.rows)
             self.save(evaluations=[])
@@ -96,6 +114,10 @@ class Training:
         if self.writer is not None:
             seconds = time.perf_counter() - started
             self._write_epoch(epoch, log, seconds, (len(log.rows) - first) * config.total_bs / seconds)
+
+    def draw(self, epoch: int, batch: Batch) -> Callable[[str], torch.Generator]:
+        """Return what gives a step its random numbers: stream -> generator."""
+        return lambda stream: generator(self.run.seed, epoch, batch.step, batch.stream(stream))
 
     def _train(self, step, epoch: int, log: EpochLog) -> bool:
         config, state, device = self.run.config, self.state, self.run.device
@@ -113,12 +135,17 @@ class Training:
             scaler=state.scaler,
             after_update=self.after_update,
             updates_per_batch=self.updates_per_batch,
+            pieces=self.pieces,
+            hold=getattr(self.wrapped, "no_sync", contextlib.nullcontext),
             log=log,
             # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
             may_stop=lambda position: (
                 (world_size() == 1 or position % config.log_every == 0) and self.stop.agreed(device)
             ),
         )
+
+    def _batch(self, epoch: int, step: int) -> Batch:
+        return next(self.batches.epoch(epoch, first_step=step))
 
     def save(self, *, evaluations: list[int]) -> None:
         """Write `ckpt-last.pth`, which owes the evaluations of these epochs."""
@@ -156,7 +183,7 @@ class Training:
 
     def _explain(self, epoch: int, step: int) -> UserError:
         """Say which clouds led to a loss that is not finite."""
-        batch = next(self.batches.epoch(epoch, first_step=step))
+        batch = self._batch(epoch, step)
         names = self.batches.cloud_set.names
         samples = [names[i] if names else f"#{i}" for i in batch.indices.tolist()]
         kept = self.run.folder / "ckpt-last.pth"

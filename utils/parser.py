@@ -98,6 +98,11 @@ def _add_machine(group) -> None:
     group.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the recipe's, fp32)"
     )
+    group.add_argument(
+        "--micro_batches", type=_micro_batches, default=1, metavar="N",
+        help="send each training batch through the model in N pieces, or auto: as few as fit into memory; gradients add up to those of "
+        "total_bs, but batch norms see, and masks are drawn for, one piece at a time",
+    )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument(
         "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: several processes, by torchrun"
@@ -130,6 +135,10 @@ def _add_evaluation(group) -> None:
 
 def _fold(text: str) -> int | str:
     return text if text == "all" else int(text)
+
+
+def _micro_batches(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def _add_ignored(group) -> None:
@@ -201,6 +210,10 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
+    if args.micro_batches != "auto" and args.micro_batches < 1:
+        raise UserError(f"--micro_batches {args.micro_batches}: must be at least 1, or auto")
+    if args.micro_batches == "auto" and args.launcher != "none":
+        raise UserError("--micro_batches auto: tries what fits in one process only; give a number with --launcher")
     _check_seeds(args)
     shots = {name: getattr(args, name) for name in ("way", "shot", "fold")}
     if any(value != -1 for value in shots.values()) and any(value != "all" and value < 0 for value in shots.values()):
