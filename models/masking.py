@@ -70,12 +70,11 @@ def image_guided_mask(
         raise ValueError(f"image_guided_mask: temperature is {temperature}; it must be above 0")
     B, G = saliency.shape
     device = generator.device if generator is not None else "cpu"
-    probabilities = (saliency.float() / temperature).softmax(-1)
-    # What underflows stays possible, and is drawn last.
-    probabilities = probabilities.clamp_min(torch.finfo(torch.float32).tiny)
     races = torch.empty(B * world_size(), G, device=device).exponential_(generator=generator)
     races = races[B * rank() : B * (rank() + 1)].to(saliency.device)
-    drawn = (probabilities / races).argsort(1, descending=True)  # (B, G)
+    # The order of probability / race, as logarithms: at low temperatures probabilities would be zero in fp32.
+    favour = (saliency.float() - saliency.float().amax(1, keepdim=True)) / temperature - races.log()
+    drawn = favour.argsort(1, descending=True)  # (B, G)
     masked = torch.ones(B, G, dtype=torch.bool, device=saliency.device)
     return masked.scatter_(1, drawn[:, : G - int(ratio * G)], False)
 
