@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from datasets.batches import Batches
+from models.masking import hide_pyramid
 from models.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
+from tools.gallery_items import chosen_clouds, describe
 from tools.report_parts.clouds import GalleryItem
 from tools.report_parts.figure import cloud_images
 from tools.report_parts.markup import Section, facts, short
@@ -23,9 +24,7 @@ def guidance_section(guide, model) -> Section:
         ImportError: matplotlib is missing.
     """
     clouds, run, keys = guide.clouds, guide.run, model.config.teacher
-    chosen = np.linspace(0, len(clouds) - 1, min(COUNT, len(clouds))).astype(int)
-    batches = Batches(clouds.select(chosen), batch_size=len(chosen), seed=run.seed, device=run.device, shuffle=False)
-    points = next(batches.evaluation()).points
+    chosen, points = chosen_clouds(clouds, COUNT, run.seed, run.device)
     frame = fit_frame(turn_to_views(points), keys.image_size)
     images = draw_depth(points, frame, keys.depth).unflatten(0, (3, -1)).cpu().numpy()  # (W, B, S, S)
     seen, pyramid = guide.look(points), model.group(points)
@@ -33,7 +32,8 @@ def guidance_section(guide, model) -> Section:
     everywhere = everywhere.unflatten(0, (3, -1)).mean(0).squeeze(-1)  # (B, N)
     saliency = guide.guide(points, pyramid, seen).saliency
     masked = model.mask(saliency, generator=generator(run.seed, 0, 0, "gallery"))
-    finest = model(points, masked, pyramid=pyramid)["masked_finest"]
+    ratio = model.config.mask_ratio
+    finest = hide_pyramid(pyramid, masked, ratio=ratio, flat_token=model.flat_token, method=model.method)[0]
 
     rows = []
     for row, index in enumerate(chosen):
@@ -42,7 +42,7 @@ def guidance_section(guide, model) -> Section:
         pictures = {name: images[view, row] for view, name in enumerate(VIEW_NAMES)}
         pictures["saliency"] = _draw(clouds, points[row], everywhere[row])
         pictures["chosen mask"] = _draw(clouds, points[row], hidden, legend=["visible", "hidden"])
-        rows.append((clouds.names[index] if clouds.names else f"#{index}", pictures))
+        rows.append((describe(clouds, index)["name"], pictures))
     alt = "Depth maps of three views, the attention of the teacher on the cloud, and which points stay visible"
     random = " Its weights are random: none of this means anything." if keys.weights == "random" else ""
     return Section(
