@@ -350,6 +350,8 @@ def build_gated(model: nn.Module, config: Any) -> list[int]:
         shapes agree: `old_patch_encoder` in `legacy` (`tests/models/test_part_segmenter.py`).
     """
     if "old_patch_encoder" in legacy_names(config.legacy, GATED.legacy):
+        # Without a gate its own checkpoints have the keys of Point-MAE's segmenter.
+        model.checkpoint_methods = (*model.checkpoint_methods, "point-mae")
         return build_single_scale(model, config)
     build_encoder(model, config, embed=partial(GatedPatchEmbed, gate=config.gate), timm_order=True)
     return [config.trans_dim] * len(config.taps)

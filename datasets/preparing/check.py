@@ -134,6 +134,19 @@ def _look_shapenet(folder: Path, layout: Layout, found: Found) -> None:
             found.problems.append(f"{clouds / first}: has shape {shape}; expected (8192, 3)")
 
 
+def _look_shapenet_render(folder: Path, layout: Layout, found: Found) -> None:
+    clouds = {f"{path.parent.name}/{path.stem}" for path in (folder / "ShapeNet").glob("*/*.ply")}
+    drawn = {
+        f"{path.parents[2].name}/{path.parents[1].name}"
+        for path in (folder / "ShapeNetRendering").glob("*/*/rendering/*.png")
+    }
+    found.counts["shapes"] = len(clouds & drawn)
+    if not clouds:
+        found.problems.append(f"{folder / 'ShapeNet'}: holds no cloud <synset>/<model>.ply")
+    if clouds - drawn:
+        found.absent(sorted(f"{name}/rendering/*.png" for name in clouds - drawn), folder / "ShapeNetRendering")
+
+
 def _npy_shape(path: Path) -> tuple[int, ...]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False).shape
@@ -263,6 +276,7 @@ def _look_synthetic(folder: Path, layout: Layout, found: Found) -> None:
 
 _LOOKERS: dict[str, Callable[[Path, Layout, Found], None]] = {
     "ShapeNet": _look_shapenet,
+    "ShapeNetRender": _look_shapenet_render,
     "ModelNet": _look_modelnet,
     "ModelNet40_SVM": _look_hdf5,
     "ModelNet10": _look_hdf5,
@@ -282,7 +296,9 @@ def report(layout: Layout, found: Found, data_root: Path) -> str:
     lines = [f"{layout.name}: {layout.folder(data_root)}" if layout.tree else f"{layout.name}: built in"]
     for what, number in found.counts.items():
         published = f" of {layout.counts[what]:,}" if what in layout.counts else ""
-        lines.append(f"  {what}: {number:,}{published}" + (" clouds" if what not in ("folds", "files") else ""))
+        lines.append(
+            f"  {what}: {number:,}{published}" + (" clouds" if what not in ("folds", "files", "shapes") else "")
+        )
     if not found.problems:
         return "\n".join([*lines, "  complete"])
     lines += [f"  wrong: {problem}" for problem in found.problems]

@@ -19,7 +19,9 @@ from datasets.few_shot import TEST_CLOUDS, write_folds
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.preparing.check import FOLDS, SETTINGS
 from datasets.preparing.layouts import Layout
+from datasets.preparing.render import write_pictures
 from datasets.preparing.targets import encode
+from datasets.rendering import orbit, render_clouds
 from datasets.scanobjectnn import CLASSES, FILES
 from datasets.synthetic import CATEGORIES, PART_IDS, SyntheticConfig, read_synthetic
 from extensions import fps
@@ -111,6 +113,17 @@ def _write_shapenet(folder: Path, size: Size) -> None:
         for name, points in zip(names, clouds.points, strict=True):
             np.save(folder / "shapenet_pc" / name, points)
         _lines(folder / "ShapeNet-55" / f"{subset}.txt", names)
+
+
+def _write_shapenet_render(folder: Path, size: Size) -> None:
+    clouds = _clouds("train", size.clouds, size.points or 2048)
+    cameras = orbit(3, up_axis=clouds.up_axis)
+    drawn = render_clouds(torch.from_numpy(np.array(clouds.points)), cameras, 137, kind="depth").numpy()
+    for row, (points, label) in enumerate(zip(clouds.points, clouds.labels, strict=True)):
+        synset, model = f"{label + 2691156:08d}", f"{row:05d}"
+        (folder / "ShapeNet" / synset).mkdir(parents=True, exist_ok=True)
+        (folder / "ShapeNet" / synset / f"{model}.ply").write_bytes(encode(points, "cloud.ply"))
+        write_pictures(folder / "ShapeNetRendering" / synset / model / "rendering", drawn[row])
 
 
 def _write_modelnet(folder: Path, size: Size) -> None:
@@ -236,6 +249,7 @@ def _write_corruptions(folder: Path, size: Size) -> None:
 
 _WRITERS: dict[str, Callable[[Path, Size], None]] = {
     "ShapeNet": _write_shapenet,
+    "ShapeNetRender": _write_shapenet_render,
     "ModelNet": _write_modelnet,
     "ModelNet40_SVM": _write_modelnet40_svm,
     "ModelNet10": _write_modelnet10,

@@ -106,6 +106,18 @@ LAYOUTS = [
         landmarks=("ShapeNet-55", "shapenet_pc"),
     ),
     Layout(
+        name="ShapeNetRender",
+        root="ShapeNetRender",
+        config={"NAME": "ShapeNetRender"},
+        counts={"shapes": 43783},
+        tree="ShapeNet/<synset>/<model>.ply                       2,048 points\n"
+        "ShapeNetRendering/<synset>/<model>/rendering/*.png  pictures of one size, square; published are 24 of 137 pixels",
+        source="The archives shapenet.tar.gz and shapenet_render.tar.gz are shared for download in a browser: "
+        "https://github.com/MohamedAfham/CrossPoint, section Datasets. Unpack both into {root}. Or draw pictures of your own meshes: "
+        "python -m datasets.prepare render MESHES --out {root}",
+        landmarks=("ShapeNet", "ShapeNetRendering"),
+    ),
+    Layout(
         name="ModelNet",
         also=("ModelNet40", "modelnet40_normal_resampled"),
         root="ModelNet/modelnet40_normal_resampled",

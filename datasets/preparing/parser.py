@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NAMES = (
-    "ShapeNet, ModelNet, ModelNet40_SVM, ModelNet10, ScanObjectNN (or Scan_OBJ-BG, Scan_OBJ, Scan_PB), ModelNetFewShot, "
+    "ShapeNet, ShapeNetRender, ModelNet, ModelNet40_SVM, ModelNet10, ScanObjectNN (or Scan_OBJ-BG, Scan_OBJ, Scan_PB), ModelNetFewShot, "
     "ShapeNetPart, ModelNet40-C"
 )
 Runner = Callable[[argparse.Namespace], int]

@@ -47,7 +47,11 @@ def read(layout, root, **keys):
 
 @pytest.mark.parametrize(
     "layout",
-    [layout for layout in LAYOUTS if layout.config and layout.name not in ("Folder", "Synthetic", "ModelNet40-C")],
+    [
+        layout
+        for layout in LAYOUTS
+        if layout.config and layout.name not in ("Folder", "Synthetic", "ModelNet40-C", "ShapeNetRender")
+    ],
 )
 def test_readers_read_the_fixtures(tiny, layout):
     keys = {"ShapeNet": {"npoints": 32}, "ModelNetFewShot": {"way": 10, "shot": 20, "fold": 9}}.get(layout.name, {})
@@ -311,7 +315,7 @@ def test_bad_requests_for_folds(tmp_path, capsys, flags, message):
     assert status == 2 and message in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["check", "convert", "fetch", "fixtures", "few-shot"])
+@pytest.mark.parametrize("command", ["check", "convert", "render", "fetch", "fixtures", "few-shot"])
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

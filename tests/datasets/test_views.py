@@ -183,3 +183,19 @@ def test_bad_sets_are_named(rendered, tmp_path, caplog):
 def test_bad_flags_of_render(tmp_path, capsys, flags, message):
     assert main(["render", str(tmp_path), "--out", str(tmp_path / "out"), *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_fixture_and_what_check_says_of_it(rendered, tmp_path, capsys):
+    data = tmp_path / "tiny"
+    assert main(["fixtures", "ShapeNetRender", "--out", str(data), "--clouds", "4", "--points", "64"]) == 0
+    clouds = build_dataset(
+        {"NAME": "ShapeNetRender", "DATA_PATH": str(data / "ShapeNetRender"), "N_POINTS": 64, "npoints": 32}
+    )
+    assert len(clouds) == 4 and views_of(clouds).load(range(12)).flatten(1).amax(1).min() > 100
+    flags = ["--data_root", str(data), "--any_count"]
+    assert main(["check", "ShapeNetRender", *flags]) == 0
+    break_picture(clouds.view_files[2][0], "missing")
+    assert main(["check", "ShapeNetRender", *flags]) == 2
+    assert f"{clouds.names[2]}/rendering/*.png" in capsys.readouterr().out
+    assert main(["check", "ShapeNetRender", "--data_root", str(data)]) == 2
+    assert "shapes: 3 found, 43,783 published" in capsys.readouterr().out

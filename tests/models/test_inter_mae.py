@@ -1,5 +1,8 @@
 """Inter-MAE: what the model returns, what trains, its keys, and its image encoders."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +11,7 @@ from models import MODELS, build_model, load_weights
 from models.images import ImageBranchConfig, build_image_branch
 from utils.errors import UserError
 
+PARITY = Path(__file__).parent.parent / "parity" / "data"
 SMALL = {
     "NAME": "Inter_MAE",
     "num_group": 12,
@@ -204,3 +208,19 @@ def test_bad_pairs():
         model(points, targets=images[:, :, :1])
     with pytest.raises(ValueError, match="batch of one has no negatives"):
         model.eval()(points[:1], targets=images[:1])
+
+
+def published(name):
+    listed = json.loads((PARITY / f"{name}.json").read_text())["state_dict"]
+    return [(key, tuple(shape)) for key, shape, _ in listed]
+
+
+def test_the_published_part_segmenter_has_the_old_patch_encoder():
+    """It has the keys of Point-MAE's segmenter, so what it was trained to, ours or published, must load into it again."""
+    keys = {"NAME": "Inter_MAE_SEG", "legacy": ["old_patch_encoder"]}
+    model = build_model(keys)
+    old = published("point-mae/state_dict_partseg")
+    assert [(key, tuple(value.shape)) for key, value in model.state_dict().items()] == old
+    assert not load_weights(build_model(keys), {"model_state_dict": model.state_dict()}).missing
+    with pytest.raises(UserError, match="is a checkpoint of point-mae, and PartSegmenter is a model of inter-mae"):
+        load_weights(build_model({"NAME": "Inter_MAE_SEG"}), {"model_state_dict": model.state_dict()})
