@@ -1,4 +1,4 @@
-"""Compare two groups of classification or part-segmentation runs, pair by pair: the same seeds or folds from another start.
+"""Compare two groups of runs, pair by pair: the same seeds or folds from another start, or pre-trained in another way.
 
     python -m benchmarks.compare --first scratch=experiments/fine-tuning/point-mae/modelnet10-tiny/scratch \\
         --second pretrained=experiments/fine-tuning/point-mae/modelnet10-tiny/pretrained --out benchmarks/results/finetune/point-mae
@@ -53,12 +53,20 @@ def compare(groups: dict[str, dict[str, list[dict]]]) -> dict:
         raise SystemExit(f"{first} has the runs {', '.join(a)}, {second} has {', '.join(b)}; they must be the same")
     found = {name: [_results(rows) for rows in runs.values()] for name, runs in groups.items()}
     quantities = {}
-    for quantity in found[first][0]:
+    common = [name for name in found[first][0] if all(name in results for runs in found.values() for results in runs)]
+    for quantity in common:
         values = {name: [results[quantity] for results in runs] for name, runs in found.items()}
         gains = [y - x for x, y in zip(values[first], values[second], strict=True)]
         quantities[quantity] = {name: _spread(v) for name, v in {**values, "difference": gains}.items()}
     minutes = {name: _spread([_minutes(rows) for rows in runs.values()]) for name, runs in groups.items()}
-    return {"runs": list(a), "groups": [first, second], "quantities": quantities, "training minutes": minutes}
+    memory = {name: _spread([_memory(rows) for rows in runs.values()]) for name, runs in groups.items()}
+    return {
+        "runs": list(a),
+        "groups": [first, second],
+        "quantities": quantities,
+        "training minutes": minutes,
+        "peak memory, MB": memory,
+    }
 
 
 def _results(rows: list[dict]) -> dict[str, float]:
@@ -69,11 +77,30 @@ def _results(rows: list[dict]) -> dict[str, float]:
             results[f"{name}, last epoch"] = values[-1]
             if len(values) > 1:
                 results[f"{name}, best epoch (selected on the test set)"] = max(values)
+    return results | _probed(rows)
+
+
+def _probed(rows: list[dict]) -> dict[str, float]:
+    """Return what the linear SVM said of the last epoch, and of random weights where these were judged."""
+    judged = [row for row in rows if row["kind"] == "svm"]
+    untrained = [row for row in judged if row["epoch"] is None]
+    results = {}
+    for found, when in (
+        (untrained, "random weights"),
+        ([row for row in judged if row["epoch"] is not None], "last epoch"),
+    ):
+        for key, text in (("accuracy", "published C"), ("chosen_accuracy", "cross-validated C")):
+            if found and found[-1].get(key) is not None:
+                results[f"linear SVM, {when}, {text}"] = 100 * found[-1][key]
     return results
 
 
 def _minutes(rows: list[dict]) -> float:
     return sum(row["seconds"] for row in rows if row["kind"] == "epoch") / 60
+
+
+def _memory(rows: list[dict]) -> float:
+    return max((row.get("memory_mb", 0.0) for row in rows if row["kind"] == "epoch"), default=0.0)
 
 
 def _spread(values: list[float]) -> dict:

@@ -61,3 +61,26 @@ def test_part_segmentation_is_compared_by_its_mean_ious(tmp_path):
     assert quantities["instance mIoU, last epoch"]["difference"]["values"] == [12.5]
     assert quantities["class mIoU, last epoch"]["b"]["values"] == [50]
     assert "accuracy, last epoch" not in quantities and quantities["point accuracy, last epoch"]["a"]["values"] == [75]
+
+
+def test_pre_training_runs_are_compared_by_their_linear_svm(tmp_path):
+    """Last epoch and random weights at both C, where both groups have them; minutes and memory beside."""
+    for name, seconds, gain in (("plain", 60, 0.0), ("guided", 120, 0.1)):
+        folder = tmp_path / name / "seed0"
+        write(folder, [])
+        rows = [{"kind": "epoch", "epoch": 0, "seconds": seconds, "memory_mb": seconds}]
+        if name == "plain":
+            rows.append({"kind": "svm", "epoch": None, "accuracy": 0.1, "chosen_accuracy": 0.2})
+        rows += [{"kind": "svm", "epoch": epoch, "accuracy": 0.3, "chosen_accuracy": 0.5 + gain} for epoch in (0, 1)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    compare.main(
+        ["--first", f"plain={tmp_path / 'plain'}", "--second", f"guided={tmp_path / 'guided'}", "--out", str(out)]
+    )
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["quantities"]) == {
+        "linear SVM, last epoch, published C",
+        "linear SVM, last epoch, cross-validated C",
+    }
+    assert summary["quantities"]["linear SVM, last epoch, cross-validated C"]["difference"]["mean"] == pytest.approx(10)
+    assert summary["training minutes"]["guided"]["mean"] == 2 and summary["peak memory, MB"]["plain"]["mean"] == 60
