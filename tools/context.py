@@ -82,7 +82,7 @@ def build_pretraining_model(run: RunContext) -> nn.Module:
     model = build_model(run.config.model)
     if not hasattr(model, "encode"):
         raise UserError(
-            f"model.NAME: {run.config.model.NAME} is a classifier: add --finetune_model, --scratch_model or --test, "
+            f"model.NAME: {run.config.model.NAME} is no model of pre-training: add --finetune_model, --scratch_model or --test, "
             "or use a recipe of cfgs/pre-training/"
         )
     return model.to(run.device)
