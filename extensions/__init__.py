@@ -1,6 +1,7 @@
 """Custom ops of this project; the package `m2ae_ops` inside can also be installed on its own."""
 
 from .m2ae_ops import (
+    attention,
     ball_query,
     chamfer_distance,
     chamfer_loss,
@@ -24,6 +25,7 @@ from .m2ae_ops import (
 )
 
 __all__ = [
+    "attention",
     "ball_query",
     "chamfer_distance",
     "chamfer_loss",

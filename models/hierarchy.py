@@ -101,18 +101,22 @@ class HierarchicalEncoder(nn.Module):
         position = self.encoder_pos_embeds[scale](centers)
         attend = self._local_pairs(scale, centers) if local else self._visible_pairs(scale, centers, packing)
         bias = None if attend is None else attention_bias(attend)
-        return self.encoder_blocks[scale](tokens, position, bias)
+        counts = None if local or self._sees_padding(scale) else packing.valid.sum(1)  # (B,), says what the bias says
+        return self.encoder_blocks[scale](tokens, position, bias, counts)
 
     def _local_pairs(self, scale: int, centers: Tensor) -> Tensor | None:
         radius = self.local_radius[scale]
         return _distance(centers) < radius if radius > 0 else None
 
-    def _visible_pairs(self, scale: int, centers: Tensor, packing: Packing) -> Tensor | None:
+    def _sees_padding(self, scale: int) -> bool:
+        return self.near_padding and self.local_radius[scale] > 0
+
+    def _visible_pairs(self, scale: int, centers: Tensor, packing: Packing) -> Tensor:
         valid = packing.valid
-        radius = self.local_radius[scale]
-        if self.near_padding and radius > 0:
+        if self._sees_padding(scale):
             # Padding sits at the origin, so the published code hides it from distant tokens only.
-            return (valid.unsqueeze(2) & valid.unsqueeze(1)) | (_distance(centers) < radius)  # (B, V, V)
+            near = _distance(centers) < self.local_radius[scale]
+            return (valid.unsqueeze(2) & valid.unsqueeze(1)) | near  # (B, V, V)
         return valid.unsqueeze(1)  # (B, 1, V)
 
 

@@ -1,9 +1,10 @@
-"""Point-cloud ops: sampling, neighbour search, gathering, interpolation, Chamfer and earth mover's distance.
+"""Point-cloud ops: sampling, neighbour search, gathering, interpolation, Chamfer and earth mover's distance, attention.
 
 Every op is `torch.ops.m2ae.<name>` with a reference in plain PyTorch; a compiled library adds kernels to it.
 See README.md.
 """
 
+from .attention import attention
 from .chamfer import chamfer_distance, chamfer_loss
 from .emd import emd
 from .indexing import gather, group, three_interpolate
@@ -23,6 +24,7 @@ from .rows import row_sums
 from .sampling import fps, fps_nested
 
 __all__ = [
+    "attention",
     "backend",
     "ball_query",
     "chamfer_distance",

@@ -68,8 +68,8 @@ class Block(nn.Module):
         if not timm_order:
             self.attn = Attention(channels, num_heads)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), bias))
+    def forward(self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), bias, counts))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -92,11 +92,18 @@ class Blocks(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, position: Tensor, bias: Tensor | None = None, *, first: int = 0, stop: int | None = None
+        self,
+        x: Tensor,
+        position: Tensor,
+        bias: Tensor | None = None,
+        counts: Tensor | None = None,
+        *,
+        first: int = 0,
+        stop: int | None = None,
     ) -> Tensor:
-        """Run (B, L, C) with positions of the same shape through the blocks `first` to before `stop`; `bias` as in `Attention`."""
+        """Run (B, L, C) with positions of the same shape through the blocks `first` to before `stop`; others as in `Attention`."""
         for block in islice(self.blocks, first, stop):
-            x = block(x + position, bias)
+            x = block(x + position, bias, counts)
         return x
 
 

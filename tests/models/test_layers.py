@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from extensions.m2ae_ops import backend
+from models.layers import attention
 from models.layers.attention import FORBIDDEN, Attention, attention_bias
 from models.layers.embed import PatchEmbed
 from models.layers.group import group_pyramid
@@ -120,6 +122,34 @@ def test_attention_in_bfloat16_stays_near():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = attention(x, attention_bias(attend))
     assert found.dtype == torch.bfloat16 and (found - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_attention_by_counts_equals_attention_by_bias(dtype, monkeypatch):
+    """Our kernel skips what the bias forbids; output and all gradients of real tokens are the same."""
+    torch.manual_seed(0)
+    layer, x, counts = attention.Attention(96, 6), torch.randn(3, 40, 96), torch.tensor([40, 23, 1])
+    real = torch.arange(40) < counts.unsqueeze(1)
+    bias, flow = attention_bias(real.unsqueeze(1)), torch.randn(3, 40, 96) * real.unsqueeze(-1)
+
+    def run():
+        tokens = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+            out = layer(tokens, bias, counts)
+        grads = torch.autograd.grad(out, (tokens, *layer.parameters()), flow.to(out.dtype))
+        return (torch.where(real.unsqueeze(-1), out, 0), *grads)
+
+    ours = run()
+    monkeypatch.setattr(attention, "can_fuse", lambda qkv: False)
+    for found, expected in zip(ours, run(), strict=True):
+        error = {torch.float32: 1e-6, torch.bfloat16: 6e-3}[dtype]
+        assert found.dtype == expected.dtype and (found - expected).norm() <= error * expected.norm()
+
+
+def test_attention_uses_our_kernel_where_it_is_faster():
+    qkv = torch.zeros(1, 2, 3, 1, 4)
+    assert attention.can_fuse(qkv) == (backend() in ("compiled (avx2)", "compiled (avx512)"))
+    assert not attention.can_fuse(qkv.half()) and not attention.can_fuse(qkv.to("meta"))
 
 
 def test_attention_equals_the_formula_and_stays_finite_where_everything_is_forbidden():

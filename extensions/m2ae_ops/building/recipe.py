@@ -29,7 +29,7 @@ CUDA_FLAGS = (
     f"-Xcompiler={','.join(HOST_FLAGS)}",
 )
 ISA_FLAGS = {
-    "isa_avx2.cpp": ("-mavx2", "-mbmi", "-mpopcnt"),
+    "isa_avx2.cpp": ("-mavx2", "-mfma", "-mbmi", "-mpopcnt"),
     "isa_avx512.cpp": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mbmi", "-mpopcnt"),
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "attention.h"
 #include "kernels.h"
 #include "patches.h"
 
@@ -13,7 +14,8 @@ enum Isa { kBase, kAvx2, kAvx512 };
 Isa best_isa() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("popcnt");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("popcnt");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   return avx512 ? kAvx512 : avx2 ? kAvx2 : kBase;
@@ -54,6 +56,15 @@ const PatchKernels<S>& pick_patches() {
   return base::patch_table<S>();
 }
 
+template <typename S>
+const AttentionKernels<S>& pick_attention() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return avx512::attention_table<S>();
+  if (isa() == kAvx2) return avx2::attention_table<S>();
+#endif
+  return base::attention_table<S>();
+}
+
 }  // namespace
 
 const char* active_isa() {
@@ -67,6 +78,10 @@ template <> const Kernels<double>& kernels<double>() { return pick<double>(); }
 template <> const PatchKernels<float>& patch_kernels<float>() { return pick_patches<float>(); }
 template <> const PatchKernels<double>& patch_kernels<double>() { return pick_patches<double>(); }
 template <> const PatchKernels<Bf16>& patch_kernels<Bf16>() { return pick_patches<Bf16>(); }
+
+template <> const AttentionKernels<float>& attention_kernels<float>() { return pick_attention<float>(); }
+template <> const AttentionKernels<double>& attention_kernels<double>() { return pick_attention<double>(); }
+template <> const AttentionKernels<Bf16>& attention_kernels<Bf16>() { return pick_attention<Bf16>(); }
 
 }  // namespace m2ae
 

@@ -1,6 +1,7 @@
 // All vector kernels for one instruction set; see kernels.h for the rule about headers.
 #pragma once
 
+#include "attention_impl.h"
 #include "ball_impl.h"
 #include "buckets_impl.h"
 #include "chamfer_impl.h"

@@ -1,0 +1,191 @@
+"""Self-attention of narrow heads: by hand, against the reference and PyTorch, its gradients, padding, extremes, errors."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+from extensions import attention
+from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.reference import attention as reference
+
+compiled = pytest.mark.skipif(not backend().startswith("compiled"), reason="of the compiled kernels")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+# Tokens, real tokens of the two samples, heads, channels: whole and broken tiles of queries, blocks of keys and registers of channels.
+SIZES = [
+    (1, (1, 1), 1, 1),
+    (7, (7, 3), 3, 5),
+    (13, (13, 13), 2, 64),
+    (40, (0, 33), 2, 16),
+    (150, (150, 129), 1, 24),
+    (300, (300, 257), 1, 16),
+]
+
+
+def operands(sizes, dtype, device="cpu"):
+    """Return qkv (B, L, 3, H, D), counts (B,) and a gradient of the output."""
+    L, counts, H, D = sizes
+    generator = torch.Generator().manual_seed(L)
+    qkv = torch.randn(2, L, 3, H, D, generator=generator) * 1.5
+    return (
+        qkv.to(device, dtype),
+        torch.tensor(counts, device=device),
+        torch.randn(2, L, H * D, generator=generator).to(device, dtype),
+    )
+
+
+def run(function, qkv, counts, grad):
+    """Return the output and the gradient of qkv."""
+    leaf = qkv.detach().clone().requires_grad_()
+    out = function(leaf, counts)
+    return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
+
+
+def usual(qkv, counts):
+    """PyTorch's attention, keys beyond the counts forbidden."""
+    B, L, _, H, D = qkv.shape
+    attend = (torch.arange(L, device=qkv.device) < counts.unsqueeze(1)).view(B, 1, 1, L)
+    out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), attn_mask=attend)
+    return out.transpose(1, 2).reshape(B, L, H * D)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_agrees_with_the_reference(sizes, dtype, device):
+    qkv, counts, grad = operands(sizes, dtype, device)
+    ours = run(attention, qkv, counts, grad)
+    exact = run(lambda x, c: reference.attention(x, c)[0], qkv.double(), counts, grad.double())
+    for found, expected in zip(ours, exact, strict=True):
+        assert found.dtype == dtype and found.is_contiguous()
+        scale = max(float(expected.abs().max()), 1.0)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("sizes", [size for size in SIZES if min(size[1])], ids=str)
+def test_agrees_with_pytorch(sizes):
+    qkv, counts, grad = operands(sizes, torch.float64)
+    real = (torch.arange(sizes[0]) < counts.unsqueeze(1)).unsqueeze(-1)
+    ours, theirs = (run(form, qkv, counts, torch.where(real, grad, 0)) for form in (attention, usual))
+    torch.testing.assert_close(ours[0], torch.where(real, theirs[0], 0), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-11, atol=1e-11)
+
+
+def test_by_hand():
+    """Two tokens, one head of one channel: weights 1 / (1 + e^-x) and its rest, x the difference of the logits."""
+    q, k, v = torch.tensor([[1.0, 2.0], [0.5, -0.5], [10.0, 20.0]])
+    out = attention(torch.stack([q, k, v], 1).view(1, 2, 3, 1, 1))
+    first = 1 / (1 + torch.exp(-(q * 0.5 - q * -0.5)))
+    torch.testing.assert_close(out.flatten(), first * 10 + (1 - first) * 20)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_padding_is_neither_read_nor_differentiated(dtype):
+    qkv, counts, grad = operands((40, (17, 0), 2, 16), dtype)
+    alone = run(attention, qkv[:1, :17], counts[:1], grad[:1, :17])
+    qkv[0, 17:], grad[0, 17:], qkv[1] = float("nan"), float("inf"), float("nan")
+    out, to_qkv = run(attention, qkv, counts, grad)
+    for found, expected in ((out, alone[0]), (to_qkv, alone[1])):
+        torch.testing.assert_close(found[0, :17], expected[0])
+        assert not found[0, 17:].any() and not found[1].any()
+    beyond = torch.tensor([99, -5])  # as 40 and 0
+    assert torch.equal(attention(qkv.nan_to_num(), beyond)[0], attention(qkv.nan_to_num())[0])
+    assert not attention(qkv, beyond)[1].any()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_extreme_logits(dtype):
+    """Logits far apart: the best key takes all, nothing overflows. A NaN stays in its row, or comes to all from a key."""
+    qkv = torch.zeros(1, 20, 3, 1, 16, dtype=dtype)
+    qkv[0, :, 0, 0, 0], qkv[0, 7, 1, 0, 0] = 1e4, 1e4
+    qkv[0, :, 2, 0, 0] = torch.arange(20.0)
+    out, to_qkv = run(attention, qkv, None, torch.ones(1, 20, 16, dtype=dtype))
+    assert (out[0, :, 0] == 7).all() and to_qkv.isfinite().all()
+    qkv[0, 3, 0, 0, 5] = float("nan")
+    assert attention(qkv)[0].isnan().any(1).nonzero().flatten().tolist() == [3]
+    qkv[0, 4, 1, 0, 5] = float("nan")
+    assert attention(qkv).isnan().all()
+
+
+def test_exponentials_are_exact_to_the_last_places():
+    """With a value of one at a single key, the output is its weight: logits over the whole range of exponents against float64."""
+    gap = torch.cat([torch.linspace(0, 126 * 0.69, 2000), torch.rand(2000) * 4])
+    qkv = torch.zeros(len(gap), 2, 3, 1, 1)
+    qkv[:, 0, 0, 0, 0], qkv[:, 1, 1, 0, 0], qkv[:, 1, 2, 0, 0] = gap, -1.0, 1.0
+    found, exact = attention(qkv)[:, 0, 0].double(), torch.sigmoid(-gap.double())
+    # The gap times log2(e) is rounded before it is an exponent.
+    assert ((found - exact).abs() / exact < 2.0**-23 * (2 + gap.double() * 1.5)).all()
+
+
+@compiled
+def test_any_number_of_threads_gives_the_same_bits():
+    qkv, counts, grad = operands((150, (150, 129), 3, 16), torch.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run(attention, qkv, counts, grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@compiled
+@pytest.mark.parametrize("isa", ["avx2", "base"])
+def test_other_instruction_sets_agree(isa, monkeypatch, tmp_path):
+    """The kernels of a lesser processor, in a process of their own."""
+    qkv, counts, grad = operands((150, (150, 129), 2, 24), torch.float32)
+    torch.save((qkv, counts, grad), tmp_path / "in.pt")
+    script = (
+        "import sys, torch; from extensions import attention; qkv, counts, grad = torch.load(sys.argv[1]); "
+        "out = attention(qkv.requires_grad_(), counts); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
+    )
+    monkeypatch.setenv("M2AE_CPU", isa)
+    subprocess.run([sys.executable, "-c", script, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
+    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(attention, qkv, counts, grad), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    qkv, counts, grad = operands((9, (9, 4), 2, 5), torch.float32, device)
+    ops, leaf = torch.ops.m2ae, qkv.clone().requires_grad_()
+    out, stats = ops.attention(qkv, counts)
+    torch.library.opcheck(ops.attention, (leaf, counts))
+    torch.library.opcheck(ops.attention, (leaf, None))
+    torch.library.opcheck(ops.attention_backward, (grad, leaf, counts, out, stats))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradcheck(device):
+    qkv, counts, _ = operands((5, (5, 3), 2, 3), torch.float64, device)
+    qkv.requires_grad_()
+    assert gradcheck(attention, (qkv, counts)) and gradcheck(attention, (qkv, None))
+    assert gradgradcheck(attention, (qkv, counts)) and gradgradcheck(attention, (qkv, None))
+
+
+def test_strided_and_empty():
+    qkv, counts, _ = operands((13, (13, 13), 2, 64), torch.float32)
+    assert torch.equal(attention(qkv.flip(0).transpose(0, 1).contiguous().transpose(0, 1)), attention(qkv.flip(0)))
+    assert attention(qkv[:0], counts[:0]).shape == (0, 13, 128) and attention(qkv[:, :0]).shape == (2, 0, 128)
+    assert attention(torch.empty(2, 9, 3, 4, 16, device="meta")).shape == (2, 9, 64)
+
+
+def test_errors():
+    qkv = torch.zeros(2, 4, 3, 2, 8)
+    with pytest.raises(
+        ValueError, match=r"attention: qkv must have shape \(B, L, 3, H, D\) with D > 0, got \(2, 4, 48\)"
+    ):
+        attention(qkv.flatten(2))
+    with pytest.raises(ValueError, match=r"attention: qkv must be float16, .* got torch\.int64"):
+        attention(qkv.long())
+    with pytest.raises(ValueError, match=r"attention: counts must be int64 \(2,\), got torch.int32 \(2,\)"):
+        attention(qkv, torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"attention: counts must be int64 \(2,\), got torch.int64 \(3,\)"):
+        attention(qkv, torch.zeros(3, dtype=torch.int64))
