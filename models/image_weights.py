@@ -31,12 +31,12 @@ def read_weights(source: str, *, name: str, sha256: str | None = None) -> tuple[
     path = _from_hub(name) if source == "hub" else Path(source).expanduser()
     if not path.is_file():
         raise UserError(f"model.teacher.weights: {path} does not exist. {_how_to_get(name)}")
-    found = _digest(path)
+    found = file_digest(path)
     if sha256 is not None and found != sha256:
         raise UserError(
             f"{path}: has the SHA-256 {found}, model.teacher.sha256 is {sha256}; give the file that the run began with"
         )
-    return _read_file(path, found), found
+    return read_file(path, found), found
 
 
 def load_tower(tower: nn.Module, weights: Mapping[str, Tensor], *, where: str, projects: bool) -> None:
@@ -84,7 +84,12 @@ def _to_timm_names(tower: nn.Module, weights: Mapping[str, Tensor], where: str) 
         ) from error
 
 
-def _read_file(path: Path, digest: str) -> dict[str, Tensor]:
+def read_file(path: Path, digest: str) -> dict[str, Tensor]:
+    """Return the state dict of a file, with the SHA-256 `digest`, as it is stored.
+
+    Raises:
+        UserError: it is damaged, unsafe, or none of the formats of `read_weights`.
+    """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -113,7 +118,8 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

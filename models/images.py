@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.image_weights import file_digest, read_file
 from models.layers.heads import projection_head
-from utils.checkpoint import read_checkpoint
 from utils.errors import UserError, suggest
 
 NO_WEIGHTS, FROM_TIMM = "none", "timm"
@@ -162,7 +162,7 @@ def _load_file(encoder: nn.Module, path: Path) -> None:
     """Load the weights of an encoder; those of a classification head are left out."""
     if not path.is_file():
         raise UserError(f"image_branch.weights: {path} does not exist; give a file of weights, 'timm' or 'none'")
-    weights = _read(path)
+    weights = read_file(path, file_digest(path))
     weights = {key.removeprefix("image_branch.").removeprefix("vit."): value for key, value in weights.items()}
     own = encoder.state_dict()
     lacking = [key for key in own if key not in weights]
@@ -174,17 +174,3 @@ def _load_file(encoder: nn.Module, path: Path) -> None:
             f"{problem}); choose image_branch.encoder and its sizes as these weights have them"
         )
     encoder.load_state_dict({key: weights[key] for key in own})
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read as safetensors ({error}); download or copy it again") from error
-    from models.weights import state_dict_of
-
-    return state_dict_of(read_checkpoint(path))

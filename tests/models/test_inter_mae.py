@@ -155,7 +155,7 @@ def test_weights_of_an_image_encoder_from_files(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth does not exist; give a file of weights, 'timm' or 'none'"):
         image_branch(weights=str(tmp_path / "none.pth"))
     (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
-    with pytest.raises(UserError, match=r"bad\.safetensors: cannot be read as safetensors"):
+    with pytest.raises(UserError, match=r"bad\.safetensors: is damaged or no safetensors file"):
         image_branch(weights=str(tmp_path / "bad.safetensors"))
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +149,38 @@ def test_fine_tuning_takes_the_encoder(trained, capsys):
     flags = ["--config", recipe, "--finetune_model", "--exp_name", "tuned", "--device", "cpu"]
     assert main.main([*flags, "--ckpts", str(FOLDER / trained / "ckpt-last.pth"), *sets]) == 0
     assert "image_branch" in capsys.readouterr().err  # among what the report of loading says was ignored
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs gloo")
+def test_two_processes_equal_one():
+    """With shared batch statistics they see the same pictures and negatives: losses agree until rounding grows."""
+    settings = ["dataset.train.clouds=160", "log_every=1", "model.transformer_config.drop_path_rate=0"]
+    assert go("one", "--val_freq", "9", settings=settings) == 0
+    sets = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
+    flags = ["--config", str(RECIPE), "--exp_name", "two", "--device", "cpu", "--val_freq", "9", *sets]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "main.py"),
+    ]
+    done = subprocess.run(
+        [*launch, *flags, "--launcher", "pytorch", "--sync_bn"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (rows(name, "step") for name in ("one", "two"))
+    assert len(one) == len(two) == 20
+    for part in ("loss_pc", "loss_fea"):
+        assert [row[part] for row in two] == pytest.approx([row[part] for row in one], rel=1e-4)
+        assert [row[part] for row in two[:5]] == pytest.approx([row[part] for row in one[:5]], rel=1e-6)
 
 
 @pytest.mark.parametrize(
