@@ -30,7 +30,8 @@ class Frame(NamedTuple):
 
 def turn_to_views(points: Tensor) -> Tensor:
     """Reorder the coordinates of points (B, N, 3) for each view: (W * B, N, 3), row, column, depth."""
-    return torch.cat([points[..., list(view)] for view in VIEWS]).float()
+    axes = points.float().unbind(-1)
+    return torch.cat([torch.stack([axes[axis] for axis in view], dim=-1) for view in VIEWS])
 
 
 def fit_frame(turned: Tensor, size: int = 224) -> Frame:

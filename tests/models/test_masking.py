@@ -80,3 +80,17 @@ def test_guided_mask_survives_what_underflows():
     assert kept[2] == 1 and (kept[[0, 1, 3]] - 1 / 3).abs().max() < 0.02
     with pytest.raises(ValueError, match="temperature is 0; it must be above 0"):
         image_guided_mask(saliency, 0.5, temperature=0)
+
+
+def test_processes_draw_guided_masks_for_the_global_batch(monkeypatch):
+    saliency = torch.rand(6, 16, generator=torch.Generator().manual_seed(0))
+
+    def draw(part):
+        return image_guided_mask(part, 0.75, temperature=0.1, generator=torch.Generator().manual_seed(1))
+
+    whole, parts = draw(saliency), []
+    monkeypatch.setattr("models.masking.world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr("models.masking.rank", lambda rank=rank: rank)
+        parts.append(draw(saliency[3 * rank : 3 * rank + 3]))
+    assert torch.equal(torch.cat(parts), whole)
