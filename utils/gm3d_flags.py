@@ -208,7 +208,8 @@ def _recipe(
         raise UserError("--config is missing; give a recipe, for example --config cfgs/pre-training/gm3d.yaml")
     file = find_recipe(path, method or "gm3d").path
     tree = read_yaml(file)
-    foreign = below_cfgs(file) is None
+    # A resolved configuration of ours has every key, this one too; published files never do.
+    foreign = below_cfgs(file) is None and "keep_every" not in tree
     flags = ["--config", str(path)]
     if method and "--method" not in rest:
         flags += ["--method", method]

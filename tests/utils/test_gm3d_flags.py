@@ -5,7 +5,7 @@ import yaml
 
 from datasets import DATASETS
 from models import MODELS
-from utils.config import load_config
+from utils.config import load_config, save_config
 from utils.errors import UserError
 from utils.gm3d_flags import parse_finetune, parse_pretrain
 from utils.parser import experiment_folder
@@ -113,6 +113,15 @@ def test_published_finetuning_command(tmp_path):
     config = resolved(parse_finetune(["--config", path]))
     assert config.model.NAME == "GM3D_PointTransformer" and config.optimizer.layer_decay == 0.75
     assert config.optimizer.kwargs.lr == pytest.approx(7.8125e-5) and config.scheduler.kwargs.min_lr == 1e-6
+
+
+def test_the_configuration_of_a_run_is_taken_as_it_is(tmp_path):
+    """It is no published file: nothing stands over it but what is given."""
+    config = resolved(parse_pretrain(["--config", "cfgs/debug/gm3d.yaml"]))
+    save_config(config, tmp_path / "config.yaml")
+    again = resolved(parse_pretrain(["--config", str(tmp_path / "config.yaml"), "--min_lr", "1e-5"]))
+    assert again.scheduler.kwargs.min_lr == 1e-5 and again.max_epoch == config.max_epoch == 2
+    assert again.optimizer == config.optimizer and again.model == config.model
 
 
 def test_resume_takes_a_path_or_none_as_published():
