@@ -168,6 +168,18 @@ def test_losses_of_patches_are_carried_up_to_those_that_hold_them():
     assert total.tolist() == [[2.0, 3.0, 0.0], [5.0, 7.0, 0.0]]
 
 
+def test_a_hidden_patch_that_holds_no_hidden_one_is_left_out_of_the_ranking():
+    """Its patches are all seen through a visible neighbour, so how hard it is is not known."""
+    model = build("GM3D_Point_M2AE", mode="usual").eval()
+    pyramid = model.group(clouds())
+    masked = torch.tensor([[False, True, True, True, False, True, True, False]]).repeat(3, 1)
+    pyramid.idx[2][:, 1] = pyramid.idx[2][:, 0]  # hidden group 1 has the members of visible group 0
+    out = model(clouds(), masked, pyramid=pyramid)
+    out["complexity"].retain_grad()
+    out["loss_ranking"].backward()
+    assert (out["complexity"].grad[:, 0] == 0).all() and (out["complexity"].grad[:, 1:] != 0).any(1).all()
+
+
 def test_curriculum():
     guided = [curriculum(epoch, 10, 0.8) for epoch in range(10)]
     assert guided[0] == pytest.approx(0.08) and guided[-1] == pytest.approx(0.8) and guided == sorted(guided)
