@@ -238,8 +238,13 @@ def test_two_processes_equal_one(method):
         lines = (run_folder(method, name) / "metrics.jsonl").read_text().splitlines()
         rows[name] = [row for row in map(json.loads, lines) if row["kind"] == "step"]
     assert len(rows["one"]) == 8
-    # Two patches that are equally hard but for rounding may change places, which a batch of few pairs shows.
+    # Two patches that are equally hard but for rounding may change places, which a batch of few pairs shows, and what follows differs a
+    # little. Another mask, or another share of the batch in a loss, would differ by a hundredth and more.
     close = {"loss_feature": 1e-5, "loss_chamfer": 1e-5, "loss_ranking": 2e-4, "loss": 1e-4}
     for one, two in zip(rows["one"], rows["two"], strict=True):
         for key, tolerance in close.items():
-            assert two[key] == pytest.approx(one[key], rel=tolerance), (one["epoch"], one["step"], key)
+            assert two[key] == pytest.approx(one[key], rel=tolerance if one["epoch"] == 0 else 1e-3), (
+                one["epoch"],
+                one["step"],
+                key,
+            )
