@@ -4,7 +4,7 @@
         --out benchmarks/results/inter-mae-modelnet10/retrieval.json
 
 Each folder is that of a run. Of every cloud one picture is drawn by lot and encoded as in training, the cloud from its visible
-patches. The same is done with the weights from which the run began.
+patches. The same is done with the weights from which the run began; `--svm` judges these by the linear SVM of the recipe as well.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from models import MODELS, build_model
 from tools.context import RunContext
 from tools.guides.inter_mae import PictureGuide, build
 from tools.retrieval import retrieval
+from tools.runner_svm import LinearProbe
 from utils.checkpoint import read_checkpoint, write_atomic
 from utils.config import saved_config
 from utils.seed import seed_everything
@@ -29,16 +30,17 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--count", type=int, default=1 << 30, help="clouds at most (default: all)")
+    parser.add_argument("--svm", action="store_true", help="also the linear SVM of the untrained encoder")
     args = parser.parse_args()
     found = {}
     for folder in args.runs:
-        found[folder.name] = judge(folder, args.count)
+        found[folder.name] = judge(folder, args.count, svm=args.svm)
         print(folder.name, json.dumps(found[folder.name]))
     text = json.dumps(found, indent=1) + "\n"
     write_atomic(args.out, lambda file: file.write(text.encode()))
 
 
-def judge(folder: Path, count: int) -> dict:
+def judge(folder: Path, count: int, *, svm: bool) -> dict:
     """Return what retrieval reaches with the last weights of a run and with those before training."""
     checkpoint = read_checkpoint(folder / "ckpt-last.pth")
     config = saved_config(checkpoint["config"], str(folder), models=MODELS, datasets=DATASETS)
@@ -48,6 +50,10 @@ def judge(folder: Path, count: int) -> dict:
     model = build_model(config.model)
     guide: PictureGuide = build(run, model, build_dataset(config.dataset.train))
     results = {"before training": score(guide, model, count)}
+    if svm:
+        found = LinearProbe.from_config(run).judge(model, choose=True)
+        results["before training"] |= {f"linear SVM, C {found.C:g}": round(100 * found.accuracy, 3)}
+        results["before training"] |= {"linear SVM, cross-validated C": round(100 * found.chosen_accuracy, 3)}
     model.load_state_dict(checkpoint["base_model"])
     results["after training"] = score(guide, model, count)
     return results
