@@ -12,14 +12,22 @@ CELL = 1.7  # inches of one picture
 
 
 def picture_table(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, alt: str) -> str:
-    """Return an image element with a grid of pictures.
-
-    Args:
-        rows: (name, column title -> picture); a picture is (h, w) in [0, 1], drawn in grey, or (h, w, 3) uint8.
-        alt: what the pictures show, for those who do not see them.
+    """Return an image element with the grid that `picture_figure` draws; `alt` says what it shows to those who do not see it.
 
     Raises:
         ImportError: matplotlib is missing.
+    """
+    file = io.BytesIO()
+    picture_figure(rows).savefig(file, format="png")
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return f'<div class="panel scroll"><img style="max-width:100%" alt="{escape(alt)}" src="data:image/png;base64,{data}"/></div>'
+
+
+def picture_figure(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]]):
+    """Return a matplotlib figure with one line of pictures a row.
+
+    Args:
+        rows: (name, column title -> picture); a picture is (h, w) in [0, 1], drawn in grey, or (h, w, 3) uint8.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,19 +36,16 @@ def picture_table(rows: Sequence[tuple[str, Mapping[str, np.ndarray]]], *, alt: 
     figure = Figure(figsize=(CELL * len(columns) + 0.3, CELL * len(rows) + 0.3), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (name, pictures) in zip(axes, rows, strict=True):
-        for position, (cell, title) in enumerate(zip(line, columns, strict=True)):
+    for index, (name, pictures) in enumerate(rows):
+        for position, (cell, title) in enumerate(zip(axes[index], columns, strict=True)):
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
             if title in pictures:
                 grey = {"cmap": "gray", "vmin": 0.0, "vmax": 1.0} if pictures[title].ndim == 2 else {}
                 cell.imshow(pictures[title], interpolation="antialiased", **grey)
-            if line is axes[0]:
+            if index == 0:
                 cell.set_title(title, fontsize=8, color="#1d2433")
             if position == 0:
                 cell.set_ylabel(name, fontsize=8, color="#5b6475")
     figure.tight_layout(pad=0.4)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return f'<div class="panel scroll"><img style="max-width:100%" alt="{escape(alt)}" src="data:image/png;base64,{data}"/></div>'
+    return figure
