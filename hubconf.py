@@ -1,37 +1,61 @@
-"""Entry points of `torch.hub`."""
+"""Entry points of `torch.hub`: the pre-training model of each method, in evaluation mode, with published weights or ours.
+
+    >>> model = torch.hub.load(".", "point_m2ae", source="local", ckpts="ckpts/pre-train.pth")
+    >>> with torch.inference_mode():
+    ...     features = model.encode(points)  # (B, N, 3), unit sphere, y up -> (B, 384), what the linear SVM judges
+    ...     tokens = model.patch_tokens(points)  # (B, 64, 384), one a coarsest group
+
+All take `ckpts`, the path of a checkpoint, or None for random weights, and keys that replace those of the checkpoint, for example
+`group_sizes=[32, 16, 16]` or `legacy=True`. A checkpoint of ours says which model it holds; of a published one, and without one, the
+published keys are taken. A `UserError` (a ValueError) says that a key is unknown, or that the checkpoint cannot be read or does not fit.
+"""
 
 dependencies = ["torch", "numpy"]
 
 
 def point_m2ae(ckpts=None, **keys):
-    """Build the pre-training model of Point-M2AE, in evaluation mode, with published weights or ours where given.
+    """Build Point-M2AE (Zhang et al. 2022)."""
+    return _build("Point_M2AE", ckpts, keys)
 
-    Example:
-        >>> model = torch.hub.load(".", "point_m2ae", source="local", ckpts="ckpts/pre-train.pth")
-        >>> with torch.inference_mode():
-        ...     features = model.encode(points)  # (B, N, 3), unit sphere, y up -> (B, 384), what the linear SVM judges
-        ...     tokens = model.patch_tokens(points)  # (B, 64, 384), one a coarsest group
 
-    Args:
-        ckpts: path of a checkpoint, or None for random weights. A checkpoint of ours says which model it holds; of a published
-            one, and without one, the published keys are taken.
-        keys: keys of the model that replace these, for example `group_sizes=[32, 16, 16]` or `legacy=True`.
+def point_mae(ckpts=None, **keys):
+    """Build Point-MAE (Pang et al. 2022)."""
+    return _build("Point_MAE", ckpts, keys)
 
-    Raises:
-        UserError: (a ValueError) a key is unknown, or the checkpoint cannot be read or does not fit the model.
-    """
+
+def i2p_mae(ckpts=None, **keys):
+    """Build I2P-MAE (Zhang et al. 2023), without its image teacher."""
+    return _build("I2P_MAE", ckpts, keys)
+
+
+def inter_mae(ckpts=None, **keys):
+    """Build Inter-MAE (Liu et al. 2023)."""
+    return _build("Inter_MAE", ckpts, keys)
+
+
+def gm3d(ckpts=None, **keys):
+    """Build GeoMask3D around Point-MAE (arXiv 2405.12419), without its teachers."""
+    return _build("GM3D", ckpts, keys)
+
+
+def gm3d_point_m2ae(ckpts=None, **keys):
+    """Build GeoMask3D around Point-M2AE, without its teachers."""
+    return _build("GM3D_Point_M2AE", ckpts, keys)
+
+
+def _build(name: str, ckpts: str | None, keys: dict):
     from models import build_model, load_weights
     from utils.checkpoint import read_checkpoint
 
-    saved = {} if ckpts is None else _saved_keys(read_checkpoint(ckpts))
-    model = build_model({**saved, "NAME": "Point_M2AE", **keys})
+    saved = {} if ckpts is None else _saved_keys(read_checkpoint(ckpts), name)
+    model = build_model({**saved, "NAME": name, **keys})
     if ckpts is not None:
         load_weights(model, ckpts)
     return model.eval()
 
 
-def _saved_keys(checkpoint: dict) -> dict:
+def _saved_keys(checkpoint: dict, name: str) -> dict:
     """Return the model keys that a checkpoint of ours was trained with, if it is a pre-training one of this method."""
     config = checkpoint.get("config")
     model = config.get("model") if isinstance(config, dict) else None
-    return dict(model) if isinstance(model, dict) and model.get("NAME") == "Point_M2AE" else {}
+    return dict(model) if isinstance(model, dict) and model.get("NAME") == name else {}

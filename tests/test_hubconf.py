@@ -13,6 +13,8 @@ from models import build_model
 from tests.models.small import SMALL
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.recipes import METHODS
+from utils.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 KEYS = {key: value for key, value in SMALL.items() if key != "NAME"}
@@ -35,6 +37,20 @@ def test_keys_override_the_published_defaults():
     assert sum(parameter.numel() for parameter in load().parameters()) == published["n_parameters"]
     with pytest.raises(ValueError, match="mask_ratio"):
         load(mask_ration=0.5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_an_entry(method):
+    keys = {
+        key: value
+        for key, value in read_yaml(ROOT / "cfgs" / "debug" / f"{method}.yaml")["model"].items()
+        if key != "NAME"
+    }
+    model = torch.hub.load(str(ROOT), method.replace("-", "_"), source="local", **keys)
+    assert not model.training and model.method == method
+    with torch.inference_mode():
+        features, tokens = model.encode(torch.randn(2, 128, 3)), model.patch_tokens(torch.randn(2, 128, 3))
+    assert len(features) == len(tokens) == 2 and torch.isfinite(features).all()
 
 
 def test_published_layout(tmp_path, source):
