@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "common.h"
+#include "storage.h"
 
 namespace m2ae {
 namespace {
@@ -15,24 +16,8 @@ constexpr int64_t kPieces = 64;   // pieces at most where each keeps a gradient 
 
 int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// float16 is computed in float32; the others have kernels of their own.
-Tensor storable(const Tensor& t) { return (t.scalar_type() == at::kHalf ? t.to(at::kFloat) : t).contiguous(); }
-
 // Small operands are read in the type that is computed with.
 Tensor as_real(const Tensor& t, const Tensor& like) { return t.to(compute_type(like)).contiguous(); }
-
-template <typename F>
-void by_storage(const Tensor& t, const char* op, F&& run) {
-  switch (t.scalar_type()) {
-    case at::kFloat: return run(float());
-    case at::kDouble: return run(double());
-    case at::kBFloat16: return run(Bf16());
-    default: TORCH_CHECK_VALUE(false, op, ": dtype ", t.scalar_type(), " has no kernel; use float32, bfloat16 or float64");
-  }
-}
-
-template <typename S> const S* read(const Tensor& t) { return static_cast<const S*>(t.const_data_ptr()); }
-template <typename S> S* write(const Tensor& t) { return static_cast<S*>(t.mutable_data_ptr()); }
 
 // Runs work(first, count, piece) over `total` items in pieces of `size`.
 template <typename F>
