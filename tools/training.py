@@ -38,8 +38,8 @@ class Display:
     epoch_tag: str
     batch_tags: dict[str, str]
 
-    def tag(self, name: str) -> str:
-        return f"Loss/Batch/{self.batch_tags.get(name) or name.replace('loss', 'Loss')}"
+    def tag(self, name: str, span: str = "Batch") -> str:
+        return f"Loss/{span}/{self.batch_tags.get(name) or name.replace('loss', 'Loss')}"
 
 
 @dataclass
@@ -173,6 +173,9 @@ class Training:
         self.writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
         shown = means["loss"] * self.display.scale
         self.writer.scalar(self.display.epoch_tag, shown, epoch)
+        for name, value in means.items():
+            if name.startswith("loss_"):
+                self.writer.scalar(self.display.tag(name, "Epoch"), value * self.display.scale, epoch)
         for name in (name for name in means if name.startswith("loss_")):
             self.writer.scalar(f"Loss/Epoch/{name.replace('loss', 'Loss')}", means[name] * self.display.scale, epoch)
         unit = f" (x{self.display.scale:.0f})" if self.display.scale != 1 else ""
