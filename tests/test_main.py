@@ -271,7 +271,8 @@ def test_bad_arguments(capsys, tmp_path):
         capsys,
         ["--config", "cfgs/fine-tuning/scan_pb.yaml", "--exp_name", "z", "--device", "cpu"],
         "Point_M2AE_ScanObjectNN",
-        "classifier",
+        "no model of pre-training",
+        "--finetune_model",
     )
     refused(capsys, arguments("x", "--vote"), "--vote", "--finetune_model")
     assert not (FOLDER / "x").exists()

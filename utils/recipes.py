@@ -182,4 +182,5 @@ def _hint(given: Path) -> str:
         return f"{text} Recipes stand in cfgs/<task>/, for example {names[0] if names else 'none'}"
     if same:
         return f"did you mean {' or '.join(same)}?"
-    return f"recipes: {', '.join(names) or 'none'}"
+    first = {name.split("/")[1]: name for name in reversed(names)}  # of each task
+    return f"recipes: {', '.join(reversed(first.values()))} ..., {len(names)} in all" if names else "recipes: none"

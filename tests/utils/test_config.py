@@ -239,7 +239,10 @@ def test_base_can_be_overridden(load, tmp_path):
         ("optimizer.kwargs.lr=-1", r"kwargs.lr: is -1.0; it must not be negative"),
         ("optimizer.kwargs.betas=[0.9]", r"kwargs.betas: are \[0.9\]; expected two numbers"),
         ("scheduler.kwargs.epochs=0", r"kwargs.epochs: is 0; it must be above 0"),
-        ("augmentation=spin", r"augmentation: 'spin' is unknown; choose one of: none, rotate, scale_translate"),
+        (
+            "augmentation=spin",
+            r"augmentation: 'spin' is unknown; choose one of: batch_rotate, none, rotate, scale_rotate, scale_translate",
+        ),
         ("legacy=[flat]", r"legacy: 'flat' is unknown; known to the runner: double_step, undivided"),
         ("svm.C=0", r"svm: C: is 0.0; it must be above 0"),
         ("dataset.train.npoint=3", r"dataset.train: unknown key 'npoint'; did you mean npoints"),
@@ -300,7 +303,9 @@ def test_missing_file_names_close_ones():
         UserError, match=r"cfgs/pre-trainin/point-m2ae.yaml: .* does not exist; did you mean cfgs/pre-training"
     ):
         load_config("cfgs/pre-trainin/point-m2ae.yaml", models=MODELS, datasets=DATASETS)
-    with pytest.raises(UserError, match=r"xyz.yaml: .* does not exist; recipes: cfgs/debug/point-m2ae.yaml"):
+    with pytest.raises(
+        UserError, match=r"xyz.yaml: .* does not exist; recipes: cfgs/debug/.*, cfgs/fine-tuning/.* in all"
+    ):
         load_config("xyz.yaml", models=MODELS, datasets=DATASETS)
 
 
