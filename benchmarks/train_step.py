@@ -12,8 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.baseline import PlainPointM2AE
+from benchmarks.phases import Clock, matrix_rate
 from datasets import build_dataset
 from extensions.m2ae_ops import backend
 from models import build_model
@@ -35,42 +34,15 @@ from utils.run_config import OptimizerConfig, OptimizerKwargs
 PHASES = ("augmentation", "grouping", "masking", "embedding", "encoder", "decoder", "loss", "backward", "optimizer")
 SIDES = ("baseline fp32", "baseline bf16", "ours fp32", "ours bf16")
 RATE, WEIGHT_DECAY = 1e-4, 0.05
-GEMM = (8192, 512, 512)
 
 
-class Clock:
-    """Collect the milliseconds of each phase of one step; phases are told apart by hooks on the model's parts."""
-
-    def __init__(self, model: nn.Module):
-        self.spent: dict[str, float] = {}
-        self._last = 0.0
-        model.group = self._timed(model.group, before="augmentation", after="grouping")
-        encoder = model.h_encoder
-        encoder.register_forward_pre_hook(lambda *_: self.mark("masking"))
-        encoder.register_forward_hook(lambda *_: self.mark("encoder"))
-        for embed in encoder.token_embed:
-            embed.register_forward_pre_hook(lambda *_: self.mark("encoder"))
-            embed.register_forward_hook(lambda *_: self.mark("embedding"))
-        model.rec_head.register_forward_hook(lambda *_: self.mark("decoder"))
-
-    def start(self) -> None:
-        self.spent = dict.fromkeys(PHASES, 0.0)
-        self._last = time.perf_counter()
-
-    def mark(self, phase: str) -> None:
-        """Book the time since the last mark."""
-        now = time.perf_counter()
-        self.spent[phase] = self.spent.get(phase, 0.0) + 1000 * (now - self._last)
-        self._last = now
-
-    def _timed(self, function: Callable, *, before: str, after: str) -> Callable:
-        def call(*args):
-            self.mark(before)
-            result = function(*args)
-            self.mark(after)
-            return result
-
-        return call
+def watch(model: nn.Module, clock: Clock) -> None:
+    """Tell a clock when a model groups, masks, embeds, encodes and decodes."""
+    clock.wrap(model, "group", "grouping", then="masking")
+    clock.watch(model.h_encoder, "encoder", then="decoder")
+    for embed in model.h_encoder.token_embed:
+        clock.watch(embed, "embedding")
+    model.rec_head.register_forward_hook(lambda *_: clock.to("loss"))
 
 
 class Side:
@@ -78,7 +50,8 @@ class Side:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: str):
         self.model, self.optimizer, self.precision = model.train(), optimizer, precision
-        self.clock = Clock(model)
+        self.clock = Clock(PHASES, torch.device("cpu"))
+        watch(model, self.clock)
         self.steps: list[dict[str, float]] = []
         self.error: str | None = None
 
@@ -89,11 +62,11 @@ class Side:
         with autocast(points.device, self.precision):
             out = self.model(moved)
         loss = out["loss"] if isinstance(out, dict) else out
-        clock.mark("loss")
+        clock.to("backward")
         loss.backward()
-        clock.mark("backward")
+        clock.to("optimizer")
         self.update()
-        clock.mark("optimizer")
+        clock.leave()
         if book:
             self.steps.append(clock.spent)
 
@@ -128,18 +101,6 @@ def build_sides(names: list[str]) -> dict[str, Side]:
     return sides
 
 
-def matrix_rate(dtype: torch.dtype, repeats: int = 3) -> float:
-    """Return the GFLOP/s of the best of a few products."""
-    rows, inner, columns = GEMM
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(columns, inner).to(dtype)
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        nn.functional.linear(a, b)
-        times.append(time.perf_counter() - started)
-    return 2e-9 * rows * inner * columns / min(times)
-
-
 def operations(points: Tensor) -> dict[str, float]:
     """Count GFLOP of a step, forward and backward, of both sides."""
     config = PointM2AEConfig()
@@ -162,7 +123,7 @@ def measure(sides: dict[str, Side], clouds: Tensor, batch: int, rounds: int) -> 
     for number in range(-1, rounds):
         points = clouds[torch.arange(number * batch, (number + 1) * batch) % len(clouds)]
         for precision, found in rates.items():
-            found.append(matrix_rate(AUTOCAST_DTYPES[precision] or torch.float32))
+            found.append(matrix_rate(torch.device("cpu"), AUTOCAST_DTYPES[precision] or torch.float32))
         for name, side in sides.items():
             if side.error:
                 continue
@@ -239,7 +200,7 @@ def main() -> None:
     rows = summarise(sides, rates, gflop, args.batch)
     print(table(rows))
     medians = {precision: round(statistics.median(found), 1) for precision, found in rates.items()}
-    print(f"matrix product {'x'.join(map(str, GEMM))}: {medians} GFLOP/s")
+    print(f"matrix product 8192 x 512 x 512: {medians} GFLOP/s")
     if args.out:
         about = provenance() | {"Command": " ".join(["train_step.py", *sys.argv[1:]]), "Backend": backend()}
         args.out.parent.mkdir(parents=True, exist_ok=True)
