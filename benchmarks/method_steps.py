@@ -24,6 +24,7 @@ from unittest.mock import patch
 import torch
 import yaml
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import main as program
@@ -53,6 +54,7 @@ STORED_POINTS = 8192  # of a cloud, as in ShapeNet-55; a step draws some of them
 STEPS_BY_PHASE = 3
 COUNTED_CLOUDS = 4
 FEWEST_CLOUDS = 20  # one a class of the built-in set
+SIZES = {"published": "pre-training", "debug": "debug"}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -62,6 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batches", default="16")
     parser.add_argument("--steps", type=int, default=4, help="steps of an epoch")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--size", choices=SIZES, default="published", help="debug: of cfgs/debug, to see that everything runs"
+    )
     parser.add_argument("--flags", default="", help="more flags of main.py, in one string")
     parser.add_argument("--limit", type=float, default=600, help="seconds that a case may take")
     parser.add_argument("--out", type=Path)
@@ -79,11 +84,11 @@ def main(arguments: list[str] | None = None) -> None:
         for precision in args.precisions.split(","):
             for batch in map(int, args.batches.split(",")):
                 row = {"method": method, "precision": precision, "batch": batch}
-                how = {"steps": args.steps, "device": args.device, "flags": args.flags.split()}
+                how = {"steps": args.steps, "device": args.device, "size": args.size, "flags": args.flags.split()}
                 rows.append(row | alone(row | how, args.limit))
                 print(describe(rows[-1]), flush=True)
     if args.out:
-        report = {"about": provenance(), "steps": args.steps, "flags": args.flags, "rows": rows}
+        report = {"about": provenance(), "size": args.size, "steps": args.steps, "flags": args.flags, "rows": rows}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(args.out, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
 
@@ -113,11 +118,13 @@ def describe(row: dict) -> str:
     )
 
 
-def measure(*, method: str, precision: str, batch: int, steps: int, device: str, flags: list[str]) -> dict:
+def measure(
+    *, method: str, precision: str, batch: int, steps: int, device: str, flags: list[str], size: str = "published"
+) -> dict:
     """Run the program on a case, then single steps of it; returns what a row of the report holds."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         steps = max(steps, -(-FEWEST_CLOUDS // batch))
-        write_recipe(method, batch, batch * steps)
+        write_recipe(method, batch, batch * steps, size)
         argv = ["--config", "recipe.yaml", "--exp_name", "case", "--precision", precision, "--device", device, *flags]
         epoch = run_program(argv)
         phases, gflop = take_apart(argv, batch)
@@ -135,22 +142,21 @@ def measure(*, method: str, precision: str, batch: int, steps: int, device: str,
     }
 
 
-def write_recipe(method: str, batch: int, clouds: int) -> None:
-    """Write `recipe.yaml`, the published one on the built-in set for two epochs, and the weights of a frozen teacher."""
-    recipe = read_yaml(ROOT / "cfgs" / "pre-training" / f"{method}.yaml")
+def write_recipe(method: str, batch: int, clouds: int, size: str = "published") -> None:
+    """Write `recipe.yaml`, one of `size` on the built-in set for two epochs, and the weights of a frozen teacher."""
+    recipe = read_yaml(ROOT / "cfgs" / SIZES[size] / f"{method}.yaml")
     drawn = recipe["dataset"]["train"]["others"]["npoints"]
-    recipe["dataset"] = {
-        "train": {"NAME": "Synthetic", "N_POINTS": STORED_POINTS, "clouds": clouds, "npoints": drawn},
-    }
-    recipe |= {"total_bs": batch, "max_epoch": 2, "max_epoch_inclusive": False}
+    data = {"NAME": "Synthetic", "N_POINTS": STORED_POINTS, "clouds": clouds, "npoints": drawn}
+    recipe |= {"dataset": {"train": data}, "total_bs": batch, "max_epoch": 2, "max_epoch_inclusive": False}
     model = recipe["model"]
-    if method == "i2p-mae":
+    if size == "published" and method == "i2p-mae":
         model["teacher"] = {"weights": "random"}
-    elif method == "inter-mae":
+    elif size == "published" and method == "inter-mae":
         model["image_branch"] |= {"weights": "none", "views": 1}
-    elif method in TEACHERS:
+    elif method in TEACHERS and model["guidance"]["mode"] == "feature":
+        same = {key: value for key, value in model.items() if key not in ("NAME", "guidance")}
+        torch.save({"base_model": build_model({"NAME": TEACHERS[method], **same}).state_dict()}, "teacher.pth")
         model["guidance"]["teacher"] = "teacher.pth"
-        torch.save({"base_model": build_model({"NAME": TEACHERS[method]}).state_dict()}, "teacher.pth")
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
 
@@ -219,10 +225,11 @@ def forward(run: RunContext, model: nn.Module, guide: Guide, batch: Batch, clock
 
 
 def count_operations(run: RunContext, model: nn.Module, guide: Guide, batch: Batch) -> float:
-    """Return the GFLOP of the matrix products of a step, in its plain form: kernels of our own would not be counted."""
+    """Return the GFLOP of the matrix products of a step, in its plain form: fused kernels would not be counted."""
     silent = Clock(PHASES, torch.device("cpu"))
     silent.start()
-    with patch("torch.compiler.is_compiling", lambda: True), FlopCounterMode(display=False) as counter:
+    plain = patch("torch.compiler.is_compiling", lambda: True), sdpa_kernel(SDPBackend.MATH)
+    with plain[0], plain[1], FlopCounterMode(display=False) as counter:
         forward(run, model, guide, batch, silent).backward()
     model.zero_grad(set_to_none=True)
     return counter.get_total_flops() / 1e9

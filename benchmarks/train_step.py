@@ -192,7 +192,7 @@ def main() -> None:
         parser.error(f"--sides: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(SIDES)}")
     torch.set_num_threads(args.threads)
     keep_freed_memory()  # as main.py does
-    clouds = build_dataset({"NAME": "Synthetic", "clouds": 4 * args.batch})
+    clouds = build_dataset({"NAME": "Synthetic", "clouds": max(20, 4 * args.batch)})
     clouds = torch.from_numpy(clouds.points[:].copy())
     sides = build_sides(names)
     gflop = operations(clouds[: args.batch])

@@ -2,17 +2,13 @@
 
 import contextlib
 import json
-from pathlib import Path
 
 import pytest
-import yaml
 
 from benchmarks import method_steps
 from datasets import DATASETS
 from models import MODELS
 from utils.config import load_config
-from utils.provenance import ROOT
-from utils.yaml_files import read_yaml
 
 
 @pytest.mark.parametrize("method", method_steps.METHODS)
@@ -30,18 +26,18 @@ def test_the_published_recipe_is_what_is_timed(method, tmp_path):
         assert getattr(config.model, key, None) == getattr(published.model, key, None)
 
 
-def write_tiny_recipe(method, batch, clouds):
-    recipe = read_yaml(ROOT / "cfgs" / "debug" / f"{method}.yaml")
-    data = {"NAME": "Synthetic", "N_POINTS": 256, "clouds": clouds, "npoints": 128}
-    recipe |= {"total_bs": batch, "max_epoch": 2, "max_epoch_inclusive": False, "dataset": {"train": data}}
-    recipe["scheduler"]["kwargs"] |= {"epochs": 2, "initial_epochs": 1}
-    Path("recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-
-
 @pytest.mark.parametrize(("method", "guided"), [("point-m2ae", False), ("inter-mae", True)])
 def test_a_case_says_how_fast_it_was_and_where_the_time_went(method, guided, monkeypatch, capsys):
-    monkeypatch.setattr(method_steps, "write_recipe", write_tiny_recipe)
-    case = {"method": method, "precision": "fp32", "batch": 10, "steps": 1, "device": "cpu", "flags": []}
+    monkeypatch.setattr(method_steps, "STORED_POINTS", 256)
+    case = {
+        "method": method,
+        "precision": "fp32",
+        "batch": 10,
+        "steps": 1,
+        "device": "cpu",
+        "flags": [],
+        "size": "debug",
+    }
     method_steps.main(["--case", json.dumps(case)])
     row = json.loads(capsys.readouterr().out)
     assert row["samples_per_second"] == pytest.approx(1e4 / row["step_ms"], rel=0.01)
@@ -56,10 +52,9 @@ def test_a_case_says_how_fast_it_was_and_where_the_time_went(method, guided, mon
 
 def test_twice_the_clouds_are_twice_the_operations(monkeypatch):
     found = []
-    monkeypatch.setattr(method_steps, "write_recipe", write_tiny_recipe)
     monkeypatch.setattr(method_steps, "run_program", lambda argv: {"seconds": 1.0, "memory_mb": 1.0, "loss": 1.0})
     for batch in (10, 20):
-        how = {"precision": "fp32", "steps": 2, "device": "cpu", "flags": []}
+        how = {"precision": "fp32", "steps": 2, "device": "cpu", "flags": [], "size": "debug"}
         found.append(method_steps.measure(method="point-mae", batch=batch, **how)["gflop"])
     assert found[1] == pytest.approx(2 * found[0], rel=0.2, abs=0.2)
 
