@@ -28,6 +28,8 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     """
     method = _method(args)
     recipe = find_recipe(args.config, method)
+    if args.transfer and recipe.task == "segmentation":
+        raise UserError("--transfer: is not for part segmentation; leave it out, or use another recipe")
     overrides = [*args.set, *_few_shot(args, recipe.path)]
     config = load_config(
         args.config, overrides=overrides, models=MODELS, datasets=DATASETS, method=method, data_root=args.data_root

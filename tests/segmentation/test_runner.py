@@ -300,6 +300,8 @@ def test_bad_input(beside_whole, capsys, tmp_path):
     other = [*SMALLER, "dataset.val.categories=[mug, table]"]
     refused(capsys, arguments("d", *start, settings=other), "have other categories or parts")
     refused(capsys, arguments("e", *start, settings=["transfer=mlp3"]), "--transfer: is not for part segmentation")
+    published = ["--config", "cfgs/segmentation/shapenet_part.yaml", *start, "--transfer", "linear"]
+    refused(capsys, published, "--transfer: is not for part segmentation")
     pretrained("m2ae.pth", "point-m2ae")
     refused(capsys, arguments("f", *start, "--ckpts", "m2ae.pth"), "checkpoint of point-m2ae", "model of point-mae")
     refused(capsys, arguments("g", "--test", "--ckpts", "pre.pth"), "lacks", "part segmenter, first label_conv")
