@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -79,18 +80,17 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if unknown := set(args.methods.split(",")) - set(METHODS):
         parser.error(f"--methods: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(METHODS)}")
-    rows = []
-    for method in args.methods.split(","):
-        for precision in args.precisions.split(","):
-            for batch in map(int, args.batches.split(",")):
-                row = {"method": method, "precision": precision, "batch": batch}
-                how = {"steps": args.steps, "device": args.device, "size": args.size, "flags": args.flags.split()}
-                rows.append(row | alone(row | how, args.limit))
-                print(describe(rows[-1]), flush=True)
-    if args.out:
-        report = {"about": provenance(), "size": args.size, "steps": args.steps, "flags": args.flags, "rows": rows}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(args.out, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
+    report = {"about": provenance(), "size": args.size, "steps": args.steps, "flags": args.flags, "rows": []}
+    for method, precision, batch in product(
+        args.methods.split(","), args.precisions.split(","), args.batches.split(",")
+    ):
+        row = {"method": method, "precision": precision, "batch": int(batch)}
+        how = {"steps": args.steps, "device": args.device, "size": args.size, "flags": args.flags.split()}
+        report["rows"].append(row | alone(row | how, args.limit))
+        print(describe(report["rows"][-1]), flush=True)
+        if args.out:  # after each case: what was measured stays when time runs out
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(args.out, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
 
 
 def alone(case: dict, limit: float) -> dict:
