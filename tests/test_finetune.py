@@ -2,15 +2,13 @@
 
 import contextlib
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 import main
-from models import build_model
+from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
 from tools import runner_finetune
 from utils.checkpoint import read_checkpoint
 from utils.yaml_files import read_yaml
@@ -32,23 +30,8 @@ def arguments(name, *flags, method="point-mae", settings=SMALLER):
     return ["--config", str(recipe), "--exp_name", name, "--device", "cpu", *flags, *sets]
 
 
-def rows(folder, *kinds):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    timing = {"seconds", "samples_per_second", "memory_mb"}
-    found = [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
-    return [row for row in found if row["kind"] in kinds]
-
-
-def pretrained(path, method="point-mae"):
-    """Write a checkpoint of the untrained debug model, as pre-training writes it."""
-    from datasets import DATASETS
-    from models import MODELS
-    from utils.config import load_config
-
-    config = load_config(ROOT / "cfgs" / "debug" / f"{method}.yaml", models=MODELS, datasets=DATASETS)
-    torch.manual_seed(5)
-    torch.save({"base_model": build_model(config.model).state_dict(), "epoch": 1}, path)
-    return path
+def voting(name, *flags):
+    return arguments(name, "--finetune_model", "--ckpts", "pre.pth", "--vote", *flags)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +40,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     with contextlib.chdir(folder):
         pretrained("pre.pth")
-        assert main.main(arguments("whole", "--finetune_model", "--ckpts", "pre.pth", "--vote")) == 0
+        assert main.main(voting("whole")) == 0
     return folder
 
 
@@ -132,40 +115,12 @@ def test_linear_transfer_trains_one_layer(beside_whole):
 
 
 def test_resume_is_exact(beside_whole, monkeypatch):
-    calls, original = [], runner_finetune.augment
-
-    def augment(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    monkeypatch.setattr(runner_finetune, "augment", augment)
-    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
-    assert main.main(arguments("stopped", *flags)) == 128 + signal.SIGTERM
-    monkeypatch.setattr(runner_finetune, "augment", original)
-    assert read_checkpoint(FOLDER / "stopped" / "ckpt-last.pth")["pending"]["step"] == 2
-    assert main.main(arguments("stopped", *flags, "--resume")) == 0
-    a, b = (read_checkpoint(FOLDER / name / "ckpt-last.pth") for name in ("whole", "stopped"))
-    assert a["best_metrics"] == b["best_metrics"] and a["metrics"] == b["metrics"]
-    assert all(torch.equal(value, b["base_model"][key]) for key, value in a["base_model"].items())
     kinds = ("epoch", "val", "vote")
-    assert rows(FOLDER / "whole", *kinds) == rows(FOLDER / "stopped", *kinds)
+    check_exact_resume(monkeypatch, runner_finetune, voting, FOLDER, at_call=5, kinds=kinds)
 
 
 def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
-    """Killed while epoch 1 is judged: resume judges it first, and the best epoch is not lost."""
-    original = runner_finetune.Judge.judge
-
-    def judge(self, model):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner_finetune.Judge, "judge", judge)
-    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
-    assert main.main(arguments("killed", *flags)) == 130
-    monkeypatch.setattr(runner_finetune.Judge, "judge", original)
-    assert main.main(arguments("killed", *flags, "--resume")) == 0
-    assert rows(FOLDER / "killed", "val", "vote") == rows(FOLDER / "whole", "val", "vote")
+    check_late_judgement(monkeypatch, runner_finetune.Judge, voting, FOLDER, kinds=("val", "vote"))
 
 
 def test_test_agrees_with_validation(beside_whole, capsys):

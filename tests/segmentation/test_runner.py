@@ -1,8 +1,6 @@
 """Part segmentation from end to end: trained, resumed, judged, voted, own clouds; what it leaves behind; bad input."""
 
-import json
-import os
-import signal
+import contextlib
 import zlib
 from pathlib import Path
 
@@ -11,16 +9,15 @@ import pytest
 import torch
 
 import main
-from datasets import DATASETS, build_dataset
+from datasets import build_dataset
 from datasets.cloud_files import read_cloud
-from models import MODELS, build_model
 from segmentation import runner
 from segmentation.metrics import restricted_argmax
 from segmentation.predict import segment_cloud
+from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
 from tools.launch import open_run
 from tools.ply import write_ply
 from utils.checkpoint import read_checkpoint
-from utils.config import load_config
 from utils.parser import parse_args
 
 ROOT = Path(__file__).parents[2]
@@ -35,32 +32,17 @@ def arguments(name, *flags, method="point-mae", settings=SMALLER):
     return ["--config", str(recipe), "--exp_name", name, "--device", "cpu", *flags, *sets]
 
 
-def rows(folder, *kinds):
-    timing = {"seconds", "samples_per_second", "memory_mb"}
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    found = [{key: value for key, value in json.loads(line).items() if key not in timing} for line in lines]
-    return [row for row in found if row["kind"] in kinds]
-
-
-def pretrained(path, method="point-mae"):
-    """Write a checkpoint of an untrained pre-training model, as pre-training writes it."""
-    config = load_config(ROOT / "cfgs" / "debug" / f"{method}.yaml", models=MODELS, datasets=DATASETS)
-    torch.manual_seed(5)
-    torch.save({"base_model": build_model(config.model).state_dict(), "epoch": 1}, path)
-    return path
+def voting(name, *flags):
+    return arguments(name, "--finetune_model", "--ckpts", "pre.pth", "--vote", *flags)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Return a folder with a checkpoint and one uninterrupted run called `whole`, with voting."""
     folder = tmp_path_factory.mktemp("segmentation")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         pretrained("pre.pth")
-        assert main.main(arguments("whole", "--finetune_model", "--ckpts", "pre.pth", "--vote")) == 0
-    finally:
-        os.chdir(before)
+        assert main.main(voting("whole")) == 0
     return folder
 
 
@@ -134,39 +116,12 @@ def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
 
 
 def test_resume_is_exact(beside_whole, monkeypatch):
-    calls, original = [], runner.augment
-
-    def augment(*args):
-        calls.append(1)
-        if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
-
-    monkeypatch.setattr(runner, "augment", augment)
-    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
-    assert main.main(arguments("stopped", *flags)) == 128 + signal.SIGTERM
-    monkeypatch.setattr(runner, "augment", original)
-    assert read_checkpoint(FOLDER / "stopped" / "ckpt-last.pth")["pending"]["step"] == 2
-    assert main.main(arguments("stopped", *flags, "--resume")) == 0
-    a, b = (read_checkpoint(FOLDER / name / "ckpt-last.pth") for name in ("whole", "stopped"))
-    assert a["best_metrics"] == b["best_metrics"] and a["metrics"] == b["metrics"]
-    assert all(torch.equal(value, b["base_model"][key]) for key, value in a["base_model"].items())
     kinds = ("epoch", "parts", "parts_vote")
-    assert rows(FOLDER / "whole", *kinds) == rows(FOLDER / "stopped", *kinds)
+    check_exact_resume(monkeypatch, runner, voting, FOLDER, at_call=6, kinds=kinds)
 
 
 def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
-    original = runner.PartJudge.judge
-
-    def judge(self, model):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(runner.PartJudge, "judge", judge)
-    flags = ("--finetune_model", "--ckpts", "pre.pth", "--vote")
-    assert main.main(arguments("killed", *flags)) == 130
-    monkeypatch.setattr(runner.PartJudge, "judge", original)
-    assert main.main(arguments("killed", *flags, "--resume")) == 0
-    assert rows(FOLDER / "killed", "parts", "parts_vote") == rows(FOLDER / "whole", "parts", "parts_vote")
+    check_late_judgement(monkeypatch, runner.PartJudge, voting, FOLDER, kinds=("parts", "parts_vote"))
 
 
 def test_test_agrees_with_validation(beside_whole, capsys):
