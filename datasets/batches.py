@@ -13,6 +13,7 @@ from datasets.clouds import CloudSet
 from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices, sample_with_replacement
 from utils.errors import UserError
 from utils.seed import generator
+from utils.transfer import send
 
 DRAWN = ("random", "replacement")  # samplings that need random numbers
 RESIDENT_SHARE = 0.4  # of the free device memory that a resident set may take
@@ -123,16 +124,16 @@ class Batches:
         npoints = self.cloud_set.npoints
         where = self.points.device
         chosen = slice(None, npoints) if seeds is None else self._chosen(rows, seeds)
-        own = rows.to(where) if seeds is None else rows.to(where)[:, None]
-        points = self.points[own, chosen if seeds is None else chosen.to(where)]  # (B, N, 3)
-        points = points.to(self.device, non_blocking=True)
+        own = send(rows if seeds is None else rows[:, None], where)
+        points = self.points[own, chosen if seeds is None else send(chosen, where)]  # (B, N, 3)
+        points = send(points, self.device)
         if self.cloud_set.normalize:
             points = normalize_unit_sphere(points)
-        labels = None if self.labels is None else self.labels[rows].to(self.device, non_blocking=True)
+        labels = None if self.labels is None else send(self.labels[rows], self.device)
         parts = None
         if self.parts is not None:
             parts = self.parts[rows if seeds is None else rows[:, None], chosen]  # (B, N)
-            parts = parts.to(self.device, torch.int64, non_blocking=True)
+            parts = send(parts, self.device, torch.int64)
         return Batch(points=points, labels=labels, indices=rows, step=step, parts=parts)
 
     def _chosen(self, rows: Tensor, seeds: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ GPU runs see the same numbers) and moved to the device of `points`.
 import torch
 from torch import Tensor
 
+from utils.transfer import send
+
 AXES = {"x": 0, "y": 1, "z": 2}
 SCALE_RANGE = (2.0 / 3.0, 3.0 / 2.0)
 SMALL_SCALE_RANGE = (0.9, 1.1)
@@ -46,7 +48,7 @@ def sample_with_replacement(seeds: Tensor, totals: Tensor, count: int) -> Tensor
 def sample_points(points: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
     """Take `count` points of each cloud without replacement, in random order: (B, N, 3) -> (B, count, 3)."""
     B, N, C = points.shape
-    idx = sample_indices(draw_seeds(B, generator=generator), N, count).to(points.device)
+    idx = send(sample_indices(draw_seeds(B, generator=generator), N, count), points.device)
     return points.gather(1, idx[:, :, None].expand(-1, -1, C))
 
 
@@ -77,7 +79,7 @@ def scale_translate(
         raise ValueError("scale_translate: give both scale and offset, or neither")
     if scale is None:
         scale, offset = draw_scale_offset(B, generator=generator)
-    scale, offset = scale.to(points), offset.to(points)
+    scale, offset = (send(values, points.device, points.dtype) for values in (scale, offset))
     return points * scale[:, None] + offset[:, None]
 
 
@@ -120,7 +122,7 @@ def rotate(
         raise ValueError(f"rotate: axis {axis!r} is unknown; choose one of {', '.join(AXES)}")
     if angle is None:
         angle = draw_angle(points.shape[0], generator=generator)
-    angle = angle.to(points)[:, None]
+    angle = send(angle, points.device, points.dtype)[:, None]
     first, second = (AXES[axis] + 1) % 3, (AXES[axis] + 2) % 3
     a, b = points[..., first], points[..., second]
     turned = points.clone()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from models.encoder import decoder_blocks, with_placeholders
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
-from models.losses import mean_over_processes, rank_correlation, ranking_loss, regression_loss
-from models.masking import curriculum, guided_mask, hide_groups
+from models.losses import mean_loss, rank_correlation, ranking_loss, regression_loss
+from models.masking import KnownMask, curriculum, guided_mask, hide_groups
 from models.teachers import Complete, FrozenTeacher
 
 # What the branch is called in a checkpoint.
@@ -146,19 +146,17 @@ def base_keys(config: Any, kind: type) -> Any:
 def choose_hidden(
     model: nn.Module,
     pyramid: Pyramid,
-    masked: Tensor | None,
+    masked: Tensor | KnownMask | None,
     targets: Targets | None,
     generator: torch.Generator | None,
-) -> tuple[Tensor, int]:
-    """Return the groups of the coarsest scale to hide, (B, G) bool, and how many they are in each sample; random ones by default."""
+) -> KnownMask:
+    """Return the groups of the coarsest scale to hide and how many they are in each sample; random ones by default."""
     centers = pyramid.centers[-1]
     if masked is None:
         scores = torch.zeros(centers.shape[:2], device=centers.device)
-        return guided_mask(scores, model.masked_count, 0, generator=generator), model.masked_count
-    if (
-        targets is not None
-    ):  # The guide knows how many it hid; a mask from elsewhere is counted, which costs a synchronisation.
-        return masked, targets.masked
+        return KnownMask(guided_mask(scores, model.masked_count, 0, generator=generator), model.masked_count)
+    if targets is not None and not isinstance(masked, KnownMask):
+        masked = KnownMask(masked, targets.masked)  # The guide knows how many it hid.
     return hide_groups(centers, masked, ratio=0.0, method="GM3D")
 
 
@@ -204,6 +202,7 @@ def guided_losses(
     targets: Targets | None,
     synchronise: bool,
     valid: Tensor | None = None,
+    real: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Add up the losses of a step; returns scalars by name, "loss" and those to log.
 
@@ -214,10 +213,10 @@ def guided_losses(
         valid: (B, M) bool, groups whose difficulty is known; None = all.
         hidden: (B, M) int64, the hidden groups.
         synchronise: average over the patches of all processes, as training does.
+        real: (L,) bool, which values of the parts are of rebuilt patches; None = all.
     """
     difficulty = difficulty.detach()
-    mean = mean_over_processes if synchronise else torch.mean
-    out = {name: mean(values.flatten()) for name, values in parts.items()}
+    out = {name: mean_loss(values.flatten(), real, synchronise=synchronise) for name, values in parts.items()}
     if guidance.relative:
         out["loss_ranking"] = ranking_loss(prediction, difficulty, valid, synchronise=synchronise)
     else:
@@ -228,7 +227,7 @@ def guided_losses(
         if targets is not None:
             expected = targets.scores.gather(1, hidden)
             logged["log_guide_rank_correlation"] = rank_correlation(expected, difficulty, valid)
-            logged["log_guided_fraction"] = difficulty.new_tensor(targets.guided / targets.masked)
+            logged["log_guided_fraction"] = difficulty.new_full((), targets.guided / targets.masked)
     total = sum((weights.get(name, 1.0) * value for name, value in out.items()), start=difficulty.new_zeros(()))
     return {"loss": total, **out, **logged}
 

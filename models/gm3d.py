@@ -30,7 +30,7 @@ from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
 from models.losses import feature_distance, patch_losses
-from models.masking import split_groups
+from models.masking import KnownMask, split_groups
 from models.point_mae import PointMAEConfig
 from models.registry import MODELS
 
@@ -86,10 +86,14 @@ class GM3D(nn.Module):
         """Group points (B, N, 3): a pyramid of one scale."""
         return group_pyramid(points, [self.config.num_group], [self.config.group_size])
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
+        """Draw the groups to hide uniformly, as `forward` does where none are given."""
+        return choose_hidden(self, pyramid, None, None, generator)
+
     def forward(
         self,
         points: Tensor,
-        masked: Tensor | None = None,
+        masked: Tensor | KnownMask | None = None,
         *,
         pyramid: Pyramid | None = None,
         targets: Targets | None = None,

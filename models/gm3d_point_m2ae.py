@@ -26,8 +26,9 @@ from models.complexity import (
 )
 from models.hierarchy import beside_patches, decode
 from models.layers.group import Pyramid
+from models.layers.ragged import Rows, rows_of
 from models.losses import feature_distance, patch_losses
-from models.masking import back_project, split_groups
+from models.masking import KnownMask, back_project, split_groups
 from models.point_m2ae import PointM2AE, PointM2AEConfig
 from models.registry import MODELS
 
@@ -78,10 +79,14 @@ class GM3DPointM2AE(nn.Module):
         """Group points (B, N, 3) at every scale."""
         return self.base.group(points)
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
+        """Draw the coarsest groups to hide uniformly, as `forward` does where none are given."""
+        return choose_hidden(self, pyramid, None, None, generator)
+
     def forward(
         self,
         points: Tensor,
-        masked: Tensor | None = None,
+        masked: Tensor | KnownMask | None = None,
         *,
         pyramid: Pyramid | None = None,
         targets: Targets | None = None,
@@ -104,24 +109,25 @@ class GM3DPointM2AE(nn.Module):
         scales = back_project(masked, pyramid.idx, self.config.num_groups, flat_token=base.flat_token)
         seen, hidden = split_groups(masked, count)  # (B, V), (B, M)
 
-        encoded = base.h_encoder(pyramid, scales)
+        shown = None if base.flat_token else seen.shape[1]
+        encoded = base.h_encoder(pyramid, scales, shown=shown)
         tokens, scale = decode(base, pyramid, encoded)
-        finer = scales[scale]
-        features = tokens[finer]  # (L, C)
-        visible = base.h_encoder.encoder_norms[-1](encoded.tokens[-1])  # (B, V, C)
+        finer = rows_of(scales[scale], fixed=encoded.fixed)
+        features = finer.take(tokens)  # (L, C)
+        visible = base.h_encoder.encoder_norms[-1](encoded.tokens[-1][:, : seen.shape[1]])  # (B, V, C)
         position = base.decoder_pos_embeds[0](gather(pyramid.centers[-1], torch.cat([seen, hidden], dim=1)))
         complexity = predict_complexity(self, visible, self._placeholder(), position)[:, visible.shape[1] :]  # (B, M)
 
         if targets is None or targets.teacher is None:
-            out = beside_patches(base.rec_head(features), pyramid, scales, scale)
+            out = beside_patches(base.rec_head(features), pyramid, scales, scale, finer)
             parts = {"loss_chamfer": patch_losses(out["rebuilt"], out["target"], self.config.loss)}
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.guidance.detach_chamfer):
-                rebuilt = targets.teacher.rebuild(features, pyramid.centers[scale][finer])  # (L, K_0, 3)
-            out = beside_patches(rebuilt, pyramid, scales, scale)
+                rebuilt = targets.teacher.rebuild(features, finer.take(pyramid.centers[scale]))  # (L, K_0, 3)
+            out = beside_patches(rebuilt, pyramid, scales, scale, finer)
             parts = {
-                "loss_feature": feature_distance(features, targets.complete.features[finer]),
-                "loss_chamfer": patch_losses(rebuilt, targets.complete.patches[finer], self.config.loss),
+                "loss_feature": feature_distance(features, finer.take(targets.complete.features)),
+                "loss_chamfer": patch_losses(rebuilt, finer.take(targets.complete.patches), self.config.loss),
             }
         difficulty, known = carry_up(sum(parts.values()).detach(), finer, pyramid.idx[scale + 1 :])
         losses = guided_losses(
@@ -130,6 +136,7 @@ class GM3DPointM2AE(nn.Module):
             prediction=complexity,
             difficulty=difficulty.gather(1, hidden),
             valid=known.gather(1, hidden),
+            real=finer.valid,
             hidden=hidden,
             targets=targets,
             synchronise=self.training,
@@ -155,19 +162,18 @@ class GM3DPointM2AE(nn.Module):
         return self.base.encode(points)
 
 
-def carry_up(values: Tensor, hidden: Tensor, member_idx: list[Tensor]) -> tuple[Tensor, Tensor]:
+def carry_up(values: Tensor, hidden: Rows, member_idx: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Average the losses of hidden patches over the groups that hold them, scale by scale up to the coarsest.
 
     Args:
-        values: (L,) one a hidden patch, sample after sample in index order.
-        hidden: (B, G_s) bool, which patches these are.
+        values: (L,) one a row.
+        hidden: the rows of the hidden patches.
         member_idx: `Pyramid.idx` of the scales above, (B, G, K) each.
 
     Returns:
         (B, G_coarsest) means, and bool: True where a group holds a hidden patch at all.
     """
-    total = torch.zeros(hidden.shape, dtype=values.dtype, device=values.device).masked_scatter(hidden, values)
-    known = hidden
+    total, known = hidden.spread(values), hidden.chosen
     for idx in member_idx:
         B, G, K = idx.shape
         members, there = (part.gather(1, idx.reshape(B, -1)).view(B, G, K) for part in (total, known))

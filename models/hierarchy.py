@@ -15,10 +15,10 @@ from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.propagate import TokenPropagation
-from models.layers.ragged import Packing, pack, plan_packing, unpack
+from models.layers.ragged import Packing, Rows, pack, plan_packing, unpack
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import reconstruction_loss
-from models.masking import hide_pyramid
+from models.masking import capacities, hide_pyramid
 
 
 class Encoded(NamedTuple):
@@ -26,6 +26,7 @@ class Encoded(NamedTuple):
 
     tokens: list[Tensor]
     packings: list[Packing]
+    fixed: bool  # no shape depends on the mask
 
 
 class HierarchicalEncoder(nn.Module):
@@ -37,7 +38,13 @@ class HierarchicalEncoder(nn.Module):
         with_norms: keep the layer norms that pre-training and part segmentation apply to each scale's output.
         near_padding: let visible tokens attend to padding nearer than the radius, as the published code does. The output of a
             sample then depends on the other samples of its batch. One name of `legacy`.
+
+    Attributes:
+        fixed_shapes: pack visible tokens into shapes that no mask changes. Results are the same up to rounding. None: everywhere but on the
+            CPU, where padding costs more than looking how many are visible, and where waiting for that costs nothing.
     """
+
+    fixed_shapes: bool | None = None
 
     def __init__(
         self,
@@ -72,14 +79,18 @@ class HierarchicalEncoder(nn.Module):
                 self.encoder_norms.append(nn.LayerNorm(width))
         self.apply(init_truncated_normal)
 
-    def forward(self, pyramid: Pyramid, masked: Sequence[Tensor] | None = None) -> Encoded:
+    def forward(self, pyramid: Pyramid, masked: Sequence[Tensor] | None = None, *, shown: int | None = None) -> Encoded:
         """Encode the visible groups of each scale.
 
         Args:
             masked: one (B, G_s) bool a scale, True = hidden: visible tokens attend to each other wherever they are. None: all groups
                 are visible, and attention reaches only as far as the local radius of the scale.
+            shown: most groups of the coarsest scale that a sample shows, where that is known; fixed shapes are smaller then.
         """
-        encoded = Encoded([], [])
+        fixed = self._fixes_shapes(pyramid.centers[0].device)
+        groups = [centers.shape[1] for centers in pyramid.centers]
+        most = groups if shown is None else capacities(pyramid, shown)
+        encoded = Encoded([], [], fixed)
         tokens = None
         for scale, centers in enumerate(pyramid.centers):
             members = pyramid.neighborhoods[0] if scale == 0 else gather(tokens, pyramid.idx[scale])
@@ -88,12 +99,17 @@ class HierarchicalEncoder(nn.Module):
                 visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
                 packing = plan_packing(visible, capacity=visible.shape[1])
             else:
-                packing = plan_packing(~masked[scale])
+                packing = plan_packing(~masked[scale], capacity=most[scale] if fixed else None)
             seen = self._encode_scale(scale, tokens, centers, packing, local=masked is None)
             encoded.tokens.append(seen)
             encoded.packings.append(packing)
             tokens = seen if masked is None else unpack(seen, packing, background=tokens)
         return encoded
+
+    def _fixes_shapes(self, device: torch.device) -> bool:
+        if any(map(self._sees_padding, range(len(self.local_radius)))):
+            return False  # what tokens see depends on how much padding there is
+        return device.type != "cpu" if self.fixed_shapes is None else self.fixed_shapes
 
     def _encode_scale(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing, *, local: bool) -> Tensor:
         if not local:
@@ -210,7 +226,7 @@ def decode(model: nn.Module, pyramid: Pyramid, encoded: Encoded) -> tuple[Tensor
 
 
 def compare_patches(
-    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, loss: str, *, synchronise: bool
+    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, hidden: Rows, loss: str, *, synchronise: bool
 ) -> dict[str, Tensor]:
     """Compare what a head made of the L hidden groups of a scale with these groups.
 
@@ -218,29 +234,32 @@ def compare_patches(
         rebuilt: (L, 3 * n), n points a group, relative to its centre; sample after sample in index order.
         scales: one (B, G_s) bool a scale, True = hidden.
         scale: the one that was decoded.
+        hidden: the rows of its hidden groups.
         loss: one of `RECONSTRUCTION_LOSSES`; `synchronise` as in `reconstruction_loss`.
 
     Returns:
         dict with the scalar "loss", "masked" (B, G_coarsest) and "masked_finest" (B, G_0), and "rebuilt" (L, n, 3) and "target" (L, K, 3),
-        relative to "centers" (L, 3); "samples" (L,) says whose each is.
+        relative to "centers" (L, 3); "samples" (L,) says whose each is. With fixed shapes other groups are among the L rows, and "valid"
+        (L,) bool says which ones are hidden.
     """
-    out = beside_patches(rebuilt, pyramid, scales, scale)
-    return {"loss": reconstruction_loss(out["rebuilt"], out["target"], loss, synchronise=synchronise), **out}
+    out = beside_patches(rebuilt, pyramid, scales, scale, hidden)
+    compared = reconstruction_loss(out["rebuilt"], out["target"], loss, valid=out.get("valid"), synchronise=synchronise)
+    return {"loss": compared, **out}
 
 
-def beside_patches(rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int) -> dict[str, Tensor]:
+def beside_patches(
+    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, hidden: Rows
+) -> dict[str, Tensor]:
     """Put what a head made of the hidden groups beside these groups: what `compare_patches` returns, without the loss."""
-    hidden = scales[scale]
-    rebuilt = rebuilt.view(len(rebuilt), -1, 3)  # (L, n, 3)
-    target = pyramid.neighborhoods[scale][hidden]  # (L, K, 3)
-    return {
+    out = {
         "masked": scales[-1],
         "masked_finest": scales[0],
-        "rebuilt": rebuilt,
-        "target": target,
-        "centers": pyramid.centers[scale][hidden],
-        "samples": hidden.nonzero()[:, 0],
+        "rebuilt": rebuilt.view(len(rebuilt), -1, 3),  # (L, n, 3)
+        "target": hidden.take(pyramid.neighborhoods[scale]),  # (L, K, 3)
+        "centers": hidden.take(pyramid.centers[scale]),
+        "samples": hidden.samples(),
     }
+    return out if hidden.valid is None else {**out, "valid": hidden.valid}
 
 
 def encode_visible(model: nn.Module, pyramid: Pyramid, *, flat_token: bool, method: str) -> Tensor:
@@ -250,6 +269,6 @@ def encode_visible(model: nn.Module, pyramid: Pyramid, *, flat_token: bool, meth
     """
     B, G, _ = pyramid.centers[-1].shape
     nothing = torch.zeros(B, G, dtype=torch.bool, device=pyramid.centers[-1].device)
-    scales = hide_pyramid(pyramid, nothing, ratio=0.0, flat_token=flat_token, method=method)
+    scales, _ = hide_pyramid(pyramid, nothing, ratio=0.0, flat_token=flat_token, method=method)
     encoded = model.h_encoder(pyramid, scales)
     return model.h_encoder.encoder_norms[-1](encoded.tokens[-1])

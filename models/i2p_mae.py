@@ -17,9 +17,10 @@ from models.hierarchy import build_autoencoder, compare_patches, decode, encode_
 from models.image_teacher import Seen, TeacherConfig
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
+from models.layers.ragged import Rows, packed_rows, rows_of
 from models.legacy import legacy_names
-from models.losses import mean_over_processes
-from models.masking import hide_pyramid, image_guided_mask
+from models.losses import mean_loss
+from models.masking import KnownMask, hide_groups, hide_pyramid, image_guided_mask
 from models.point_m2ae import PointM2AEConfig
 from models.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from models.registry import MODELS
@@ -99,10 +100,14 @@ class I2PMAE(nn.Module):
         """Group points (B, N, 3) at every scale."""
         return group_pyramid(points, self.config.num_groups, self.config.group_sizes)
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
+        """Draw the coarsest groups to hide uniformly, as `forward` does where none are given; `mask` draws by saliency."""
+        return hide_groups(pyramid.centers[-1], ratio=self.config.mask_ratio, generator=generator, method="I2P-MAE")
+
     def forward(
         self,
         points: Tensor,
-        masked: Tensor | None = None,
+        masked: Tensor | KnownMask | None = None,
         *,
         pyramid: Pyramid | None = None,
         targets: Tensor | None = None,
@@ -121,7 +126,7 @@ class I2PMAE(nn.Module):
             "loss_2d".
         """
         pyramid = self.group(points) if pyramid is None else pyramid
-        scales = hide_pyramid(
+        scales, shown = hide_pyramid(
             pyramid,
             masked,
             ratio=self.config.mask_ratio,
@@ -129,20 +134,21 @@ class I2PMAE(nn.Module):
             flat_token=self.flat_token,
             method="I2P-MAE",
         )
-        encoded = self.h_encoder(pyramid, scales)
+        encoded = self.h_encoder(pyramid, scales, shown=shown)
         tokens, scale = decode(self, pyramid, encoded)
 
-        rebuilt = self.rec_head_3d(tokens[scales[scale]])  # (L, 3 * K)
-        out = compare_patches(rebuilt, pyramid, scales, scale, self.config.loss, synchronise=self.training)
+        hidden = rows_of(scales[scale], fixed=encoded.fixed)
+        rebuilt = self.rec_head_3d(hidden.take(tokens))  # (L, 3 * K)
+        out = compare_patches(rebuilt, pyramid, scales, scale, hidden, self.config.loss, synchronise=self.training)
         out["loss_3d"] = out["loss"]
         if targets is not None:
-            visible = ~scales[scale]
-            meant = self.rec_head_2d(tokens[visible])  # (V, K * W * C)
+            visible = packed_rows(encoded.packings[scale], fixed=encoded.fixed)
+            meant = self.rec_head_2d(visible.take(tokens))  # (V, K * W * C)
             out["loss_2d"] = self._compare_semantics(meant, pyramid.idx[scale], visible, targets)
             out["loss"] = out["loss_3d"] + out["loss_2d"]
         return out
 
-    def _compare_semantics(self, meant: Tensor, members: Tensor, visible: Tensor, targets: Tensor) -> Tensor:
+    def _compare_semantics(self, meant: Tensor, members: Tensor, visible: Rows, targets: Tensor) -> Tensor:
         """Return the mean squared difference of predicted features (V, K * W * C) and those of the members (B, G, K) of visible groups."""
         B, _, K = members.shape
         if targets.dim() != 3 or len(targets) != B or targets.shape[-1] * K != meant.shape[-1]:
@@ -151,10 +157,9 @@ class I2PMAE(nn.Module):
                 f"I2P-MAE: targets must be ({B}, groups below the decoded scale, {width}), got {tuple(targets.shape)}; "
                 "model.clip_config.feat_dim must be the width of the teacher's features"
             )
-        samples, groups = visible.nonzero(as_tuple=True)  # (V,) each
-        wanted = targets[samples.unsqueeze(1), members[samples, groups]]  # (V, K, W * C)
+        wanted = targets[visible.samples().unsqueeze(1), visible.take(members)]  # (V, K, W * C)
         squares = (meant.float() - wanted.flatten(1)).square().mean(1)  # (V,)
-        return mean_over_processes(squares) if self.training else squares.mean()
+        return mean_loss(squares, visible.valid, synchronise=self.training)
 
     def mask(self, saliency: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the coarsest groups to hide, (B, G) bool, from their saliency (B, G): 2D-guided masking."""

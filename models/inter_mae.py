@@ -29,7 +29,7 @@ from models.layers.heads import projection_head
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
 from models.losses import nt_xent
-from models.masking import hide_groups, split_groups
+from models.masking import KnownMask, hide_groups, split_groups
 from models.registry import MODELS
 
 FEATURES = 256  # F
@@ -126,10 +126,27 @@ class InterMAE(nn.Module):
         """Group points (B, N, 3): a pyramid of one scale."""
         return group_pyramid(points, [self.config.num_group], [self.config.group_size])
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
+        """Draw the groups to hide, as `forward` does where none are given."""
+        return self._hide(pyramid, None, generator)
+
+    def _hide(
+        self, pyramid: Pyramid, masked: Tensor | KnownMask | None, generator: torch.Generator | None
+    ) -> KnownMask:
+        inner = self.config.transformer_config
+        return hide_groups(
+            pyramid.centers[0],
+            masked,
+            ratio=inner.mask_ratio,
+            kind=inner.mask_type,
+            generator=generator,
+            method="Inter-MAE",
+        )
+
     def forward(
         self,
         points: Tensor,
-        masked: Tensor | None = None,
+        masked: Tensor | KnownMask | None = None,
         *,
         pyramid: Pyramid | None = None,
         targets: Tensor | None = None,
@@ -149,15 +166,7 @@ class InterMAE(nn.Module):
             of the clouds, and "image_features" those of the images, where there are targets.
         """
         pyramid = self.group(points) if pyramid is None else pyramid
-        inner = self.config.transformer_config
-        masked, count = hide_groups(
-            pyramid.centers[0],
-            masked,
-            ratio=inner.mask_ratio,
-            kind=inner.mask_type,
-            generator=generator,
-            method="Inter-MAE",
-        )
+        masked, count = self._hide(pyramid, masked, generator)
         seen, hidden = split_groups(masked, count)  # (B, V), (B, M)
 
         visible = self.MAE_encoder(pyramid, seen)  # (B, V, C)

@@ -17,20 +17,22 @@ EMD_EPS = 1e-4
 """How far the mean cost of a patch may be from the least one; patches have squared sizes of some 0.01 to 0.1."""
 
 
-def reconstruction_loss(rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, synchronise: bool = False) -> Tensor:
+def reconstruction_loss(
+    rebuilt: Tensor, target: Tensor, kind: str = "cdl2", *, valid: Tensor | None = None, synchronise: bool = False
+) -> Tensor:
     """Compare rebuilt patches (L, n, 3) with their targets (L, m, 3); returns a scalar.
 
     `cdl2`: mean squared nearest distance one way plus the other. `cdl1`: the mean of both ways' mean distances. `emd`:
     mean squared distance of the pairs of a one-to-one matching, see `transport_cost`. Distances are computed in fp32.
 
     Args:
+        valid: (L,) bool, True = takes part; None = all do.
         synchronise: normalise by the patches of all processes, as training does; all of them must call then.
 
     Note:
         The square root of `cdl1` is clamped at 1e-12 squared units, so that points that coincide give no infinite gradient.
     """
-    per_patch = patch_losses(rebuilt, target, kind)
-    return mean_over_processes(per_patch) if synchronise else per_patch.mean()
+    return mean_loss(patch_losses(rebuilt, target, kind), valid, synchronise=synchronise)
 
 
 def patch_losses(rebuilt: Tensor, target: Tensor, kind: str = "cdl2") -> Tensor:
@@ -55,15 +57,20 @@ def transport_cost(rebuilt: Tensor, target: Tensor) -> Tensor:
     return emd(rebuilt, target, eps=EMD_EPS, bijective=True)[0].mean(1)
 
 
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Average (L,) so that the mean of the processes' results, and of their gradients, is the mean over all values.
+def mean_loss(values: Tensor, valid: Tensor | None = None, *, synchronise: bool) -> Tensor:
+    """Average losses (L,), computed in fp32 at least by whoever made them; returns a scalar.
 
-    Each process divides by its share of the all-reduced count; L may differ between processes.
+    Args:
+        valid: (L,) bool, True = takes part; None = all do.
+        synchronise: average so that the mean of the processes' results, and of their gradients, is the mean over all values: each process
+            divides by its share of the all-reduced count. L may differ between processes; all of them must call then.
     """
-    if world_size() == 1:
+    shared = synchronise and world_size() > 1
+    if valid is None and not shared:
         return values.mean()
-    count = all_reduce_sum(values.new_tensor(float(len(values))))
-    return values.sum() * world_size() / count
+    count = values.new_full((), len(values)) if valid is None else valid.sum().to(values.dtype)
+    total = (values if valid is None else torch.where(valid, values, 0.0)).sum()
+    return total * world_size() / all_reduce_sum(count) if shared else total / count
 
 
 def feature_distance(features: Tensor, targets: Tensor) -> Tensor:
@@ -180,4 +187,4 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float = 0.1, *, synchronise: bool
         itself = torch.cat([own, own + total])  # (2B,)
         logits = logits.scatter(1, itself.unsqueeze(1), float("-inf"))
         per_row = F.cross_entropy(logits, torch.cat([own + total, own]), reduction="none")  # (2B,)
-    return mean_over_processes(per_row) if synchronise else per_row.mean()
+    return mean_loss(per_row, synchronise=synchronise)

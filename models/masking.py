@@ -4,6 +4,7 @@ Shapes: `B` batch, `G` groups; lists are indexed by scale, 0 = finest.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,21 @@ from torch import Tensor
 from extensions import gather, knn
 from models.layers.group import Pyramid
 from utils.dist import rank, world_size
+from utils.transfer import send
+
+
+class KnownMask(NamedTuple):
+    """A mask that hides as many groups in each sample, and how many, so that nobody must look to know."""
+
+    masked: Tensor  # (B, G) bool
+    count: int
+
+
+class PyramidMask(NamedTuple):
+    """A mask of every scale."""
+
+    scales: list[Tensor]  # (B, G_s) bool, finest first
+    shown: int | None  # most groups of the coarsest scale that a sample shows; None: nobody knows without looking
 
 
 def random_mask(batch: int, groups: int, ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
@@ -42,7 +58,7 @@ def block_mask(centers: Tensor, ratio: float, *, generator: torch.Generator | No
     B, G, _ = centers.shape
     device = generator.device if generator is not None else "cpu"
     seeds = torch.randint(G, (B * world_size(),), generator=generator, device=device)[B * rank() : B * (rank() + 1)]
-    seed_centers = gather(centers, seeds.to(centers.device).unsqueeze(1))  # (B, 1, 3)
+    seed_centers = gather(centers, send(seeds, centers.device).unsqueeze(1))  # (B, 1, 3)
     _, nearest = knn(seed_centers, centers, int(ratio * G))  # (B, 1, M)
     masked = torch.zeros(B, G, dtype=torch.bool, device=centers.device)
     return masked.scatter_(1, nearest.squeeze(1), True)
@@ -71,7 +87,7 @@ def image_guided_mask(
     B, G = saliency.shape
     device = generator.device if generator is not None else "cpu"
     races = torch.empty(B * world_size(), G, device=device).exponential_(generator=generator)
-    races = races[B * rank() : B * (rank() + 1)].to(saliency.device)
+    races = send(races[B * rank() : B * (rank() + 1)], saliency.device)
     # The order of probability / race, as logarithms: at low temperatures probabilities would be zero in fp32.
     favour = (saliency.float() - saliency.float().amax(1, keepdim=True)) / temperature - races.log()
     drawn = favour.argsort(1, descending=True)  # (B, G)
@@ -81,18 +97,18 @@ def image_guided_mask(
 
 def hide_groups(
     centers: Tensor,
-    masked: Tensor | None = None,
+    masked: Tensor | KnownMask | None = None,
     *,
     ratio: float,
     kind: str = "rand",
     generator: torch.Generator | None = None,
     method: str,
-) -> tuple[Tensor, int]:
-    """Return the groups to hide (B, G) and how many they are in each sample: drawn, or those of a mask that is given.
+) -> KnownMask:
+    """Return the groups to hide and how many they are in each sample: drawn, or those of a mask that is given.
 
     Args:
         centers: (B, G, 3).
-        masked: (B, G) bool to replay; it must hide as many groups in each sample.
+        masked: (B, G) bool to replay; it must hide as many groups in each sample. Where its count is not known, it is looked at.
         kind: "rand" or "block", of a mask that is drawn.
         method: for messages.
 
@@ -102,27 +118,29 @@ def hide_groups(
     B, G, _ = centers.shape
     if masked is None:
         if kind == "block":
-            return block_mask(centers, ratio, generator=generator), int(ratio * G)
-        return random_mask(B, G, ratio, generator=generator).to(centers.device), int(ratio * G)
-    if masked.shape != (B, G):
-        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(masked.shape)}")
-    counts = masked.sum(1).unique().tolist()
+            return KnownMask(block_mask(centers, ratio, generator=generator), int(ratio * G))
+        return KnownMask(send(random_mask(B, G, ratio, generator=generator), centers.device), int(ratio * G))
+    known = isinstance(masked, KnownMask)
+    given = masked.masked if known else masked
+    if given.shape != (B, G):
+        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(given.shape)}")
+    counts = [masked.count] if known else given.sum(1).unique().tolist()
     if len(counts) != 1 or not 0 < counts[0] < G:
         raise ValueError(
             f"{method}: masked hides {counts} groups of the samples; hide as many in each, some and not all"
         )
-    return masked.to(centers.device), counts[0]
+    return KnownMask(send(given, centers.device), counts[0])
 
 
 def hide_pyramid(
     pyramid: Pyramid,
-    masked: Tensor | None = None,
+    masked: Tensor | KnownMask | None = None,
     *,
     ratio: float,
     generator: torch.Generator | None = None,
     flat_token: bool = False,
     method: str,
-) -> list[Tensor]:
+) -> PyramidMask:
     """Choose the groups to hide at the coarsest scale, or take those of a mask that is given, and carry the choice down.
 
     Args:
@@ -130,19 +148,30 @@ def hide_pyramid(
         flat_token: as in `back_project`.
         method: for messages.
 
-    Returns:
-        list of (B, G_s) bool, finest scale first.
-
     Raises:
         ValueError: the given mask has another shape.
     """
-    B, G, _ = pyramid.centers[-1].shape
-    if masked is None:
-        masked = random_mask(B, G, ratio, generator=generator)
-    elif masked.shape != (B, G):
-        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(masked.shape)}")
-    num_groups = [centers.shape[1] for centers in pyramid.centers]
-    return back_project(masked.to(pyramid.centers[-1].device), pyramid.idx, num_groups, flat_token=flat_token)
+    centers, count = pyramid.centers[-1], None
+    if masked is None or isinstance(masked, KnownMask):
+        masked, count = hide_groups(centers, masked, ratio=ratio, generator=generator, method=method)
+    elif masked.shape != centers.shape[:2]:
+        raise ValueError(f"{method}: masked must be {tuple(centers.shape[:2])}, got {tuple(masked.shape)}")
+    num_groups = [level.shape[1] for level in pyramid.centers]
+    scales = back_project(send(masked, centers.device), pyramid.idx, num_groups, flat_token=flat_token)
+    # The published fault makes groups visible that no visible group holds: the bound would not hold either.
+    return PyramidMask(scales, None if count is None or flat_token else centers.shape[1] - count)
+
+
+def capacities(pyramid: Pyramid, shown: int) -> list[int]:
+    """Return the most groups of each scale that can be visible, finest first: all members of the visible groups above.
+
+    Args:
+        shown: most visible groups of the coarsest scale.
+    """
+    most = [shown]
+    for idx, below in zip(reversed(pyramid.idx), reversed(pyramid.centers[:-1]), strict=False):
+        most.insert(0, min(below.shape[1], most[0] * idx.shape[2]))
+    return most
 
 
 def curriculum(epoch: int, epochs: int, fraction: float, *, half: bool = False) -> float:
@@ -172,7 +201,7 @@ def guided_mask(scores: Tensor, count: int, guided: int, *, generator: torch.Gen
     device = generator.device if generator is not None else "cpu"
     priority = torch.rand(B * world_size(), G, generator=generator, device=device)[B * rank() : B * (rank() + 1)]
     hardest = scores.argsort(dim=1, descending=True, stable=True)[:, :guided]
-    priority = priority.to(scores.device).scatter(1, hardest, -1.0)
+    priority = send(priority, scores.device).scatter(1, hardest, -1.0)
     return priority.argsort(dim=1).argsort(dim=1) < count
 
 

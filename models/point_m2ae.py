@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from models.hierarchy import build_autoencoder, compare_patches, decode, encode_visible
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
+from models.layers.ragged import rows_of
 from models.legacy import legacy_names
-from models.masking import hide_pyramid
+from models.masking import KnownMask, hide_groups, hide_pyramid
 from models.registry import MODELS
 
 
@@ -99,10 +100,14 @@ class PointM2AE(nn.Module):
         """Group points (B, N, 3) at every scale."""
         return group_pyramid(points, self.config.num_groups, self.config.group_sizes)
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
+        """Draw the coarsest groups to hide, as `forward` does where none are given."""
+        return hide_groups(pyramid.centers[-1], ratio=self.config.mask_ratio, generator=generator, method="Point-M2AE")
+
     def forward(
         self,
         points: Tensor,
-        masked: Tensor | None = None,
+        masked: Tensor | KnownMask | None = None,
         *,
         pyramid: Pyramid | None = None,
         targets: None = None,
@@ -122,7 +127,7 @@ class PointM2AE(nn.Module):
         if targets is not None:
             raise ValueError("Point-M2AE: targets are for methods with a teacher; pass None")
         pyramid = self.group(points) if pyramid is None else pyramid
-        scales = hide_pyramid(
+        scales, shown = hide_pyramid(
             pyramid,
             masked,
             ratio=self.config.mask_ratio,
@@ -130,10 +135,11 @@ class PointM2AE(nn.Module):
             flat_token=self.flat_token,
             method="Point-M2AE",
         )
-        encoded = self.h_encoder(pyramid, scales)
+        encoded = self.h_encoder(pyramid, scales, shown=shown)
         tokens, scale = decode(self, pyramid, encoded)
-        rebuilt = self.rec_head(tokens[scales[scale]])  # (L, 3 * K_0)
-        return compare_patches(rebuilt, pyramid, scales, scale, self.config.loss, synchronise=self.training)
+        hidden = rows_of(scales[scale], fixed=encoded.fixed)
+        rebuilt = self.rec_head(hidden.take(tokens))  # (L, 3 * K_0)
+        return compare_patches(rebuilt, pyramid, scales, scale, hidden, self.config.loss, synchronise=self.training)
 
     def patch_tokens(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
         """Encode points (B, N, 3), or the groups of them, with nothing hidden as normed tokens (B, G, C) of the coarsest scale.

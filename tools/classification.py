@@ -18,6 +18,7 @@ from tools.engine import autocast
 from utils.errors import UserError
 from utils.metrics import accuracy, confusion_matrix
 from utils.seed import generator
+from utils.transfer import send
 
 PASSES = 10  # augmented passes of a round of voting, as published
 # Rounds of voting that the published programs run, reporting the best of them.
@@ -164,7 +165,7 @@ def oversampled(npoints: int, available: int) -> int:
 def subset(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
     """Take `npoints` random positions without replacement, the same in every cloud of (B, N, 3)."""
     chosen = torch.randperm(points.shape[1], generator=draw)[:npoints]
-    return points[:, chosen.to(points.device)]
+    return points[:, send(chosen, points.device)]
 
 
 def farthest(points: Tensor, count: int) -> Tensor:

@@ -64,12 +64,14 @@ def reconstruction_gallery(
     out = model(points, **guidance(pyramid, generator(seed, 0, 0, "gallery")))
     model.train(was_training)
 
-    rebuilt = out["rebuilt"] + out["centers"].unsqueeze(1)  # (L, K, 3)
+    rebuilt, whose = out["rebuilt"] + out["centers"].unsqueeze(1), out["samples"]  # (L, K, 3), (L,)
+    if "valid" in out:
+        rebuilt, whose = rebuilt[out["valid"]], whose[out["valid"]]
     items = []
     for row, index in enumerate(chosen):
         members = pyramid.idx[0][row][~out["masked_finest"][row]].unique()
         visible = points[row][members]
-        filled = torch.cat([visible, rebuilt[out["samples"] == row].flatten(0, 1)])  # (V + L_row * K, 3)
+        filled = torch.cat([visible, rebuilt[whose == row].flatten(0, 1)])  # (V + L_row * K, 3)
         keep = fps(filled[None], min(len(filled), points.shape[1]))[0]
         cells = {"input": points[row], "visible": visible, "rebuilt": filled[keep]}
         cells = {key: value.cpu().numpy() for key, value in cells.items()}

@@ -83,7 +83,7 @@ class _NormaliseRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, shared: bool):
         sums = row_sums(x, x, torch.zeros_like(weight))  # (2, C): of x, of its square
-        rows = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
+        rows = torch.full((), len(x), dtype=torch.float64, device=x.device)
         if shared:
             sums, rows = all_reduce_sum(sums), all_reduce_sum(rows)
         mean = sums[0] / rows

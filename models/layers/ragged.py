@@ -1,6 +1,10 @@
 """Packing: the visible tokens of each sample, whose number differs, side by side in one dense tensor.
 
-Shapes: `B` batch, `G` groups, `V` visible tokens (the largest count in the batch, or a given capacity), `C` channels.
+How many there are only the data says. Shapes that follow it save work, but the host must wait for the device to know them; fixed ones hold
+the most there can be and say which rows mean something.
+
+Shapes: `B` batch, `G` groups, `V` visible tokens (the largest count in the batch, or a given capacity), `C` channels, `R` rows a sample,
+`L` rows of the batch.
 """
 
 from typing import NamedTuple
@@ -42,3 +46,47 @@ def unpack(packed: Tensor, packing: Packing, background: Tensor) -> Tensor:
     rank = packing.visible.cumsum(1).sub(1).clamp_(min=0)  # (B, G) row of each visible group
     rows = gather(packed, rank)  # (B, G, C)
     return torch.where(packing.visible.unsqueeze(-1), rows, background.to(rows.dtype))
+
+
+class Rows(NamedTuple):
+    """Chosen groups of a batch, one a row, sample after sample in index order.
+
+    Either these alone, as many as there are, or R rows of each sample, of which `valid` says whether they are chosen ones.
+    """
+
+    chosen: Tensor  # (B, G) bool
+    order: Tensor | None = None  # (B, R) int64, the group behind each row; None: all groups, or the chosen ones alone
+    valid: Tensor | None = None  # (L,) bool, L = B * R; None: the chosen ones alone
+
+    def take(self, values: Tensor) -> Tensor:
+        """Return (B, G, ...) as rows (L, ...)."""
+        if self.valid is None:
+            return values[self.chosen]
+        if self.order is not None:
+            values = gather(values.flatten(2), self.order).unflatten(-1, values.shape[2:])  # (B, R, ...)
+        return values.flatten(0, 1)
+
+    def samples(self) -> Tensor:
+        """Return whose each row is, (L,) int64."""
+        if self.valid is None:
+            return self.chosen.nonzero()[:, 0]
+        B = len(self.chosen)
+        return torch.arange(B, device=self.chosen.device).repeat_interleave(len(self.valid) // B)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Put one number a row (L,) back to the chosen groups of (B, G); zero elsewhere. Not for rows in another `order`."""
+        if self.valid is None:
+            return torch.zeros(self.chosen.shape, dtype=values.dtype, device=values.device).masked_scatter(
+                self.chosen, values
+            )
+        return torch.where(self.chosen, values.view(self.chosen.shape), 0.0)
+
+
+def rows_of(chosen: Tensor, *, fixed: bool) -> Rows:
+    """Return rows for the chosen groups of (B, G) bool: these alone, or, with `fixed` shapes, one for every group."""
+    return Rows(chosen, valid=chosen.flatten()) if fixed else Rows(chosen)
+
+
+def packed_rows(packing: Packing, *, fixed: bool) -> Rows:
+    """Return rows for the visible groups of a packing: these alone, or, with `fixed` shapes, all that are packed, padding included."""
+    return Rows(packing.visible, packing.order, packing.valid.flatten()) if fixed else Rows(packing.visible)

@@ -6,6 +6,7 @@ import torch
 from models import build_model, load_weights
 from models.complexity import GuidanceConfig, Targets
 from models.gm3d_point_m2ae import carry_up
+from models.layers.ragged import rows_of
 from models.losses import patch_losses, rank_correlation, ranking_loss, regression_loss
 from models.masking import back_project, curriculum, guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
@@ -161,11 +162,12 @@ def test_mask_of_the_coarsest_scale_is_carried_down():
 
 def test_losses_of_patches_are_carried_up_to_those_that_hold_them():
     hidden = torch.tensor([[True, True, False, False], [False, True, False, True]])
-    values = torch.tensor([1.0, 3.0, 5.0, 9.0])
+    exact, every = torch.tensor([1.0, 3.0, 5.0, 9.0]), torch.tensor([1.0, 3.0, 99, 99, 99, 5.0, 99, 9.0])
     idx = torch.tensor([[[0, 1], [1, 2], [2, 3]], [[0, 1], [1, 3], [0, 2]]])
-    total, known = carry_up(values, hidden, [idx])
-    assert known.tolist() == [[True, True, False], [True, True, False]]
-    assert total.tolist() == [[2.0, 3.0, 0.0], [5.0, 7.0, 0.0]]
+    for values, fixed in ((exact, False), (every, True)):
+        total, known = carry_up(values, rows_of(hidden, fixed=fixed), [idx])
+        assert known.tolist() == [[True, True, False], [True, True, False]]
+        assert total.tolist() == [[2.0, 3.0, 0.0], [5.0, 7.0, 0.0]]
 
 
 def test_a_hidden_patch_that_holds_no_hidden_one_is_left_out_of_the_ranking():

@@ -17,7 +17,7 @@ from extensions import knn
 from models.complexity import Targets
 from models.layers.group import Pyramid
 from models.losses import rank_correlation
-from models.masking import guided_mask
+from models.masking import KnownMask, guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
@@ -76,7 +76,7 @@ class GeometricGuide(Guide):
         scores = self.ema.module.complexity(pyramid).float()
         complete = None if self.teacher is None else self.teacher.complete(pyramid)
         targets = Targets(self.guidance.loss_weights(epoch), count, guided, scores, self.teacher, complete)
-        masked = guided_mask(scores, count, guided, generator=generator)
+        masked = KnownMask(guided_mask(scores, count, guided, generator=generator), count)
         return {"masked": masked, "pyramid": pyramid, "targets": targets}
 
     def after_update(self) -> None:
@@ -85,7 +85,7 @@ class GeometricGuide(Guide):
     def _remember(self, epoch: int) -> None:
         """Note the complexity maps (W, G) of the watched clouds as they are now."""
         if len(self._watched):
-            self.ema.notes[f"map {epoch}"] = self._maps().cpu()
+            self.ema.notes[f"map {epoch}"] = self._maps()
 
     @torch.no_grad()
     def _maps(self) -> Tensor:
@@ -93,7 +93,7 @@ class GeometricGuide(Guide):
 
     def maps(self) -> dict[int, Tensor]:
         """Return the maps (W, G) that were noted, by epoch, in order."""
-        found = {int(name.removeprefix("map ")): values for name, values in self.ema.notes.items()}
+        found = {int(name.removeprefix("map ")): values.cpu() for name, values in self.ema.notes.items()}
         return dict(sorted(found.items()))
 
     def sections(self, model: nn.Module) -> list[Section]:

@@ -17,6 +17,7 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from models.i2p_mae import I2PMAE, Guidance, guide, look
 from models.image_teacher import ImageTeacher, Seen, build_teacher
+from models.masking import KnownMask
 from models.projection import VIEWS
 from tools.context import RunContext
 from tools.guides import Guide
@@ -25,6 +26,7 @@ from utils.checkpoint import read_checkpoint
 from utils.config import save_config, to_dict
 from utils.dist import is_main
 from utils.errors import UserError
+from utils.transfer import send
 
 CHUNK = 32  # clouds that the teacher sees at a time when the cache is filled
 HASHED_CLOUDS = 64  # spread over the set, whose points say which set the cache is of
@@ -85,6 +87,7 @@ class ImageGuide(Guide):
             seen = self.look(points) if self.store is None else self._recall(batch.indices, points.device)
             guidance = self.guide(points, pyramid, seen)
             masked = self.model.mask(guidance.saliency, generator=draw("mask"))
+            masked = KnownMask(masked, int(self.model.config.mask_ratio * masked.shape[1]))
         return {"masked": masked, "pyramid": pyramid, "targets": guidance.targets}
 
     def look(self, points: Tensor) -> Seen:
@@ -100,7 +103,7 @@ class ImageGuide(Guide):
         rows = indices.numpy()
         return Seen(
             *(
-                torch.from_numpy(self.store[key][rows]).to(device).float().transpose(0, 1).flatten(0, 1)
+                send(torch.from_numpy(self.store[key][rows]), device).float().transpose(0, 1).flatten(0, 1)
                 for key in ("features", "saliency")
             )
         )

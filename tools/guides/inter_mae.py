@@ -24,6 +24,7 @@ from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
 from tools.report import Section
 from utils.errors import UserError
 from utils.seed import generator
+from utils.transfer import send
 
 CHUNK = 64  # pictures or clouds encoded at once
 
@@ -142,7 +143,7 @@ class Images:
 
     def __call__(self, numbers: Tensor, views: Views, draw: Callable) -> Tensor:
         pictures = views.load(numbers.flatten().tolist())
-        return pictures.view(*numbers.shape, *pictures.shape[1:]).to(self.run.device)  # (B, n, 3, S, S)
+        return send(pictures.view(*numbers.shape, *pictures.shape[1:]), self.run.device)  # (B, n, 3, S, S)
 
 
 class FrozenFeatures:
@@ -166,7 +167,7 @@ class FrozenFeatures:
 
     def __call__(self, numbers: Tensor, views: Views, draw: Callable) -> Tensor:
         rows = self.features(views)[numbers.flatten().numpy()]
-        return torch.from_numpy(rows).view(*numbers.shape, -1).to(self.run.device)  # (B, n, W)
+        return send(torch.from_numpy(rows).view(*numbers.shape, -1), self.run.device)  # (B, n, W)
 
     def features(self, views: Views) -> np.ndarray:
         """Return the features of all pictures, (pictures, W)."""

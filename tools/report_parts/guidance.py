@@ -33,7 +33,7 @@ def guidance_section(guide, model) -> Section:
     saliency = guide.guide(points, pyramid, seen).saliency
     masked = model.mask(saliency, generator=generator(run.seed, 0, 0, "gallery"))
     ratio = model.config.mask_ratio
-    finest = hide_pyramid(pyramid, masked, ratio=ratio, flat_token=model.flat_token, method=model.method)[0]
+    finest = hide_pyramid(pyramid, masked, ratio=ratio, flat_token=model.flat_token, method=model.method).scales[0]
 
     rows = []
     for row, index in enumerate(chosen):

@@ -1,0 +1,116 @@
+"""No host waits for its device inside a training step: on stand-ins without a GPU, and with CUDA's own check on one."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from models.masking import hide_groups
+from tests.steps import STEPS, FirstStep, fix_shapes
+from tests.watch import HostWaits
+from tools.classification import subset
+from tools.engine import EpochLog, train_one_epoch
+from tools.optim import build_optimizer
+from utils import transfer
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Return a watch; memory counts as locked where it is asked to be, and stand-ins know no other precision."""
+    found, real = HostWaits(), torch.autocast
+    monkeypatch.setattr(transfer, "_lock", found.lock)
+    monkeypatch.setattr(
+        torch, "autocast", lambda kind, **keys: contextlib.nullcontext() if kind == "meta" else real(kind, **keys)
+    )
+    return found
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_on_stand_ins(name, resident, tmp_path, waits):
+    """From the draw of the batch to the gradients: sampling, augmentation, guide, model, backward."""
+    step = FirstStep.build(name, tmp_path).to("meta", resident=resident)
+    with waits:
+        out = step.loss()
+        out["loss"].backward()
+    assert waits.found == []
+    assert waits.staged and out["loss"].is_meta
+    assert all(p.grad is not None for p in step.model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["point-mae", "point-m2ae"])
+def test_the_loop_around_a_step(name, tmp_path):
+    """Clipping, the check for finite gradients, the optimizer and the log: nothing is read but at the log interval."""
+    step = FirstStep.build(name, tmp_path)
+    fix_shapes(step)
+    optimizer = build_optimizer(step.model, step.config.optimizer)
+    log = EpochLog(lambda first, rows: None, every=100)
+    losses = [step.loss() for _ in range(2)]
+    waits = HostWaits(everywhere=True)
+    with waits:
+        train_one_epoch(
+            lambda batch: {"loss": losses[batch.step]["loss"]},
+            [SimpleNamespace(step=position) for position in range(2)],
+            optimizer,
+            steps=2,
+            schedule=lambda epoch, fraction: 1e-3,
+            epoch=0,
+            clip=1.0,
+            log=log,
+        )
+    assert waits.found == []
+    log.read()
+    assert len(log.rows) == 2
+
+
+def test_what_the_watch_finds(waits):
+    """Each way of waiting is seen, with the line of the project that does it."""
+    values, masked = torch.zeros(2, 4, device="meta"), torch.zeros(2, 4, dtype=torch.bool, device="meta")
+    for wait, message in (
+        (lambda: values.sum().item(), "_local_scalar_dense"),
+        (lambda: values[masked], "aten.index.Tensor"),
+        (lambda: masked.nonzero(), "nonzero"),
+        (lambda: torch.zeros(2).to("meta"), "copy from cpu to meta"),
+        (lambda: values.copy_(torch.zeros(2, 4)), "copy from cpu to meta"),
+        (lambda: torch.tensor([1.0], device="meta"), "tensor of numbers"),
+        (lambda: values.new_tensor(1.0), "new_tensor of numbers"),
+        (
+            lambda: hide_groups(values.unsqueeze(-1).expand(2, 4, 3), masked, ratio=0.5, method="test"),
+            "models/masking.py",
+        ),
+    ):
+        del waits.found[:]
+        with waits, contextlib.suppress(RuntimeError, NotImplementedError):
+            wait()
+        assert waits.found and message in waits.found[0], message
+    del waits.found[:]
+    with waits:
+        transfer.send(torch.zeros(2), "meta", torch.float64)
+        subset(torch.zeros(2, 8, 3, device="meta"), 4, torch.Generator().manual_seed(0))
+        torch.where(masked, values, 0.0) + values.new_full((), 2.0)
+    assert waits.found == []
+
+
+def test_sending_on_the_cpu_copies_nothing():
+    values = torch.arange(3.0)
+    assert transfer.send(values, "cpu") is values
+    assert transfer.send(values, torch.device("cpu"), torch.float64).dtype == torch.float64
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_on_a_gpu(name, precision, tmp_path):
+    """The same with CUDA's own check, and the same loss as on the CPU."""
+    here = FirstStep.build(name, tmp_path).loss(precision=precision)
+    step = FirstStep.build(name, tmp_path).to("cuda", resident=True)
+    step.loss(precision=precision)["loss"].backward()  # what is initialised once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = step.loss(precision=precision)
+        out["loss"].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    close = {"fp32": 1e-4, "bf16": 0.05}[precision]
+    assert out["loss"].item() == pytest.approx(here["loss"].item(), rel=close)
