@@ -87,7 +87,7 @@ class HierarchicalEncoder(nn.Module):
                 are visible, and attention reaches only as far as the local radius of the scale.
             shown: most groups of the coarsest scale that a sample shows, where that is known; fixed shapes are smaller then.
         """
-        fixed = self._fixes_shapes(pyramid.centers[0].device)
+        fixed = self.fixes_shapes(pyramid.centers[0].device)
         groups = [centers.shape[1] for centers in pyramid.centers]
         most = groups if shown is None else capacities(pyramid, shown)
         encoded = Encoded([], [], fixed)
@@ -106,7 +106,8 @@ class HierarchicalEncoder(nn.Module):
             tokens = seen if masked is None else unpack(seen, packing, background=tokens)
         return encoded
 
-    def _fixes_shapes(self, device: torch.device) -> bool:
+    def fixes_shapes(self, device: torch.device) -> bool:
+        """Return whether shapes on a device are those that no mask changes."""
         if any(map(self._sees_padding, range(len(self.local_radius)))):
             return False  # what tokens see depends on how much padding there is
         return device.type != "cpu" if self.fixed_shapes is None else self.fixed_shapes

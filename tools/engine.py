@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from tools.graphs import StepGraph
+from tools.steps import SideStream, Step, run_ahead
 from utils.dist import all_reduce_sum, world_size
 from utils.errors import UserError
 
@@ -110,7 +112,7 @@ class EpochLog:
 
 
 def train_one_epoch(
-    step: Callable,
+    step: Step | Callable,
     batches: Iterable,
     optimizer: torch.optim.Optimizer,
     *,
@@ -126,13 +128,15 @@ def train_one_epoch(
     updates_per_batch: int = 1,
     pieces: int = 1,
     hold: Callable = contextlib.nullcontext,
+    side: SideStream | None = None,
+    graph: StepGraph | None = None,
     log: EpochLog,
     may_stop: Callable[[int], bool] = lambda position: False,
 ) -> bool:
     """Train on the batches of one epoch.
 
     Args:
-        step: maps a batch to a dict of scalar tensors: "loss", and others to log.
+        step: maps a batch to a dict of scalar tensors: "loss", and others to log; taken apart or whole.
         batches: what is left of the epoch; each has `.step`, its index in the epoch.
         steps: batches of a whole epoch.
         schedule: (epoch, fraction of it) -> learning rate, multiplied by each group's "lr_scale" where it has one.
@@ -142,6 +146,8 @@ def train_one_epoch(
         updates_per_batch: optimizer steps on one gradient; only the last one sees it clipped.
         pieces: how many a batch goes through the model in, one after the other, to save memory.
         hold: context in which gradients are not averaged over the processes yet.
+        side: where `step.ahead` runs for the next batch while this one trains; None: nowhere, each batch in its turn.
+        graph: records forward, backward and update of whole batches, one an update; None: they run as they are.
         may_stop: asked between updates, with the number of batches done.
 
     Returns:
@@ -150,7 +156,21 @@ def train_one_epoch(
     A non-finite gradient skips the update on the device, without the host knowing; `log` finds it at its next reading.
     """
     device = optimizer.param_groups[0]["params"][0].device
-    for batch in batches:
+    step = step if isinstance(step, Step) else Step.whole(step)
+
+    def ahead(batch):
+        with autocast(device, precision):
+            return step.ahead(batch) if pieces == 1 else None
+
+    def whole(inputs) -> tuple[dict[str, Tensor], Tensor]:
+        with autocast(device, precision):
+            values = step.compute(inputs)
+        values["loss"].backward()
+        finite = update(optimizer, clip=clip, scaler=None, repeats=updates_per_batch)
+        values = {name: value.detach() for name, value in values.items()}
+        return values, torch.isfinite(values["loss"]) & finite
+
+    for batch, early in run_ahead(ahead, batches, side):
         rate = schedule(epoch, batch.step / steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -158,29 +178,48 @@ def train_one_epoch(
         share = min(accum, steps - batch.step // accum * accum) if divide else 1
         position = batch.step + 1
         due = position % accum == 0 or (divide and position == steps)
-        cut = [batch] if pieces == 1 else batch.split(pieces)
-        collected = []
-        for piece in cut:
-            weight = 1.0 if pieces == 1 else len(piece.indices) / len(batch.indices)
+        if graph is not None:
+            with autocast(device, precision):
+                inputs = step.ready(batch, early)
+            step.seed(batch)
+            values, finite = graph(whole, inputs)
+        else:
             # Sums that outlive the epoch must be those of all processes, because one of them saves them.
-            joint = not divide or (due and piece is cut[-1])
-            with contextlib.nullcontext() if joint else hold():
-                with autocast(device, precision):
-                    values = step(piece)
-                loss = values["loss"] * weight / share
-                (loss if scaler is None else scaler.scale(loss)).backward()
-            collected.append((weight, values))
-        values = _joined(collected)
-
-        finite = torch.isfinite(values["loss"].detach())
-        if due:
-            finite &= update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
-            if after_update is not None:
-                after_update()
+            shared = "each" if not divide else "last" if due else "none"
+            context = {"device": device, "precision": precision, "scaler": scaler, "hold": hold}
+            values = _accumulate(step, batch, early, pieces=pieces, share=share, shared=shared, **context)
+            finite = torch.isfinite(values["loss"].detach())
+            if due:
+                finite &= update(optimizer, clip=clip, scaler=scaler, repeats=updates_per_batch)
+        if due and after_update is not None:
+            after_update()
         log.add(values, rate, finite)
         if position % accum == 0 and position < steps and may_stop(position):
             return False
     return True
+
+
+def _accumulate(
+    step: Step, batch, early, *, device, precision: str, scaler, pieces: int, share: int, shared: str, hold: Callable
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch, divided by `share`, to those there are; returns its values.
+
+    Args:
+        early: what `step.ahead` gave for the batch, where it goes through the model in one piece.
+        shared: which of the pieces have the gradients averaged over the processes: "each", "last" or "none".
+    """
+    cut = [batch] if pieces == 1 else batch.split(pieces)
+    collected = []
+    for piece in cut:
+        weight = 1.0 if pieces == 1 else len(piece.indices) / len(batch.indices)
+        joint = shared == "each" or (shared == "last" and piece is cut[-1])
+        with contextlib.nullcontext() if joint else hold():
+            with autocast(device, precision):
+                values = step.finish(piece, early) if pieces == 1 else step(piece)
+            loss = values["loss"] * weight / share
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        collected.append((weight, values))
+    return _joined(collected)
 
 
 def _joined(collected: list[tuple[float, dict[str, Tensor]]]) -> dict[str, Tensor]:

@@ -2,11 +2,14 @@
 
 import json
 import time
+from typing import Any
 
-import torch
+from torch import Tensor, nn
 
 from datasets import CloudSet, build_dataset
+from datasets.batches import Batch
 from models import load_weights
+from models.hierarchy import HierarchicalEncoder
 from tools.augment import augment
 from tools.context import RunContext, build_pretraining_model
 from tools.engine import StopRequest
@@ -16,6 +19,7 @@ from tools.optim import check_training
 from tools.report import write_report
 from tools.run_state import RunState
 from tools.runner_svm import LinearProbe
+from tools.steps import Step
 from tools.training import Display, Training, last_epoch, open_metrics, open_state
 from utils.checkpoint import save_checkpoint
 from utils.dist import barrier, is_main
@@ -64,7 +68,6 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
 def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None:
     run, state, writer = training.run, training.state, training.writer
     config, args = run.config, run.args
-    step = _step(training, guide)
     if probe is not None and config.svm.random_weights and state.epoch < 0 and not state.pending["step"]:
         _evaluate(run, state, probe, writer, epoch=None)
     for epoch in list(state.pending["evaluations"]):
@@ -73,7 +76,7 @@ def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None
     last = last_epoch(config)
     for epoch in range(state.epoch + 1, last + 1):
         state.model.train()
-        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
+        training.epoch(epoch, _step(training, guide, epoch))
         due = epoch % args.val_freq == 0 or epoch == last
         state.epoch = epoch
         training.save(evaluations=[epoch] if due else [])
@@ -86,20 +89,44 @@ def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None
         training.stop_if_asked(epoch)
 
 
-def _step(training: Training, guide: Guide):
-    """Return what a step of an epoch computes: augment, ask the guide, mask, rebuild, compare."""
-    run = training.run
-    wrapped = training.wrapped
+def _step(training: Training, guide: Guide, epoch: int) -> Step:
+    """Return what a step of an epoch computes: augment, group, ask the guide, mask, rebuild, compare."""
+    run, model, wrapped = training.run, training.state.model, training.wrapped
     up_axis = training.batches.cloud_set.up_axis
 
-    def step(epoch: int, batch) -> dict[str, torch.Tensor]:
+    def ahead(batch: Batch) -> dict[str, Any]:
         draw = training.draw(epoch, batch)
         points = augment(batch.points, run.config.augmentation, up_axis, draw("augmentation"))
-        guidance = guide.prepare(points, batch, epoch=epoch, draw=draw)
-        out = wrapped(points, generator=draw("mask"), **guidance)
+        inputs = {"points": points, "pyramid": model.group(points)}
+        return advised(batch, inputs) if guide.ahead else inputs
+
+    def advised(batch: Batch, inputs: dict[str, Any]) -> dict[str, Any]:
+        draw = training.draw(epoch, batch)
+        guidance = guide.prepare(batch=batch, epoch=epoch, draw=draw, **inputs)
+        if "masked" not in guidance:
+            guidance["masked"] = model.draw_mask(inputs["pyramid"], generator=draw("mask"))
+        return inputs | guidance
+
+    def compute(inputs: dict[str, Any]) -> dict[str, Tensor]:
+        out = wrapped(**inputs)
         return {name: value for name, value in out.items() if name.startswith(LOGGED)}
 
-    return step
+    return Step(
+        ahead,
+        ready=lambda batch, inputs: inputs if guide.ahead else advised(batch, inputs),
+        compute=compute,
+        unrecordable=_unrecordable(run, model),
+    )
+
+
+def _unrecordable(run: RunContext, model: nn.Module) -> str | None:
+    """Say why the forward pass of a model reads from its device, or return None."""
+    if run.config.model.loss == "emd":
+        return "the loss emd runs until all points are matched"
+    encoders = [module for module in model.modules() if isinstance(module, HierarchicalEncoder)]
+    if not all(encoder.fixes_shapes(run.device) for encoder in encoders):
+        return "with legacy near_padding shapes follow the mask"
+    return None
 
 
 def _evaluate(

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,10 @@ from tools.compile import compile_regions
 from tools.context import RunContext, distribute
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
 from tools.fitting import Rehearsal, out_of_memory, rehearse, too_large
+from tools.graphs import StepGraph, open_graph
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
 from tools.run_state import RunState, save_last
+from tools.steps import SideStream, Step
 from utils.config import RunConfig
 from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
@@ -55,14 +57,16 @@ class Training:
     after_update: Callable[[], None] | None = None
     updates_per_batch: int = 1  # optimizer steps on one gradient, of which the last one sees it clipped
     pieces: int = 0  # that batches go through the model in; 0 before the first step
+    graph: StepGraph | None = field(init=False, default=None)
+    side: SideStream | None = field(init=False, default=None)
     wrapped: nn.Module = field(init=False)  # the model, for several processes where there are
 
     def __post_init__(self):
         whole = self.run.config.step_per_update == 1 and self.run.args.micro_batches == 1
         self.wrapped = distribute(self.state.model, self.run.device, every_step=whole)
 
-    def epoch(self, epoch: int, step: Callable[..., dict[str, Tensor]]) -> None:
-        """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss".
+    def epoch(self, epoch: int, step: Step | Callable[..., dict[str, Tensor]]) -> None:
+        """Train what is left of one epoch; `step` maps a batch to a dict of scalars with "loss", in the same way each epoch.
 
         Raises:
             UserError: a loss or gradient that is not finite, or a batch that does not fit into memory.
@@ -76,13 +80,17 @@ class Training:
         done = state.pending["step"]
         bar = run.log.progress(len(self.batches), f"epoch {epoch}/{last_epoch(config)}", done=done)
 
-        def seeded(batch):
+        def seed(batch):
             torch.manual_seed(step_seed(run.seed, epoch, batch.step, batch.stream(f"layers {rank()}")))
-            return step(batch)
 
-        rehearsal = Rehearsal(run, state.model, seeded)
+        step = replace(step, seed=seed) if isinstance(step, Step) else Step.whole(step, seed=seed)
+        rehearsal = Rehearsal(run, state.model, step)
         if not self.pieces:
             self.pieces = rehearse(rehearsal, self._batch(epoch, done))
+            self.graph = open_graph(run, step, state.optimizer, pieces=self.pieces)
+            self.side = SideStream(run.device) if run.device.type == "cuda" else None
+        elif self.graph is not None and config.bnmscheduler is not None:
+            self.graph.forget()
 
         def flush(first: int, rows: list[dict]) -> None:
             shown = rows[-1]["loss"] * self.display.scale
@@ -93,7 +101,7 @@ class Training:
         log = EpochLog(flush, every=config.log_every, rows=state.pending["rows"])
         started, first = time.perf_counter(), len(log.rows)
         try:
-            complete = self._train(seeded, epoch, log)
+            complete = self._train(step, epoch, log)
             log.read()
         except NonFiniteLoss as error:
             raise self._explain(epoch, error.step) from error
@@ -137,6 +145,8 @@ class Training:
             updates_per_batch=self.updates_per_batch,
             pieces=self.pieces,
             hold=getattr(self.wrapped, "no_sync", contextlib.nullcontext),
+            side=self.side,
+            graph=self.graph,
             log=log,
             # Several processes must agree, which costs a synchronisation: they do so at the log interval only.
             may_stop=lambda position: (

@@ -103,6 +103,10 @@ def _add_machine(group) -> None:
         help="send each training batch through the model in N pieces, or auto: as few as fit into memory; gradients add up to those of "
         "total_bs, but batch norms see, and masks are drawn for, one piece at a time",
     )  # fmt: skip
+    group.add_argument(
+        "--cuda_graph", choices=("auto", "on", "off"), default="auto",
+        help="record a step once and start it as a whole: auto (the default) on a GPU where that can be, on: or it is an error",
+    )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument(
         "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: several processes, by torchrun"

@@ -33,11 +33,15 @@ class Guide:
 
     Attributes:
         ema: an average of the model that checkpoints keep, or None.
+        ahead: whether `prepare` reads no weights that train, so that it may run before the step before it is over.
     """
 
     ema: nn.Module | None = None
+    ahead: bool = True
 
-    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict[str, Any]:
+    def prepare(
+        self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
+    ) -> dict[str, Any]:
         """Return keyword arguments of the model's `forward`: `masked`, `pyramid`, `targets`.
 
         Args:
@@ -45,6 +49,7 @@ class Guide:
             batch: says which clouds these are: `indices` and `step`.
             epoch: from 0; what depends on the progress of a run depends on it alone.
             draw: stream -> generator of this step, for what is random.
+            pyramid: the groups of these points, where they are there already.
         """
         return {}
 

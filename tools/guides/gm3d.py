@@ -59,11 +59,16 @@ class GeometricGuide(Guide):
         self.epoch = 0
         self._watched, self._describe = watched, describe
 
-    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict[str, Any]:
+    ahead = False  # the average moves with every step
+
+    def prepare(
+        self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
+    ) -> dict[str, Any]:
         self.epoch = epoch
         if batch.step == 0:
             self._remember(epoch)
-        return self._guide(self.model.group(points), epoch, draw("mask"))
+        pyramid = self.model.group(points) if pyramid is None else pyramid
+        return self._guide(pyramid, epoch, draw("mask"))
 
     def picture(self, pyramid: Pyramid, generator: torch.Generator) -> dict[str, Any]:
         return self._guide(pyramid, self.epoch, generator)

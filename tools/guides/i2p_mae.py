@@ -17,6 +17,7 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from models.i2p_mae import I2PMAE, Guidance, guide, look
 from models.image_teacher import ImageTeacher, Seen, build_teacher
+from models.layers.group import Pyramid
 from models.masking import KnownMask
 from models.projection import VIEWS
 from tools.context import RunContext
@@ -79,11 +80,13 @@ class ImageGuide(Guide):
         self.model, self.teacher, self.clouds, self.run, self.store = model, teacher, clouds, run, store
 
     @torch.no_grad()
-    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict:
+    def prepare(
+        self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
+    ) -> dict:
         """Return the mask that follows the teacher's attention, the groups, and its features as targets."""
         # Which pixel a point falls into is decided in fp32, whatever the model computes in.
         with torch.autocast(points.device.type, enabled=False):
-            pyramid = self.model.group(points)
+            pyramid = self.model.group(points) if pyramid is None else pyramid
             seen = self.look(points) if self.store is None else self._recall(batch.indices, points.device)
             guidance = self.guide(points, pyramid, seen)
             masked = self.model.mask(guidance.saliency, generator=draw("mask"))

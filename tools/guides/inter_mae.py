@@ -16,6 +16,7 @@ from datasets.clouds import CloudSet
 from datasets.views import Views, choose_views, open_views
 from models.images import ImageBranch, ImageBranchConfig, build_image_branch, build_vit
 from models.inter_mae import FEATURES
+from models.layers.group import Pyramid
 from models.layers.norm import convert_sync_batchnorm
 from models.legacy import legacy_names
 from tools.context import RunContext
@@ -47,7 +48,9 @@ class PictureGuide(Guide):
     targets: Targets
     config: ImageBranchConfig
 
-    def prepare(self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable) -> dict[str, Any]:
+    def prepare(
+        self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
+    ) -> dict[str, Any]:
         numbers = choose_views(self.views, batch.indices, self.config.n_imgs, generator=draw("views"))
         return {"targets": self.targets(numbers, self.views, draw)}
 

@@ -1,0 +1,211 @@
+"""Recorded steps: the same numbers as steps that run as they are, and what makes recording begin again or give up.
+
+Without a GPU a stand-in records: like a graph it does nothing when it is made, and reads and writes the same memory each time.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import main
+from models.hierarchy import HierarchicalEncoder
+from tools import training
+from tools.engine import EpochLog, train_one_epoch
+from tools.graphs import WARM_UP, StepGraph, why_not
+from tools.steps import Step
+
+# Rates that are the same number in single precision, in which a device holds them.
+RATE = 2.0**-7
+
+
+class Again:
+    """Stands for a recording: runs the function itself at each replay."""
+
+    made = 0
+
+    def __init__(self, function, stream):
+        assert stream is None
+        Again.made += 1
+        self._function, self.outputs = function, None
+
+    def replay(self):
+        self.outputs = self._function()
+
+
+class Refuses:
+    def __init__(self, function, stream):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+@dataclass(frozen=True)
+class Batch:
+    step: int
+    rows: int
+    advice: float = 1.0
+
+
+def train(graph=None, *, sizes=(4,) * 10, advices=None):
+    """Train a small net with dropout on a few batches; returns its losses, its weights and the optimizer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True, lr=1.0)
+    draw = lambda batch: torch.randn(batch.rows, 3, generator=torch.Generator().manual_seed(batch.step))  # noqa: E731
+    step = Step(
+        ahead=draw,
+        ready=lambda batch, points: {"points": points, "advice": batch.advice},
+        compute=lambda inputs: {"loss": inputs["advice"] * net(inputs["points"]).square().mean()},
+        seed=lambda batch: torch.manual_seed(batch.step),
+    )
+    log = EpochLog(lambda first, rows: None, every=3)
+    complete = train_one_epoch(
+        step,
+        [Batch(number, rows, (advices or [1.0] * len(sizes))[number]) for number, rows in enumerate(sizes)],
+        optimizer,
+        steps=len(sizes),
+        schedule=lambda epoch, fraction: RATE * (1 + (fraction > 0.5)),
+        epoch=0,
+        clip=1.0,
+        graph=None if graph is None else graph(optimizer),
+        log=log,
+    )
+    log.read()
+    assert complete
+    return [row["loss"] for row in log.rows], [p.detach() for p in net.parameters()], optimizer
+
+
+def graph_of(record, warnings=None):
+    def build(optimizer):
+        warn = (warnings if warnings is not None else []).append
+        return StepGraph(optimizer, torch.device("cpu"), warn=warn, record=record)
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def count():
+    Again.made = 0
+
+
+def assert_same(there, here):
+    assert there[0] == here[0]
+    for a, b in zip(there[1], here[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_recorded_steps_give_the_same_numbers():
+    there = train(graph_of(Again))
+    assert Again.made == 1
+    assert_same(there, train())
+    (group,) = there[2].param_groups
+    assert isinstance(group["lr"], float) and group["capturable"] is False
+    assert all(p.grad is None for p in group["params"])
+
+
+def test_other_inputs_begin_again():
+    """A shorter last batch runs as it is; a number that a recording would hold fast makes a new one."""
+    sizes = (4,) * (WARM_UP + 2) + (3,)
+    assert_same(train(graph_of(Again), sizes=sizes), train(sizes=sizes))
+    assert Again.made == 1
+    advices = [1.0] * (WARM_UP + 2) + [2.0] * (WARM_UP + 2)
+    found = {"sizes": (4,) * len(advices), "advices": advices}
+    Again.made = 0
+    assert_same(train(graph_of(Again), **found), train(**found))
+    assert Again.made == 2
+
+
+def test_nothing_is_recorded_while_it_warms_up():
+    train(graph_of(Again), sizes=(4,) * WARM_UP)
+    assert Again.made == 0
+
+
+def test_where_recording_fails_steps_run_as_they_are():
+    warnings = []
+    there = train(graph_of(Refuses, warnings))
+    assert warnings == ["operation not permitted"]
+    assert_same(there, train())
+    assert isinstance(there[2].param_groups[0]["lr"], float)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_found():
+    from tools.engine import NonFiniteLoss
+
+    with pytest.raises(NonFiniteLoss, match="step 7"):
+        train(graph_of(Again), advices=[1.0] * 7 + [float("nan")] * 3)
+
+
+def run_like(**changes):
+    config = SimpleNamespace(step_per_update=1, precision="bf16", **{})
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return SimpleNamespace(device=torch.device(changes.get("device", "cuda")), config=config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pieces", "unrecordable", "reason"),
+    [
+        ({}, 1, None, None),
+        ({"device": "cpu"}, 1, None, "steps run on cpu"),
+        ({"step_per_update": 2}, 1, None, "step_per_update is 2"),
+        ({}, 4, None, "in 4 pieces"),
+        ({"precision": "fp16"}, 1, None, "fp16"),
+        ({}, 1, "it reads", "it reads"),
+    ],
+)
+def test_what_cannot_be_recorded(changes, pieces, unrecordable, reason):
+    step = Step(len, len, len, unrecordable=unrecordable)
+    found = why_not(run_like(**changes), step, pieces=pieces)
+    assert found is None if reason is None else reason in found
+
+
+def pretrain(recipe, name, *flags, device="cpu"):
+    size = ["max_epoch=1", "total_bs=4", "dataset.train.clouds=20", "dataset.svm=null"]
+    settings = [*size, "log_every=1", "scheduler.type=function", f"optimizer.kwargs.lr={RATE / 8}"]
+    keys = [part for setting in settings for part in ("--set", setting)]
+    root = Path(__file__).parent.parent.parent
+    argv = ["--config", str(root / "cfgs" / "debug" / f"{recipe}.yaml"), "--exp_name", name, "--device", device]
+    assert main.main([*argv, *keys, *flags]) == 0
+    lines = Path(f"experiments/debug/{recipe}/{name}/metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "step"]
+    return [(row["epoch"], row["step"], row["loss"]) for row in rows]
+
+
+@pytest.mark.parametrize("recipe", ["point-m2ae", "gm3d"])
+def test_a_run_with_recorded_steps(recipe, tmp_path, monkeypatch):
+    """A whole run, the guided one with a curriculum that changes what is recorded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(HierarchicalEncoder, "fixed_shapes", True)
+    as_it_is = pretrain(recipe, "plain")
+
+    def record(run, step, optimizer, *, pieces):
+        assert step.unrecordable is None and pieces == 1
+        return StepGraph(optimizer, run.device, warn=pytest.fail, record=Again)
+
+    monkeypatch.setattr(training, "open_graph", record)
+    assert pretrain(recipe, "recorded") == as_it_is and Again.made >= 1
+
+
+def test_asking_for_what_cannot_be(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parent.parent.parent
+    argv = ["--config", str(root / "cfgs/debug/point-mae.yaml"), "--device", "cpu", "--cuda_graph", "on"]
+    assert main.main(argv) == 2
+    assert "--cuda_graph on: steps cannot be recorded, steps run on cpu" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("recipe", ["point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae"])
+def test_a_run_on_a_gpu(recipe, precision, tmp_path, monkeypatch, caplog):
+    """Recorded steps on a GPU follow those that run as they are."""
+    monkeypatch.chdir(tmp_path)
+    flags = ("--precision", precision)
+    plain = pretrain(recipe, "plain", *flags, "--cuda_graph", "off", device="cuda")
+    recorded = pretrain(recipe, "recorded", *flags, "--cuda_graph", "on", device="cuda")
+    assert "recording failed" not in caplog.text
+    for there, here in zip(recorded, plain, strict=True):
+        assert there[:2] == here[:2] and there[2] == pytest.approx(here[2], rel=0.05 if precision == "bf16" else 1e-2)
