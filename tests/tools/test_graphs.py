@@ -24,22 +24,28 @@ RATE = 2.0**-7
 
 
 class Again:
-    """Stands for a recording: runs the function itself at each replay."""
+    """Stands for a recording: runs the function itself at each replay, with the learning rates that lay there when it was made."""
 
     made = 0
 
-    def __init__(self, function, stream):
-        assert stream is None
+    def __init__(self, function, optimizer):
         Again.made += 1
-        self._function, self.outputs = function, None
+        self._function, self._groups, self.outputs = function, optimizer.param_groups, None
+        self._rates = [group["lr"] for group in self._groups]
+        assert all(isinstance(rate, torch.Tensor) for rate in self._rates)
+        assert all(group["capturable"] for group in self._groups)
 
     def replay(self):
+        numbers = [group["lr"] for group in self._groups]
+        for group, rate in zip(self._groups, self._rates, strict=True):
+            group["lr"] = rate
         self.outputs = self._function()
+        for group, number in zip(self._groups, numbers, strict=True):
+            group["lr"] = number
 
 
-class Refuses:
-    def __init__(self, function, stream):
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+def refuse(function, optimizer):
+    raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,9 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
 def graph_of(record, warnings=None):
     def build(optimizer):
         warn = (warnings if warnings is not None else []).append
-        return StepGraph(optimizer, torch.device("cpu"), warn=warn, record=record)
+        return StepGraph(
+            optimizer, torch.device("cpu"), warn=warn, record=lambda function, _: record(function, optimizer)
+        )
 
     return build
 
@@ -125,7 +133,7 @@ def test_nothing_is_recorded_while_it_warms_up():
 
 def test_where_recording_fails_steps_run_as_they_are():
     warnings = []
-    there = train(graph_of(Refuses, warnings))
+    there = train(graph_of(refuse, warnings))
     assert warnings == ["operation not permitted"]
     assert_same(there, train())
     assert isinstance(there[2].param_groups[0]["lr"], float)
@@ -179,14 +187,15 @@ def test_a_run_with_recorded_steps(recipe, tmp_path, monkeypatch):
     """A whole run, the guided one with a curriculum that changes what is recorded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HierarchicalEncoder, "fixed_shapes", True)
-    as_it_is = pretrain(recipe, "plain")
+    as_it_is, refused = pretrain(recipe, "plain"), []
 
     def record(run, step, optimizer, *, pieces):
         assert step.unrecordable is None and pieces == 1
-        return StepGraph(optimizer, run.device, warn=pytest.fail, record=Again)
+        return graph_of(Again, refused)(optimizer)
 
     monkeypatch.setattr(training, "open_graph", record)
-    assert pretrain(recipe, "recorded") == as_it_is and Again.made >= 1
+    assert pretrain(recipe, "recorded") == as_it_is
+    assert Again.made >= 1 and not refused
 
 
 def test_asking_for_what_cannot_be(tmp_path, monkeypatch, capsys):
