@@ -29,9 +29,10 @@ def chamfer_distance(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def chamfer_loss(a: torch.Tensor, b: torch.Tensor, kind: str = "cdl2") -> torch.Tensor:
-    """Compare pairs of clouds by the Chamfer distance, with the gradients computed along with the loss.
+    """Compare pairs of clouds by the Chamfer distance, without storing the distances.
 
-    Same values as formulas over `chamfer_distance`, in less time and memory: nothing is kept but the gradients.
+    Same values as formulas over `chamfer_distance`, in less time and memory: what is kept for the way back is who chose whom (on the CPU)
+    or the gradients themselves.
 
     Args:
         a: (B, n, 3).
@@ -49,11 +50,12 @@ def chamfer_loss(a: torch.Tensor, b: torch.Tensor, kind: str = "cdl2") -> torch.
     check_points("chamfer_loss", a=a, b=b)
     if kind not in KINDS:
         raise ValueError(f"chamfer_loss: kind={kind!r} is unknown; choose from {', '.join(KINDS)}")
+    root = kind == "cdl1"
+    if a.device.type == "cpu":
+        return torch.ops.m2ae.chamfer_chosen(a, b, root)[0]
+    # Where a launch costs as much as the work, gradients come along with the loss.
     learning = torch.is_grad_enabled()
-    losses, _, _ = torch.ops.m2ae.chamfer_loss(
-        a, b, kind == "cdl1", learning and a.requires_grad, learning and b.requires_grad
-    )
-    return losses
+    return torch.ops.m2ae.chamfer_loss(a, b, root, learning and a.requires_grad, learning and b.requires_grad)[0]
 
 
 def _distance_dtype(points):
@@ -80,6 +82,17 @@ def _fake_loss(a, b, root, want_a, want_b):
     grad_a = a.new_empty((a.shape[0] if want_a else 0, a.shape[1], 3), dtype=dtype)
     grad_b = b.new_empty((b.shape[0] if want_b else 0, b.shape[1], 3), dtype=dtype)
     return a.new_empty((a.shape[0],), dtype=dtype), grad_a, grad_b
+
+
+def _fake_chosen(a, b, root):
+    B, n, m = a.shape[0], a.shape[1], b.shape[1]
+    i1, i2 = (a.new_empty((B, count), dtype=torch.int32) for count in (n, m))
+    return a.new_empty((B,), dtype=_distance_dtype(a)), i1, i2
+
+
+def _fake_chosen_backward(grad, a, b, i1, i2, root, want_a, want_b):
+    grads = (x.new_empty((x.shape[0] if want else 0, x.shape[1], 3)) for x, want in ((a, want_a), (b, want_b)))
+    return tuple(grads)
 
 
 def _save(ctx, inputs, output):
@@ -134,6 +147,24 @@ def _loss_backward(ctx, grad, *_):
     return to_a, to_b, None, None, None
 
 
+def _save_chosen(ctx, inputs, output):
+    a, b, ctx.root = inputs
+    _, i1, i2 = output
+    ctx.mark_non_differentiable(i1, i2)
+    ctx.save_for_backward(a, b, i1, i2)
+
+
+def _chosen_backward(ctx, grad, *_):
+    a, b, i1, i2 = ctx.saved_tensors
+    needed = ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():
+        found = reference.loss_gradients(grad, a, b, i1.long(), i2.long(), ctx.root, rows=torch.ops.m2ae)
+    else:
+        found = torch.ops.m2ae.chamfer_chosen_backward(grad, a, b, i1, i2, ctx.root, *needed)
+    to_a, to_b = (g.to(x.dtype) if need else None for need, g, x in zip(needed, found, (a, b), strict=True))
+    return to_a, to_b, None
+
+
 register(
     "chamfer",
     "(Tensor a, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -163,4 +194,18 @@ register(
     "(Tensor grad, Tensor grad_a, Tensor grad_b) -> (Tensor, Tensor)",
     reference=reference.chamfer_loss_backward,
     fake=_fake_loss_backward,
+)
+register(
+    "chamfer_chosen",
+    "(Tensor a, Tensor b, bool root) -> (Tensor, Tensor, Tensor)",
+    reference=reference.chamfer_chosen,
+    fake=_fake_chosen,
+    backward=_chosen_backward,
+    setup_context=_save_chosen,
+)
+register(
+    "chamfer_chosen_backward",
+    "(Tensor grad, Tensor a, Tensor b, Tensor i1, Tensor i2, bool root, bool want_a, bool want_b) -> (Tensor, Tensor)",
+    reference=reference.chamfer_chosen_backward,
+    fake=_fake_chosen_backward,
 )

@@ -181,11 +181,11 @@ print(json.dumps([before, kernels("CPU"), kernels("CUDA")]))
 """
 
 
-# On CUDA the plain layers run instead of the pieces of the fused patch embedding, PyTorch has an attention of its own, and the
-# reference scales stored gradients.
+# On CUDA the plain layers run instead of the pieces of the fused patch embedding, PyTorch has an attention of its own, the Chamfer loss
+# comes with its gradients instead of who chose whom, and the reference scales them.
 CPU_ONLY = (
     "attention", "attention_backward",
-    "chamfer_loss_backward",
+    "chamfer_chosen", "chamfer_chosen_backward", "chamfer_loss_backward",
     "group_max", "join_rows", "lift_rows", "lift_rows_sums", "norm_relu", "peak_backward", "peak_sums", "spread_winners",
 )  # fmt: skip
 

@@ -66,6 +66,38 @@ def test_agrees_with_the_reference(device, root):
     ]
 
 
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("pairs", "n", "m"), [(1, 1, 1), (3, 4, 7), (17, 32, 32), (35, 48, 31), (5, 64, 63), (2, 300, 170)]
+)
+def test_who_chose_whom_is_what_the_reference_says(root, dtype, pairs, n, m):
+    a, b = (x.detach() for x in leaves(pairs, n, m, dtype))
+    flow = torch.rand(pairs, dtype=dtype)
+    losses, i1, i2 = torch.ops.m2ae.chamfer_chosen(a, b, root)
+    expected, *chosen = reference.chamfer_chosen(a, b, root)
+    torch.testing.assert_close(losses, expected)
+    assert torch.equal(i1, chosen[0]) and torch.equal(i2, chosen[1])
+    for wanted in ((True, True), (True, False), (False, True)):
+        ours = torch.ops.m2ae.chamfer_chosen_backward(flow, a, b, i1, i2, root, *wanted)
+        torch.testing.assert_close(ours, reference.chamfer_chosen_backward(flow, a, b, i1, i2, root, *wanted))
+
+
+def test_gradients_of_points_that_do_not_exist_are_refused():
+    a, b = (x.detach() for x in leaves(6, 40, 20))
+    _, i1, i2 = torch.ops.m2ae.chamfer_chosen(a, b, False)
+    for place in (0, 39):  # in a whole register, and in what is left of it
+        for index in (-1, 20):
+            wrong = i1.clone()
+            wrong[3, place] = index
+            with pytest.raises(IndexError, match="chamfer_chosen_backward: an index of pair 3 is outside"):
+                torch.ops.m2ae.chamfer_chosen_backward(torch.ones(6), a, b, wrong, i2, False, True, True)
+    distances, *_, i2 = torch.ops.m2ae.chamfer(a, b)
+    too_large = torch.full((6, 40), 2**32)  # 0 in 32 bits
+    with pytest.raises(IndexError, match="chamfer_backward: an index of pair 0 is outside"):
+        torch.ops.m2ae.chamfer_backward(distances, torch.ones(6, 20), a, b, too_large, i2)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_coinciding_points_have_no_gradient(device):
     points = torch.rand(8, 20, 3, device=device).requires_grad_()

@@ -43,6 +43,10 @@ def test_opcheck(device):
     for root in (False, True):
         opcheck(ops.chamfer_loss, (a, b, root, True, True))
         opcheck(ops.chamfer_loss, (a, centers, root, True, False))
+        opcheck(ops.chamfer_chosen, (a, b, root))
+        opcheck(ops.chamfer_chosen, (a, centers, root))
+        losses, *chosen = ops.chamfer_chosen(points, centers, root)
+        opcheck(ops.chamfer_chosen_backward, (losses, points, centers, *chosen, root, True, False))
     _, to_a, to_b = ops.chamfer_loss(points, centers, False, True, False)
     opcheck(ops.chamfer_loss_backward, (d1[:, 0], to_a, to_b))
 

@@ -96,3 +96,25 @@ def chamfer_loss_backward(
     """Return the stored gradients times `grad` (B,); one with a batch of zero stays as it is."""
     factor = grad.to(grad_a.dtype)[:, None, None]
     return factor[: len(grad_a)] * grad_a, factor[: len(grad_b)] * grad_b
+
+
+def chamfer_chosen(a: torch.Tensor, b: torch.Tensor, root: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the losses (B,) and who chose whom, i1 (B, n) into b and i2 (B, m) into a, int32."""
+    d1, d2, i1, i2 = chamfer(a, b)
+    return pair_losses(d1, d2, root), i1.int(), i2.int()
+
+
+def chamfer_chosen_backward(
+    grad: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    i1: torch.Tensor,
+    i2: torch.Tensor,
+    root: bool,
+    want_a: bool,
+    want_b: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of `grad` (B,) times the losses of `chamfer_chosen`; one not wanted comes back with a batch of zero."""
+    found = loss_gradients(grad, a, b, i1.long(), i2.long(), root)
+    to_a, to_b = (g.to(x.dtype) for g, x in zip(found, (a, b), strict=True))
+    return to_a if want_a else to_a[:0], to_b if want_b else to_b[:0]

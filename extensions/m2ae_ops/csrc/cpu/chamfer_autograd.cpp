@@ -10,21 +10,22 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using LossResult = std::tuple<Tensor, Tensor, Tensor>;
+using ChosenResult = std::tuple<Tensor, Tensor, Tensor>;
 
-LossResult call_loss(const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
+ChosenResult call_chosen(const Tensor& a, const Tensor& b, bool root) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("m2ae::chamfer_loss", "")
-                             .typed<LossResult(const Tensor&, const Tensor&, bool, bool, bool)>();
+                             .findSchemaOrThrow("m2ae::chamfer_chosen", "")
+                             .typed<ChosenResult(const Tensor&, const Tensor&, bool)>();
   at::AutoDispatchBelowADInplaceOrView below;
-  return op.call(a, b, root, want_a, want_b);
+  return op.call(a, b, root);
 }
 
-std::tuple<Tensor, Tensor> scale_stored(const Tensor& grad, const Tensor& grad_a, const Tensor& grad_b) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("m2ae::chamfer_loss_backward", "")
-                             .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&)>();
-  return op.call(grad, grad_a, grad_b);
+std::tuple<Tensor, Tensor> chosen_gradients(const Tensor& grad, const variable_list& saved, bool root, bool want_a, bool want_b) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("m2ae::chamfer_chosen_backward", "")
+          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool, bool, bool)>();
+  return op.call(grad, saved[0], saved[1], saved[2], saved[3], root, want_a, want_b);
 }
 
 // One way's part of the loss, from its squared distances.
@@ -43,51 +44,49 @@ variable_list unfused_gradients(const Tensor& grad, const Tensor& a, const Tenso
   return torch::autograd::grad({way_loss(d1, root).add(way_loss(d2, root))}, wanted, {grad}, again, again);
 }
 
-class ChamferLoss : public torch::autograd::Function<ChamferLoss> {
+class ChamferChosen : public torch::autograd::Function<ChamferChosen> {
  public:
-  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
-    auto [loss, grad_a, grad_b] = call_loss(a, b, root, want_a, want_b);
-    ctx->mark_non_differentiable({grad_a, grad_b});
+  static variable_list forward(AutogradContext* ctx, const Tensor& a, const Tensor& b, bool root) {
+    auto [losses, i1, i2] = call_chosen(a, b, root);
+    ctx->mark_non_differentiable({i1, i2});
     ctx->set_materialize_grads(false);
-    ctx->save_for_backward({a, b, grad_a, grad_b});
+    ctx->save_for_backward({a, b, i1, i2});
     ctx->saved_data["root"] = root;
-    return {loss, grad_a, grad_b};
+    return {losses, i1, i2};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& flows) {
-    variable_list out(5);
+    variable_list out(3);
     if (!flows[0].defined()) return out;
     const auto saved = ctx->get_saved_variables();
-    variable_list wanted;
-    bool stored = true;
-    for (int side = 0; side < 2; ++side) {
-      if (!ctx->needs_input_grad(side)) continue;
-      wanted.push_back(saved[side]);
-      stored = stored && saved[2 + side].sym_size(0) == saved[side].sym_size(0);
-    }
-    // Stored gradients are constants; to be differentiated again, they are worked out from the distances.
-    if (stored && !at::GradMode::is_enabled()) {
-      auto [grad_a, grad_b] = scale_stored(flows[0], saved[2], saved[3]);
-      if (ctx->needs_input_grad(0)) out[0] = grad_a.to(saved[0].scalar_type());
-      if (ctx->needs_input_grad(1)) out[1] = grad_b.to(saved[1].scalar_type());
+    const bool root = ctx->saved_data["root"].toBool(), wanted[] = {ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    if (!at::GradMode::is_enabled()) {
+      auto [grad_a, grad_b] = chosen_gradients(flows[0], saved, root, wanted[0], wanted[1]);
+      if (wanted[0]) out[0] = grad_a;
+      if (wanted[1]) out[1] = grad_b;
       return out;
     }
-    const auto found = unfused_gradients(flows[0], saved[0], saved[1], ctx->saved_data["root"].toBool(), wanted);
+    // To be differentiated again, gradients are worked out from the distances.
+    variable_list sides;
+    for (int side = 0; side < 2; ++side) {
+      if (wanted[side]) sides.push_back(saved[side]);
+    }
+    const auto found = unfused_gradients(flows[0], saved[0], saved[1], root, sides);
     for (size_t side = 0, next = 0; side < 2; ++side) {
-      if (ctx->needs_input_grad(side)) out[side] = found[next++];
+      if (wanted[side]) out[side] = found[next++];
     }
     return out;
   }
 };
 
-LossResult chamfer_loss_autograd(const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
-  if (!at::GradMode::is_enabled() || !(a.requires_grad() || b.requires_grad())) return call_loss(a, b, root, want_a, want_b);
-  const auto out = ChamferLoss::apply(a, b, root, want_a, want_b);
+ChosenResult chamfer_chosen_autograd(const Tensor& a, const Tensor& b, bool root) {
+  if (!at::GradMode::is_enabled() || !(a.requires_grad() || b.requires_grad())) return call_chosen(a, b, root);
+  const auto out = ChamferChosen::apply(a, b, root);
   return {out[0], out[1], out[2]};
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(m2ae, AutogradCPU, m) { m.impl("chamfer_loss", chamfer_loss_autograd); }
+TORCH_LIBRARY_IMPL(m2ae, AutogradCPU, m) { m.impl("chamfer_chosen", chamfer_chosen_autograd); }
 
 }  // namespace m2ae

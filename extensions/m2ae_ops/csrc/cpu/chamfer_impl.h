@@ -3,6 +3,8 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "strips_impl.h"
+#include "tiles_impl.h"
 
 namespace m2ae::M2AE_ISA {
 namespace {
@@ -10,46 +12,33 @@ namespace {
 // Rows worked on together, to share the loads and stores of the other side: as many as the registers hold.
 constexpr int kRows = M2AE_BYTES == 64 ? 4 : 2;
 
-// Four rows of 4x4 blocks, one block in each 16 bytes, become four columns.
-#if defined(__AVX512F__)
-inline void transpose_blocks(__m512 (&r)[4]) {
-  const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
-  const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
-  r[0] = _mm512_shuffle_ps(a, c, 0x44), r[1] = _mm512_shuffle_ps(a, c, 0xEE);
-  r[2] = _mm512_shuffle_ps(b, d, 0x44), r[3] = _mm512_shuffle_ps(b, d, 0xEE);
-}
-#endif
-
-// Transposes what can be taken four values at a time and returns how many values of each patch that were.
-inline int64_t transpose_fours(const float* const* source, int64_t length, float* out) {
+// Transposes what can be taken several values at a time and returns how many values of each patch that were.
+inline int64_t transpose_whole(const float* const* source, int64_t length, float* out) {
   constexpr int W = Lanes<float>::W;
   int64_t k = 0;
 #if defined(__AVX512F__)
-  for (; k + 4 <= length; k += 4) {
-    __m512 r[4];
-    for (int s = 0; s < 4; ++s) {
-      r[s] = _mm512_broadcast_f32x4(_mm_loadu_ps(source[s] + k));
-      r[s] = _mm512_mask_broadcast_f32x4(r[s], 0x00F0, _mm_loadu_ps(source[4 + s] + k));
-      r[s] = _mm512_mask_broadcast_f32x4(r[s], 0x0F00, _mm_loadu_ps(source[8 + s] + k));
-      r[s] = _mm512_mask_broadcast_f32x4(r[s], 0xF000, _mm_loadu_ps(source[12 + s] + k));
+  // Eight values of all sixteen patches: both halves of a register are squares of eight.
+  for (; k + 8 <= length; k += 8) {
+    Vec<float> square[8];
+    for (int p = 0; p < 8; ++p) {
+      const __m512 half = _mm512_castps256_ps512(_mm256_loadu_ps(source[p] + k));
+      square[p] = (Vec<float>)_mm512_insertf32x8(half, _mm256_loadu_ps(source[8 + p] + k), 1);
     }
-    transpose_blocks(r);
-    for (int s = 0; s < 4; ++s) _mm512_store_ps(out + (k + s) * W, r[s]);
+    turn<4, float>(square);
+    for (int s = 0; s < 8; ++s) store(out + (k + s) * W, square[s]);
   }
-#elif defined(__SSE2__)
-  for (; k + 4 <= length; k += 4) {
-    for (int lane = 0; lane < W; lane += 4) {
-      __m128 r[4];
-      for (int s = 0; s < 4; ++s) r[s] = _mm_loadu_ps(source[lane + s] + k);
-      _MM_TRANSPOSE4_PS(r[0], r[1], r[2], r[3]);
-      for (int s = 0; s < 4; ++s) _mm_store_ps(out + (k + s) * W + lane, r[s]);
-    }
+#else
+  for (; k + W <= length; k += W) {
+    Vec<float> square[W];
+    for (int p = 0; p < W; ++p) square[p] = load(source[p] + k);
+    turn<W / 2, float>(square);
+    for (int s = 0; s < W; ++s) store(out + (k + s) * W, square[s]);
   }
 #endif
   return k;
 }
 
-inline int64_t transpose_fours(const double* const*, int64_t, double*) { return 0; }
+inline int64_t transpose_whole(const double* const*, int64_t, double*) { return 0; }
 
 // Writes the `length` values of W patches to `out` (length, W), one patch a lane; the last patch fills missing lanes.
 template <typename T>
@@ -57,7 +46,7 @@ void patches_to_lanes(const T* from, int64_t patches, int64_t length, T* out) {
   constexpr int W = Lanes<T>::W;
   const T* source[W];
   for (int lane = 0; lane < W; ++lane) source[lane] = from + (lane < patches ? lane : patches - 1) * length;
-  for (int64_t k = transpose_fours(source, length, out); k < length; ++k) {
+  for (int64_t k = transpose_whole(source, length, out); k < length; ++k) {
     for (int lane = 0; lane < W; ++lane) out[k * W + lane] = source[lane][k];
   }
 }
@@ -105,14 +94,45 @@ void patch_rows(const T* a, const T* b, int64_t first, int64_t m, PatchMinima<T>
   }
 }
 
-// Writes the first `patches` lanes of the minima to columns `lane`.. of (count, kBucket).
+// Writes the smallest distances to columns `lane`.. of (count, kBucket).
 template <typename T>
-void store_minima(const PatchMinima<T>& minima, int64_t count, int64_t lane, T* sqdist, int32_t* idx) {
+void store_distances(const PatchMinima<T>& minima, int64_t count, int64_t lane, T* sqdist) {
   constexpr int W = Lanes<T>::W;
-  for (int64_t i = 0; i < count; ++i) {
-    __builtin_memcpy(sqdist + i * kBucket + lane, minima.sqdist + i * W, W * sizeof(T));
-    for (int w = 0; w < W; ++w) idx[i * kBucket + lane + w] = int32_t(minima.who[i * W + w]);
+  for (int64_t i = 0; i < count; ++i) store(sqdist + i * kBucket + lane, load(minima.sqdist + i * W));
+}
+
+// Writes the choices of the first `patches` lanes to rows (patches, count).
+template <typename T>
+void store_choices(const PatchMinima<T>& minima, int64_t patches, int64_t count, int32_t* rows) {
+  constexpr int W = Lanes<T>::W;
+  int64_t i = 0;
+  if constexpr (sizeof(T) == sizeof(int32_t)) {
+    for (; i + W <= count; i += W) {
+      Vec<T> square[W];
+      for (int k = 0; k < W; ++k) square[k] = (Vec<T>)load_int<T>(minima.who + (i + k) * W);
+      turn<W / 2, T>(square);
+      for (int p = 0; p < patches; ++p) store_int<T>(rows + p * count + i, (IVec<T>)square[p]);
+    }
   }
+  for (; i < count; ++i) {
+    for (int64_t p = 0; p < patches; ++p) rows[p * count + i] = int32_t(minima.who[i * W + p]);
+  }
+}
+
+// Eight columns at a time, whose sums wait for each other less than those of one would.
+template <typename T>
+void column_sums(const T* sqdist, int64_t count, bool root, double* sums) {
+  constexpr int W = Lanes<T>::W;
+  D8 total[kBucket / kEight] = {};
+  for (int64_t i = 0; i < count; ++i, sqdist += kBucket) {
+    T row[kBucket];
+    for (int lane = 0; lane < kBucket; lane += W) {
+      const Vec<T> d = load(sqdist + lane);
+      store(row + lane, root ? root_of(larger(d, all<T>(T(kSmallestRoot)))) : d);
+    }
+    for (int part = 0; part < kBucket / kEight; ++part) total[part] += exact(load8(row + part * kEight));
+  }
+  __builtin_memcpy(sums, total, sizeof(total));
 }
 
 template <typename T>
@@ -128,8 +148,10 @@ void patches(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1,
     int64_t i = 0;
     for (; i + kRows <= n; i += kRows) patch_rows<T, kRows>(lanes_a, lanes_b, i, m, to_b, to_a);
     for (; i < n; ++i) patch_rows<T, 1>(lanes_a, lanes_b, i, m, to_b, to_a);
-    store_minima(to_b, n, lane, d1, i1);
-    store_minima(to_a, m, lane, d2, i2);
+    store_distances(to_b, n, lane, d1);
+    store_distances(to_a, m, lane, d2);
+    store_choices(to_b, here, n, i1 + lane * n);
+    store_choices(to_a, here, m, i2 + lane * m);
   }
 }
 

@@ -18,8 +18,6 @@ namespace m2ae {
 
 using at::Tensor;
 
-constexpr double kSmallestRoot = 1e-12;  // where the L1 form of the Chamfer loss clamps squared distances under its root
-
 // Half precision is computed in float32, float64 in float64.
 inline at::ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -46,6 +46,21 @@ struct EmdRules {
   int64_t bids;
 };
 
+constexpr double kSmallestRoot = 1e-12;  // where the L1 form of the Chamfer loss clamps squared distances under its root
+
+// Who chose whom in a pair of clouds of n and m points: `forth` (n) are places in b, `back` (m) in a. The derivative with respect to the
+// squared distance of point i to the one it chose is even[way], times weight[way][i] where there are weights. The tensors
+// that hold the points end at `end_a` and `end_b`; scratch of pair_scratch<T>(n, m) bytes, aligned to 64.
+template <typename T>
+struct PairChoices {
+  int64_t n, m;
+  const int32_t *forth, *back;
+  const T* weight[2];
+  T even[2];
+  const T *end_a, *end_b;
+  void* scratch;
+};
+
 // All points are (x, y, z) triples unless an argument is named `soa`: then all x, all y, all z, `padded(count)` each, NaN in
 // the padding. Scratch is memory of the given size in bytes, aligned to 64.
 template <typename T>
@@ -62,9 +77,18 @@ struct Kernels {
   void (*three_nn)(const T* query, int64_t queries, const T* target, int64_t count, T* sqdist, int64_t* idx);
   // The first k points closer than sqrt(limit) for every query.
   void (*ball_query)(const T* query, int64_t queries, const T* soa, int64_t count, T limit, int64_t k, int64_t* idx);
-  // Both nearest-point searches of up to kBucket pairs of patches (n and m points, each at most kPatch). Column p of the
-  // outputs, d1 and i1 (n, kBucket), d2 and i2 (m, kBucket), belongs to pair p; columns without a pair hold anything.
+  // Both nearest-point searches of up to kBucket pairs of patches (n and m points, each at most kPatch). The indices go to rows,
+  // i1 (pairs, n) and i2 (pairs, m); the squared distances to columns, d1 (n, kBucket) and d2 (m, kBucket), of which those without a
+  // pair hold anything.
   void (*patches)(const T* a, const T* b, int64_t pairs, int64_t n, int64_t m, T* d1, int32_t* i1, T* d2, int32_t* i2);
+  // Adds up the columns of distances (count, kBucket), or of their roots, clamped as the L1 loss is, one sum a pair.
+  void (*column_sums)(const T* sqdist, int64_t count, bool root, double* sums);
+  // The gradients (n, 3) and (m, 3) of a pair of clouds through the pairs they chose; a null pointer leaves one out. Returns false, having
+  // done nothing, where a place does not exist.
+  bool (*pair_gradients)(const T* a, const T* b, const PairChoices<T>& choices, T* grad_a, T* grad_b);
+  // The derivatives of the roots of the distances of `count` points to those they chose, with respect to the squares; zero where
+  // the root is clamped. `out` has room for kBucket more.
+  void (*root_weights)(const T* from, const T* to, const int32_t* idx, int64_t count, T* out);
   // Sorts two clouds, of queries and of the points they search, along one curve (buckets_impl.h): memory of
   // layout_bytes<T>(count) for each, scratch of lay_out_scratch<T>(the larger count). The clouds must outlive the layouts.
   void (*lay_out)(const T* query, int64_t queries, const T* support, int64_t count, void* scratch, void* query_layout,
@@ -126,6 +150,12 @@ template <typename T>
 constexpr size_t emd_scratch(int64_t count) {
   const size_t candidates = 128 / sizeof(T);  // two of every lane of the widest register
   return padded(count) * 4 * sizeof(T) + count * ((candidates + 1) * sizeof(T) + (candidates + 3) * sizeof(int32_t));
+}
+
+// Scratch of the gradients of a pair: two sums of four values a point, and a copy of it.
+template <typename T>
+constexpr size_t pair_scratch(int64_t n, int64_t m) {
+  return 3 * (n + m) * 4 * sizeof(T);
 }
 
 constexpr size_t kPieceGap = 192;  // between the arrays of a layout

@@ -175,10 +175,17 @@ struct Contest {
         store_int<T>(indices[r] + u * W, winners[u].who[r]);
       }
     }
-    for (int64_t i = 0; i < live; ++i) {
-      const int64_t to = int64_t(queries.index[slot + i]) * R;
+    const Int<T>* places = queries.index + slot;
+    const auto put = [&](int64_t i) {
+      const int64_t to = int64_t(places[i]) * R;
       for (int r = 0; r < R; ++r) sqdist[to + r] = distances[r][i], idx[to + r] = indices[r][i];
+    };
+    if (live == kBucket) {  // nearly always; a known number takes half the time
+#pragma GCC unroll 16
+      for (int i = 0; i < kBucket; ++i) put(i);
+      return;
     }
+    for (int64_t i = 0; i < live; ++i) put(i);
   }
 };
 

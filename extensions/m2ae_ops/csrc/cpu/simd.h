@@ -188,6 +188,33 @@ inline V larger(V a, V b) {
   return a > b ? a : b;
 }
 
+// Square roots.
+inline Vec<float> root_of(Vec<float> v) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_sqrt_ps((__m256)v);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_sqrt_ps((__m128)v);
+#else
+  for (int i = 0; i < Lanes<float>::W; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
+
+inline Vec<double> root_of(Vec<double> v) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_sqrt_pd((__m512d)v);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_sqrt_pd((__m256d)v);
+#elif defined(__SSE2__)
+  return (Vec<double>)_mm_sqrt_pd((__m128d)v);
+#else
+  for (int i = 0; i < Lanes<double>::W; ++i) v[i] = __builtin_sqrt(v[i]);
+  return v;
+#endif
+}
+
 // A squared distance and an index as one integer: bits of non-negative floats order like the floats themselves, so that
 // smaller keys are nearer, and of equally near points the one with the lower index.
 template <typename T> struct KeyOf;

@@ -220,12 +220,13 @@ inline void store_some(Vec<Real<S>> v, int64_t count, S* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = padded[i];
 }
 
-// Exchanges rows and columns of a square of registers: the off-diagonal halves, then those of every quarter, and so on.
-template <int Half, typename R>
-inline void turn(Vec<R> (&square)[Lanes<R>::W]) {
+// Exchanges rows and columns of a square of registers: the off-diagonal halves, then those of every quarter, and so on. With fewer rows
+// than lanes, every run of that many lanes is a square of its own.
+template <int Half, typename R, int N>
+inline void turn(Vec<R> (&square)[N]) {
   constexpr int W = Lanes<R>::W;
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) {
+  for (int i = 0; i < N; ++i) {
     if (i & Half) continue;
     IVec<R> upper, lower;
 #pragma GCC unroll 16
