@@ -36,16 +36,16 @@ from models import build_model
 from models.layers.embed import PatchEmbed
 from models.layers.gated import GatedPatchEmbed
 from models.layers.transformer import Block
-from tools.augment import augment
 from tools.context import RunContext, build_pretraining_model, choose_device
-from tools.engine import AUTOCAST_DTYPES, autocast, update
+from tools.engine import AUTOCAST_DTYPES, StopRequest, autocast, update
 from tools.guides import Guide, build_guide
 from tools.launch import open_run
-from tools.optim import build_optimizer
+from tools.runner_pretrain import DISPLAY, pretraining_step
+from tools.steps import Step
+from tools.training import Training, open_state
 from utils.checkpoint import write_atomic
 from utils.parser import parse_args
 from utils.provenance import ROOT, provenance
-from utils.seed import generator
 from utils.yaml_files import read_yaml
 
 METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
@@ -181,28 +181,32 @@ def take_apart(argv: list[str], batch: int) -> tuple[dict[str, float], float]:
         model = build_pretraining_model(run).train()
         clouds = build_dataset(run.config.dataset.train)
         guide = build_guide(run, model, clouds)
-    gflop = count_operations(run, model, guide, next(run.batches(clouds, COUNTED_CLOUDS).epoch(0))) / COUNTED_CLOUDS
-    optimizer = build_optimizer(model, run.config.optimizer)
+        state = open_state(run, model, ema=guide.ema)
+    training = Training(run, state, run.batches(clouds, batch), None, StopRequest(), DISPLAY)
+    step = pretraining_step(training, guide, 0)
+    gflop = count_operations(run, step, next(run.batches(clouds, COUNTED_CLOUDS).epoch(0))) / COUNTED_CLOUDS
+    state.optimizer.zero_grad(set_to_none=True)
     clock = Clock(PHASES, run.device)
-    watch(model, clock)
+    watch(model, guide, clock)
     found = []
     for number in range(1 + STEPS_BY_PHASE):
-        seen = next(run.batches(clouds, batch).epoch(number))
+        seen = next(training.batches.epoch(number))
         clock.start()
-        loss = forward(run, model, guide, seen, clock)
+        loss = forward(run, step, seen, clock)
         clock.to("backward")
         loss.backward()
         clock.to("optimizer")
-        update(optimizer, clip=None, scaler=None, repeats=1)
+        update(state.optimizer, clip=None, scaler=None, repeats=1)
         guide.after_update()
         clock.leave()
         found.append(clock.spent)
     return {phase: statistics.median(spent[phase] for spent in found[1:]) for phase in PHASES}, gflop * batch
 
 
-def watch(model: nn.Module, clock: Clock) -> None:
-    """Tell a clock when a model groups, embeds and runs its blocks."""
+def watch(model: nn.Module, guide: Guide, clock: Clock) -> None:
+    """Tell a clock when a model groups, embeds and runs its blocks, and when its guide is asked."""
     clock.wrap(model, "group", "grouping")
+    clock.wrap(guide, "prepare", "guidance")
     for module in model.modules():
         if isinstance(module, PatchEmbed | GatedPatchEmbed):
             clock.watch(module, "embedding")
@@ -210,28 +214,22 @@ def watch(model: nn.Module, clock: Clock) -> None:
             clock.watch(module, "blocks")
 
 
-def forward(run: RunContext, model: nn.Module, guide: Guide, batch: Batch, clock: Clock) -> torch.Tensor:
-    """Return the loss of a batch, as a step of pre-training computes it."""
-
-    def draw(stream: str) -> torch.Generator:
-        return generator(run.seed, 0, batch.step, batch.stream(stream))
-
+def forward(run: RunContext, step: Step, batch: Batch, clock: Clock) -> torch.Tensor:
+    """Return the loss of a batch, as the loop computes it."""
     with autocast(run.device, run.config.precision):
-        points = augment(batch.points, run.config.augmentation, "y", draw("augmentation"))
-        clock.to("guidance")
-        guidance = guide.prepare(points, batch, epoch=0, draw=draw)
+        inputs = step.ready(batch, step.ahead(batch))
+        step.seed(batch)
         clock.to("rest of forward")
-        return model(points, generator=draw("mask"), **guidance)["loss"]
+        return step.compute(inputs)["loss"]
 
 
-def count_operations(run: RunContext, model: nn.Module, guide: Guide, batch: Batch) -> float:
+def count_operations(run: RunContext, step: Step, batch: Batch) -> float:
     """Return the GFLOP of the matrix products of a step, in its plain form: fused kernels would not be counted."""
     silent = Clock(PHASES, torch.device("cpu"))
     silent.start()
     plain = patch("torch.compiler.is_compiling", lambda: True), sdpa_kernel(SDPBackend.MATH)
     with plain[0], plain[1], FlopCounterMode(display=False) as counter:
-        forward(run, model, guide, batch, silent).backward()
-    model.zero_grad(set_to_none=True)
+        forward(run, step, batch, silent).backward()
     return counter.get_total_flops() / 1e9
 
 

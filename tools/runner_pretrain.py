@@ -76,7 +76,7 @@ def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None
     last = last_epoch(config)
     for epoch in range(state.epoch + 1, last + 1):
         state.model.train()
-        training.epoch(epoch, _step(training, guide, epoch))
+        training.epoch(epoch, pretraining_step(training, guide, epoch))
         due = epoch % args.val_freq == 0 or epoch == last
         state.epoch = epoch
         training.save(evaluations=[epoch] if due else [])
@@ -89,7 +89,7 @@ def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None
         training.stop_if_asked(epoch)
 
 
-def _step(training: Training, guide: Guide, epoch: int) -> Step:
+def pretraining_step(training: Training, guide: Guide, epoch: int) -> Step:
     """Return what a step of an epoch computes: augment, group, ask the guide, mask, rebuild, compare."""
     run, model, wrapped = training.run, training.state.model, training.wrapped
     up_axis = training.batches.cloud_set.up_axis
