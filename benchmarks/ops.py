@@ -24,7 +24,7 @@ from benchmarks.case import DISTRIBUTIONS, OURS, run_case, version
 from benchmarks.cases import CPU_SIZES, TINY_SIZES, build_cases
 from benchmarks.clouds import KINDS, Clouds
 from benchmarks.table import markdown, write_results
-from benchmarks.timing import machine, wall_clock
+from benchmarks.timing import CLOCKS, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -66,6 +66,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=21, help="rounds a row, at most")
     parser.add_argument("--budget", type=float, default=60, help="seconds a row, about; three rounds are always made")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="processor: its time instead, for the runs on one thread"
+    )
     parser.add_argument("--quick", action="store_true", help="three rounds, without the compiled PyTorch forms")
     parser.add_argument("--size", choices=SIZES, default="full", help="tiny: proves the script, measures nothing")
     parser.add_argument("--out", type=Path, help="JSON file; the table goes beside it")
@@ -100,7 +103,7 @@ def in_own_process(args: argparse.Namespace, threads: int) -> dict:
         part = Path(folder) / "part.json"
         command = [sys.executable, "-m", "benchmarks.ops", "--threads", str(threads), "--worker", str(part)]
         command += ["--data", ",".join(args.data), "--repeats", str(args.repeats), "--budget", str(args.budget)]
-        command += ["--seed", str(args.seed), "--size", args.size]
+        command += ["--seed", str(args.seed), "--size", args.size, "--clock", args.clock]
         command += ["--rows", ",".join(args.rows)] if args.rows else []
         command += ["--quick"] if args.quick else []
         environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
@@ -114,6 +117,7 @@ def measure(args: argparse.Namespace) -> dict:
     """Measure all rows in this process, with its number of threads; one entry of "runs" a kind of data."""
     (threads,) = args.threads
     torch.set_num_threads(threads)
+    clock = args.clock if threads == 1 else "wall"
     runs = []
     for kind in args.data:
         rows = []
@@ -122,7 +126,7 @@ def measure(args: argparse.Namespace) -> dict:
                 continue
             row = run_case(
                 case,
-                wall_clock,
+                CLOCKS[clock],
                 device="cpu",
                 rounds=args.repeats,
                 budget_s=args.budget,
@@ -130,7 +134,8 @@ def measure(args: argparse.Namespace) -> dict:
             )
             rows.append(row)
             print(f"[threads {threads}, {kind}] {summary(row)}", file=sys.stderr, flush=True)
-        runs.append({"threads": threads, "data": kind, "load_average": os.getloadavg(), "rows": rows})
+        facts = {"threads": threads, "data": kind, "clock": clock, "load_average": os.getloadavg()}
+        runs.append(facts | {"rows": rows})
     return {"machine": machine(), "runs": runs}
 
 

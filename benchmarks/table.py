@@ -45,7 +45,8 @@ def _table(runs: list[dict], kind: str) -> str:
 def _column(run: dict) -> str:
     if run["threads"] is None:
         return GPU
-    return f"{run['threads']} thread" + ("s" if run["threads"] > 1 else "")
+    clock = " (processor time)" if run.get("clock") == "processor" else ""
+    return f"{run['threads']} thread" + ("s" if run["threads"] > 1 else "") + clock
 
 
 def _comparisons(rows: list[dict | None]) -> list[list[str]]:

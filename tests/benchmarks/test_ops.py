@@ -42,6 +42,12 @@ def test_the_table_by_hand():
     )
 
 
+def test_the_table_says_where_processor_time_was_taken():
+    found = results()
+    found["runs"][0]["clock"] = "processor"
+    assert "| 1 thread (processor time): ours, peer, ratio | 2 threads: ours, peer, ratio |" in table.markdown(found)
+
+
 def test_a_missing_peer_leaves_its_cell_open():
     text = table.markdown(results("not installed"))
     assert "| FPS | quick | not measured | not measured | 8x | 12x | not measured / not measured |" in text

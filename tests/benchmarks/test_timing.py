@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import timing
-from benchmarks.timing import CudaClock, best_of, interleave, wall_clock
+from benchmarks.timing import CudaClock, best_of, interleave, processor_clock, wall_clock
 
 
 def test_rounds_draw_fresh_inputs_and_begin_with_another_side():
@@ -41,6 +41,16 @@ def test_the_wall_clock_averages_quick_calls_and_takes_slow_ones_once():
     assert len(quick) == 1 + timing.MOST_CALLS
     found = wall_clock(lambda: (slow.append(0), time.sleep(0.03)), ())
     assert len(slow) == 1 and 30 <= found < 1000
+
+
+def test_the_processor_clock_leaves_out_waiting():
+    def work():
+        time.sleep(0.05)
+        total, started = 0, time.process_time()
+        while time.process_time() - started < 0.03:
+            total += 1
+
+    assert 30 <= processor_clock(work, ()) < 50
 
 
 def test_best_of_picks_by_the_clock():
