@@ -197,9 +197,9 @@ def test_accumulation_survives_a_stop(monkeypatch):
     assert main.main(arguments("whole", settings=settings)) == 0
     original = runner_pretrain._evaluate
 
-    def evaluate(run, state, *args, **options):
-        original(run, state, *args, **options)
-        if state.epoch == 0:
+    def evaluate(training, *args, **options):
+        original(training, *args, **options)
+        if training.state.epoch == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(runner_pretrain, "_evaluate", evaluate)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 
 FORMAT = 1
@@ -83,8 +83,3 @@ class RunState:
         gradients = self.pending.pop("gradients")
         for name, parameter in self.model.named_parameters():
             parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
-
-
-def save_last(state: RunState, folder: Path, config: dict) -> None:
-    """Write `ckpt-last.pth`, atomically."""
-    save_checkpoint(folder / "ckpt-last.pth", state.checkpoint(config))

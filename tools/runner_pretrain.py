@@ -1,5 +1,6 @@
 """Pre-training: an epoch of masking and rebuilding, a linear SVM on what the encoder learned, and again."""
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -12,7 +13,9 @@ from models import load_weights
 from models.hierarchy import HierarchicalEncoder
 from tools.augment import augment
 from tools.context import RunContext, build_pretraining_model
+from tools.deferred import Deferred, goes_beside
 from tools.engine import StopRequest
+from tools.features import SVMResult
 from tools.gallery_items import reconstruction_gallery
 from tools.guides import Guide, build_guide
 from tools.optim import check_training
@@ -23,7 +26,6 @@ from tools.steps import Step
 from tools.training import Display, Training, last_epoch, open_metrics, open_state
 from utils.checkpoint import save_checkpoint
 from utils.dist import barrier, is_main
-from utils.logger import MetricsWriter
 
 # What TensorBoard and the log show of a loss of about 0.02 square units is a number of about 20.
 DISPLAY = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
@@ -56,8 +58,12 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
     )
     try:
         with StopRequest() as stop:
-            training = Training(run, state, batches, writer, stop, DISPLAY, after_update=guide.after_update)
-            _epochs(training, probe, guide)
+            deferred = Deferred(beside=goes_beside(args.evaluation, run.device))
+            training = Training(
+                run, state, batches, writer, stop, DISPLAY, after_update=guide.after_update, deferred=deferred
+            )
+            with contextlib.closing(deferred):
+                _epochs(training, probe, guide)
     finally:
         if is_main():
             writer.close()
@@ -66,25 +72,27 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
 
 
 def _epochs(training: Training, probe: LinearProbe | None, guide: Guide) -> None:
-    run, state, writer = training.run, training.state, training.writer
+    run, state, deferred = training.run, training.state, training.deferred
     config, args = run.config, run.args
     if probe is not None and config.svm.random_weights and state.epoch < 0 and not state.pending["step"]:
-        _evaluate(run, state, probe, writer, epoch=None)
+        _evaluate(training, probe, epoch=None)
     for epoch in list(state.pending["evaluations"]):
-        _evaluate(run, state, probe, writer, epoch=epoch)
+        _evaluate(training, probe, epoch=epoch)
         training.save(evaluations=[])
     last = last_epoch(config)
     for epoch in range(state.epoch + 1, last + 1):
         state.model.train()
         training.epoch(epoch, pretraining_step(training, guide, epoch))
         due = epoch % args.val_freq == 0 or epoch == last
+        deferred.finish()  # what the epoch before is worth is booked while that is the last one
         state.epoch = epoch
         training.save(evaluations=[epoch] if due else [])
         if config.keep_from <= epoch and epoch % config.keep_every == 0 and is_main():
             save_checkpoint(run.folder / f"ckpt-epoch-{epoch:03d}.pth", state.checkpoint(run.config_dict()))
-        if due and probe is not None:
-            _evaluate(run, state, probe, writer, epoch=epoch)
-        training.save(evaluations=[])
+        if due:
+            _evaluate(training, probe, epoch=epoch)
+        if not deferred.beside or epoch == last:
+            training.save(evaluations=[])
         barrier()
         training.stop_if_asked(epoch)
 
@@ -129,25 +137,46 @@ def _unrecordable(run: RunContext, model: nn.Module) -> str | None:
     return None
 
 
-def _evaluate(
-    run: RunContext, state: RunState, probe: LinearProbe, writer: MetricsWriter, *, epoch: int | None
-) -> None:
-    """Judge the encoder by a linear SVM and keep the best one; epoch None stands for the untrained weights."""
+def _evaluate(training: Training, probe: LinearProbe | None, *, epoch: int | None) -> None:
+    """Judge the encoder as it is by a linear SVM and keep the best one; epoch None stands for the untrained weights.
+
+    Features are extracted here; where training goes on beside the rest, `training.deferred.finish` books what came out.
+    """
     if probe is None:
         return
-    started = time.perf_counter()
-    result = probe.judge(state.model, choose=epoch in (None, last_epoch(run.config)))
+    state, started = training.state, time.perf_counter()
+    features, choose = probe.features(state.model), epoch in (None, last_epoch(training.run.config))
+    checkpoint, metrics = training.snapshot(), state.metrics
+    spent = time.perf_counter() - started
+
+    def fit() -> tuple[SVMResult, float]:
+        begun = time.perf_counter()
+        return probe.judge_features(features, choose=choose), spent + time.perf_counter() - begun
+
+    def book(found: tuple[SVMResult, float]) -> None:
+        judged = {**metrics, "acc": found[0].accuracy}
+        if epoch is not None and state.metrics is metrics:  # else a later epoch has its own by now
+            state.metrics = judged
+        _book(training, probe, *found, epoch=epoch, checkpoint={**checkpoint, "metrics": judged})
+
+    training.deferred.start(fit, book)
+
+
+def _book(
+    training: Training, probe: LinearProbe, result: SVMResult, seconds: float, *, epoch: int | None, checkpoint: dict
+) -> None:
+    """Note what a linear SVM made of an epoch, and keep its checkpoint where it is the best so far."""
+    run, state, writer = training.run, training.state, training.writer
     best = epoch is not None and result.accuracy > state.best_metrics.get("acc", 0.0)
     if epoch is not None:
-        state.metrics = {**state.metrics, "acc": result.accuracy}
         writer.scalar("Metric/ACC", result.accuracy, epoch, split="test")
     if best:
         state.best_metrics = {"acc": result.accuracy, "epoch": epoch}
-        save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
+        save_checkpoint(run.folder / "ckpt-best.pth", {**checkpoint, "best_metrics": state.best_metrics})
     row = {"kind": "svm", "epoch": epoch, "data": probe.name, "accuracy": result.accuracy, "C": result.C, "best": best}
     if result.chosen_C is not None:
         row.update(chosen_C=result.chosen_C, chosen_accuracy=result.chosen_accuracy)
-    writer.write({**row, "seconds": time.perf_counter() - started})
+    writer.write({**row, "seconds": seconds})
     name = "random weights" if epoch is None else f"epoch {epoch}"
     run.log.info(f"{name}: {probe.describe(result)}" + (" (best)" if best else ""))
 

@@ -13,12 +13,14 @@ from datasets.batches import Batch, Batches
 from models.layers.norm import BatchNorm, convert_sync_batchnorm
 from tools.compile import compile_regions
 from tools.context import RunContext, distribute
+from tools.deferred import Deferred
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
 from tools.fitting import Rehearsal, out_of_memory, rehearse, too_large
 from tools.graphs import StepGraph, open_graph
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
-from tools.run_state import RunState, save_last
-from tools.steps import SideStream, Step
+from tools.run_state import RunState
+from tools.steps import SideStream, Step, map_tensors
+from utils.checkpoint import save_checkpoint
 from utils.config import RunConfig
 from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
@@ -57,6 +59,7 @@ class Training:
     after_update: Callable[[], None] | None = None
     updates_per_batch: int = 1  # optimizer steps on one gradient, of which the last one sees it clipped
     pieces: int = 0  # that batches go through the model in; 0 before the first step
+    deferred: Deferred = field(default_factory=Deferred)  # what is done beside training
     graph: StepGraph | None = field(init=False, default=None)
     side: SideStream | None = field(init=False, default=None)
     wrapped: nn.Module = field(init=False)  # the model, for several processes where there are
@@ -158,14 +161,25 @@ class Training:
         return next(self.batches.epoch(epoch, first_step=step))
 
     def save(self, *, evaluations: list[int]) -> None:
-        """Write `ckpt-last.pth`, which owes the evaluations of these epochs."""
+        """Write `ckpt-last.pth`, which owes the evaluations of these epochs; any other one is booked before."""
+        self.deferred.finish()
         self.state.pending["evaluations"] = evaluations
         if is_main():
-            save_last(self.state, self.run.folder, self.run.config_dict())
+            checkpoint = self.snapshot()
+            self.deferred.start(lambda: save_checkpoint(self.run.folder / "ckpt-last.pth", checkpoint))
+
+    def snapshot(self) -> dict:
+        """Return the checkpoint of the state as it is; where it is used beside training, it is a copy."""
+        checkpoint = self.state.checkpoint(self.run.config_dict())
+        if not self.deferred.beside:
+            return checkpoint
+        return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
 
     def stop_if_asked(self, epoch: int) -> None:
-        """Raise Interrupted between two epochs where the run was asked to stop; the state must be saved."""
+        """Raise Interrupted between two epochs where the run was asked to stop; the state is saved by then, and owes nothing."""
         if epoch < last_epoch(self.run.config) and self.stop.agreed(self.run.device):
+            if self.deferred.beside:
+                self.save(evaluations=[])
             raise Interrupted(self.stop.signal_number)
 
     def _write_steps(self, epoch: int, first: int, rows: list[dict], speed: float) -> None:

@@ -107,6 +107,11 @@ def _add_machine(group) -> None:
         "--cuda_graph", choices=("auto", "on", "off"), default="auto",
         help="record a step once and start it as a whole: auto (the default) on a GPU where that can be, on: or it is an error",
     )  # fmt: skip
+    group.add_argument(
+        "--evaluation", choices=("auto", "beside", "between"), default="auto",
+        help="of pre-training: fit the linear SVM and write checkpoints while the next epoch trains (beside), or before it (between); auto "
+        "(the default): beside on a GPU",
+    )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument(
         "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: several processes, by torchrun"
