@@ -16,6 +16,7 @@ from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES, reconstruction_loss
+from models.masking import KnownMask, hide_groups
 
 POSITION_HIDDEN = 128
 
@@ -150,6 +151,21 @@ def decoder_blocks(
     blocks = Blocks(width, num_heads, drop_paths=rates, timm_order=timm_order)
     blocks.norm = nn.LayerNorm(width)
     return blocks.apply(init_xavier)
+
+
+def hide(
+    model: nn.Module,
+    pyramid: Pyramid,
+    masked: Tensor | KnownMask | None = None,
+    *,
+    generator: torch.Generator | None,
+    method: str,
+) -> KnownMask:
+    """Hide groups as the keys `mask_ratio` and `mask_type` of a model say, or take a given mask; see `hide_groups`."""
+    keys = model.config.transformer_config
+    return hide_groups(
+        pyramid.centers[0], masked, ratio=keys.mask_ratio, kind=keys.mask_type, generator=generator, method=method
+    )
 
 
 def decode(

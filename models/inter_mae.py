@@ -21,6 +21,7 @@ from models.encoder import (
     check_rebuilding,
     compare_patches,
     decode,
+    hide,
 )
 from models.images import ImageBranchConfig
 from models.layers.gated import GatedPatchEmbed
@@ -29,7 +30,7 @@ from models.layers.heads import projection_head
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
 from models.losses import nt_xent
-from models.masking import KnownMask, hide_groups, split_groups
+from models.masking import KnownMask, split_groups
 from models.registry import MODELS
 
 FEATURES = 256  # F
@@ -128,20 +129,7 @@ class InterMAE(nn.Module):
 
     def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
         """Draw the groups to hide, as `forward` does where none are given."""
-        return self._hide(pyramid, None, generator)
-
-    def _hide(
-        self, pyramid: Pyramid, masked: Tensor | KnownMask | None, generator: torch.Generator | None
-    ) -> KnownMask:
-        inner = self.config.transformer_config
-        return hide_groups(
-            pyramid.centers[0],
-            masked,
-            ratio=inner.mask_ratio,
-            kind=inner.mask_type,
-            generator=generator,
-            method="Inter-MAE",
-        )
+        return hide(self, pyramid, generator=generator, method="Inter-MAE")
 
     def forward(
         self,
@@ -166,7 +154,7 @@ class InterMAE(nn.Module):
             of the clouds, and "image_features" those of the images, where there are targets.
         """
         pyramid = self.group(points) if pyramid is None else pyramid
-        masked, count = self._hide(pyramid, masked, generator)
+        masked, count = hide(self, pyramid, masked, generator=generator, method="Inter-MAE")
         seen, hidden = split_groups(masked, count)  # (B, V), (B, M)
 
         visible = self.MAE_encoder(pyramid, seen)  # (B, V, C)

@@ -18,11 +18,12 @@ from models.encoder import (
     check_rebuilding,
     compare_patches,
     decode,
+    hide,
 )
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
 from models.legacy import legacy_names
-from models.masking import KnownMask, hide_groups, split_groups
+from models.masking import KnownMask, split_groups
 from models.registry import MODELS
 
 
@@ -88,20 +89,7 @@ class PointMAE(nn.Module):
 
     def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
         """Draw the groups to hide, as `forward` does where none are given."""
-        return self._hide(pyramid, None, generator)
-
-    def _hide(
-        self, pyramid: Pyramid, masked: Tensor | KnownMask | None, generator: torch.Generator | None
-    ) -> KnownMask:
-        inner = self.config.transformer_config
-        return hide_groups(
-            pyramid.centers[0],
-            masked,
-            ratio=inner.mask_ratio,
-            kind=inner.mask_type,
-            generator=generator,
-            method="Point-MAE",
-        )
+        return hide(self, pyramid, generator=generator, method="Point-MAE")
 
     def forward(
         self,
@@ -128,7 +116,7 @@ class PointMAE(nn.Module):
         if targets is not None:
             raise ValueError("Point-MAE: targets are for methods with a teacher; pass None")
         pyramid = self.group(points) if pyramid is None else pyramid
-        masked, count = self._hide(pyramid, masked, generator)
+        masked, count = hide(self, pyramid, masked, generator=generator, method="Point-MAE")
         seen, hidden = split_groups(masked, count)  # (B, V), (B, M)
 
         visible = self.MAE_encoder(pyramid, seen)  # (B, V, C)
