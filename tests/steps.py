@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
 from tests.runs import quiet_run
+from tools import runner_pretrain
 from tools.augment import augment
 from tools.context import RunContext
 from tools.engine import autocast
 from tools.guides import Guide, build_guide
+from tools.steps import Step
 from utils.checkpoint import save_checkpoint
 from utils.config import load_config
 from utils.seed import generator
@@ -73,6 +76,17 @@ class FirstStep:
         if resident:
             self.batches.points = self.batches.points.to(device)
         return self
+
+    def parts(self) -> Step:
+        """Return the step of epoch 0 as the runner takes it apart."""
+        training = SimpleNamespace(
+            run=self.guide_run,
+            state=SimpleNamespace(model=self.model),
+            wrapped=self.model,
+            batches=self.batches,
+            draw=lambda epoch, batch: partial(generator, 0, epoch, batch.step),
+        )
+        return runner_pretrain.pretraining_step(training, self.guide, 0)
 
     def loss(self, *, precision: str = "fp32", masked=None) -> dict[str, torch.Tensor]:
         """Return what the first batch of epoch 0 gives; draws are those of a run."""

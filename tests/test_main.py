@@ -143,15 +143,15 @@ def test_sigterm_saves_and_resume_is_exact(beside_whole, monkeypatch, call):
 
 def test_stopped_during_the_evaluation(beside_whole, monkeypatch):
     """The checkpoint owes an evaluation then; resume judges the same weights and books the result to their epoch."""
-    original = runner_pretrain.LinearProbe.judge
+    original = runner_pretrain.LinearProbe.judge_features
 
     def judge(self, *args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge", judge)
+    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge_features", judge)
     assert main.main(arguments("owing")) == 130
     assert read_checkpoint(FOLDER / "owing" / "ckpt-last.pth")["pending"]["evaluations"] == [0]
-    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge", original)
+    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge_features", original)
     assert main.main(arguments("owing", "--resume")) == 0
     assert_same_run("whole", "owing")
 

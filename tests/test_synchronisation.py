@@ -39,6 +39,29 @@ def test_a_step_on_stand_ins(name, resident, tmp_path, waits):
     assert all(p.grad is not None for p in step.model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("name", STEPS)
+def test_what_is_recorded_reads_nothing_from_the_host(name, tmp_path, waits):
+    """A recording would copy from the same memory of the host each time: nothing is copied, not even without waiting."""
+    taken = FirstStep.build(name, tmp_path).to("meta", resident=True)
+    step = taken.parts()
+    batch = next(taken.batches.epoch(0))
+    inputs = step.ready(batch, step.ahead(batch))
+    assert step.unrecordable is None and inputs["masked"].count > 0
+    del waits.staged[:]
+    with waits:
+        step.compute(inputs)["loss"].backward()
+    assert waits.found == [] and waits.staged == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_parts_of_a_step_are_the_step(name, tmp_path):
+    """What runs ahead, what follows the model and what is left give the loss of one call, bit for bit."""
+    loss = FirstStep.build(name, tmp_path).loss()["loss"]
+    taken = FirstStep.build(name, tmp_path)
+    torch.manual_seed(1)
+    assert taken.parts()(next(taken.batches.epoch(0)))["loss"].item() == loss.item()
+
+
 @pytest.mark.parametrize("name", ["point-mae", "point-m2ae"])
 def test_the_loop_around_a_step(name, tmp_path):
     """Clipping, the check for finite gradients, the optimizer and the log: nothing is read but at the log interval."""
