@@ -7,8 +7,10 @@ See README.md.
 from .attention import attention
 from .chamfer import chamfer_distance, chamfer_loss
 from .emd import emd
+from .fused.check import fused_ready
 from .indexing import gather, group, three_interpolate
 from .loader import backend
+from .mini_pointnet import mini_pointnet
 from .neighbors import ball_query, knn, three_nn
 from .patches import (
     group_max,
@@ -32,6 +34,7 @@ __all__ = [
     "emd",
     "fps",
     "fps_nested",
+    "fused_ready",
     "gather",
     "group",
     "group_max",
@@ -39,6 +42,7 @@ __all__ = [
     "knn",
     "lift_rows",
     "lift_rows_sums",
+    "mini_pointnet",
     "norm_relu",
     "peak_backward",
     "peak_sums",

@@ -20,8 +20,9 @@ def register(
     fake: Callable,
     backward: Callable | None = None,
     setup_context: Callable | None = None,
+    cuda: Callable | None = None,
 ) -> None:
-    """Declare `m2ae::<name>` with its schema, reference, fake kernel and gradient.
+    """Declare `m2ae::<name>` with its schema, reference, fake kernel and gradient, and a form of its own for CUDA tensors.
 
     The reference serves every device without a compiled kernel. Its first call on the CPU is the moment at which the
     compiled library is looked for, so that importing this package builds nothing.
@@ -45,6 +46,8 @@ def register(
         return reference(*args)
 
     _LIBRARY.impl(name, reference_kernel, "CompositeExplicitAutograd")
+    if cuda is not None:
+        _LIBRARY.impl(name, cuda, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)

@@ -65,7 +65,7 @@ class BatchNorm(nn.BatchNorm1d):
             raise ValueError("batch normalisation needs more than one row while training; raise the batch size")
 
     @torch.no_grad()
-    def track(self, mean: Tensor, variance: Tensor, rows: Tensor) -> None:
+    def track(self, mean: Tensor, variance: Tensor, rows: Tensor | int) -> None:
         """Take the mean and biased variance (C,) of a step of `rows` rows into the running statistics."""
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)

@@ -189,6 +189,9 @@ CPU_ONLY = (
     "group_max", "join_rows", "lift_rows", "lift_rows_sums", "norm_relu", "peak_backward", "peak_sums", "spread_winners",
 )  # fmt: skip
 
+# Written in Triton, for CUDA tensors alone.
+PYTHON_ONLY = ("mini_pointnet", "mini_pointnet_backward")
+
 
 @pytest.mark.skipif(not has_nvcc(), reason="no CUDA sources, or no nvcc that fits this PyTorch")
 def test_the_cuda_half_compiles_and_loads_without_a_gpu():
@@ -200,7 +203,7 @@ def test_the_cuda_half_compiles_and_loads_without_a_gpu():
     before, cpu, cuda = json.loads(answer.stdout)
     assert before.startswith("compiled") and cpu
     assert set(cpu) - set(cuda) == {f"m2ae::{name}" for name in CPU_ONLY}
-    assert set(cuda) <= set(cpu)
+    assert set(cuda) - {f"m2ae::{name}" for name in PYTHON_ONLY} <= set(cpu)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import nn
 
 from extensions.m2ae_ops import backend
 from models.layers import attention
+from models.layers import embed as embed_module
 from models.layers.attention import FORBIDDEN, Attention, attention_bias
 from models.layers.embed import PatchEmbed
 from models.layers.group import group_pyramid
@@ -87,6 +88,80 @@ def test_forms_of_the_patch_embed_agree(channels):
         torch.testing.assert_close(
             embed.eval()(members).view(280, 24), twin.eval()._plain(rows, K), rtol=1e-9, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("channels", [3, 6])
+def test_patch_embed_in_one_op(channels):
+    """The form for a GPU, here in plain PyTorch: tokens, all gradients, running statistics, evaluation."""
+    torch.manual_seed(0)
+    embed = PatchEmbed(channels, 24, widths=(16, 32, 40)).double().train()
+    for parameter in embed.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    twin = copy.deepcopy(embed)
+    rows, flow = torch.randn(280 * 7, channels, dtype=torch.float64), torch.randn(280, 24, dtype=torch.float64)
+    rows.requires_grad_(channels != 3)
+    outs = [embed._in_one_op(rows, 7, torch.float64), twin._plain(rows, 7)]
+    torch.testing.assert_close(*outs, rtol=1e-9, atol=1e-9)
+    inputs = [rows] if rows.requires_grad else []
+    ours, theirs = (
+        torch.autograd.grad(out, [*module.parameters(), *inputs], flow)
+        for out, module in zip(outs, (embed, twin), strict=True)
+    )
+    for name, one, other in zip([*dict(embed.named_parameters()), "members"], ours, theirs, strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7, msg=name)
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(embed.state_dict()[name], value, rtol=1e-9, atol=1e-9, msg=name)
+    with torch.no_grad():
+        found = embed.eval()._in_one_op(rows, 7, torch.float64)
+        torch.testing.assert_close(found, twin.eval()._plain(rows, 7), rtol=1e-9, atol=1e-9)
+
+
+def test_patch_embed_asks_for_kernels_where_they_fit(monkeypatch):
+    """Not for points that need a gradient, evaluation with gradients, or statistics of several processes."""
+    asked = []
+    monkeypatch.setattr(embed_module, "fused_ready", lambda *kind: asked.append(kind) or True)
+    embed, rows = PatchEmbed(3, 24, widths=(16, 32, 40)), torch.randn(40, 3)
+    assert embed._has_kernels(rows, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert embed._has_kernels(rows, 4)
+    expected = (rows.device, torch.float32, (16, 32, 40, 24), True, 4)
+    assert asked == [expected, (rows.device, torch.bfloat16, *expected[2:])]
+    assert not embed._has_kernels(rows.clone().requires_grad_(), 4) and not embed._has_kernels(rows[:1], 1)
+    assert not embed.eval()._has_kernels(rows, 4)
+    with torch.no_grad():
+        assert embed._has_kernels(rows, 4)
+    monkeypatch.setattr(BatchNorm, "shared", True)
+    assert not embed.train()._has_kernels(rows, 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [3, 6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_patch_embed_on_a_gpu(channels, dtype, monkeypatch):
+    """Fused against plain; in bfloat16 both are as far from float32."""
+    monkeypatch.setenv("M2AE_FUSED", "on")
+    torch.manual_seed(0)
+    embed = PatchEmbed(channels, 96).cuda().train()
+    members, flow = torch.randn(4, 130, 16, channels, device="cuda"), torch.randn(520, 96, device="cuda")
+    members.requires_grad_(channels != 3)
+    rows, weights = (
+        members.view(-1, channels),
+        [p for name, p in embed.named_parameters() if not name.endswith("0.bias")],
+    )
+
+    def run(form, dtype):
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            tokens = form().view(520, 96)
+        return [tokens.float(), *torch.autograd.grad(tokens, weights, flow.to(tokens.dtype))]
+
+    assert embed._has_kernels(rows, 16)
+    exact = run(lambda: embed._plain(rows, 16), torch.float32)
+    ours, plain = run(lambda: embed(members), dtype), run(lambda: embed._plain(rows, 16), dtype)
+    for value, own, usual in zip(exact, ours, plain, strict=True):
+        limit = (
+            1e-4 * value.norm() if dtype == torch.float32 else max(1.5 * (usual - value).norm(), 0.02 * value.norm())
+        )
+        assert (own - value).norm() <= limit + 1e-4
 
 
 def test_patch_embed_in_bfloat16_stays_near():
