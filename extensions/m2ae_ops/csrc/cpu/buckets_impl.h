@@ -168,12 +168,7 @@ inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* ke
 // whether it takes part, put(place, key, index) takes it.
 template <typename Next, typename Put>
 inline void sort_by_digit(int64_t count, int cells, int shift, uint32_t* ends, const Next& next, const Put& put) {
-  uint32_t sum = 0;
-  for (int cell = 0; cell < cells; ++cell) {
-    const uint32_t here = ends[cell];
-    ends[cell] = sum;
-    sum += here;
-  }
+  sum_before(ends, cells);
   for (int64_t i = 0; i < count; ++i) {
     uint32_t key, index;
     if (next(i, key, index)) put(ends[(key >> shift) & (cells - 1)]++, key, index);

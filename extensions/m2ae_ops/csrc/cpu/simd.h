@@ -188,6 +188,31 @@ inline V larger(V a, V b) {
   return a > b ? a : b;
 }
 
+// Adds to every lane the one `Step` below it, then the one twice as far below, and so on: sums up to each lane.
+template <int Step>
+inline IVec<float> sums_up_to(IVec<float> v) {
+  if constexpr (Step < Lanes<float>::W) {
+    IVec<float> from;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < Lanes<float>::W; ++lane) from[lane] = lane < Step ? Lanes<float>::W : lane - Step;
+    return sums_up_to<2 * Step>(v + __builtin_shuffle(v, IVec<float>{}, from));
+  }
+  return v;
+}
+
+// Turns `count` numbers, a multiple of kBucket, into the sums of those before each.
+inline void sum_before(uint32_t* values, int64_t count) {
+  constexpr int W = Lanes<float>::W;
+  IVec<float> before{};
+  for (int64_t i = 0; i < count; i += W) {
+    IVec<float> here;
+    __builtin_memcpy(&here, values + i, sizeof(here));
+    const IVec<float> sum = sums_up_to<1>(here), out = before + sum - here;
+    __builtin_memcpy(values + i, &out, sizeof(out));
+    before += all_int<float>(sum[W - 1]);
+  }
+}
+
 // Square roots.
 inline Vec<float> root_of(Vec<float> v) {
 #if defined(__AVX512F__)
