@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from datasets.batches import Batch
-from tools.compile import compile_failed, undo_compile
+from tools.compile import compile_failed, compile_regions, is_whole, undo_compile
 from tools.context import RunContext
 from tools.engine import autocast
 from utils.dist import world_size
@@ -95,13 +95,24 @@ def fewest_pieces(rehearsal: Rehearsal, batch: Batch) -> int:
 def rehearse(rehearsal: Rehearsal, batch: Batch) -> int:
     """Try what the flags make uncertain before anything is trained; returns into how many pieces batches are to be cut."""
     args, log = rehearsal.context.args, rehearsal.context.log
-    if args.compile and (reason := rehearsal.compiles(batch)):
-        log.warning(f"--compile: failed, so the model runs without ({reason})")
+    if args.compile and (failure := _compile_what_can_be(rehearsal, batch)):
+        log.warning(failure)
     if args.micro_batches != "auto":
         return args.micro_batches
     pieces = fewest_pieces(rehearsal, batch)
     log.info(f"--micro_batches auto: batches of {len(batch.indices)} go through the model in {pieces} pieces")
     return pieces
+
+
+def _compile_what_can_be(rehearsal: Rehearsal, batch: Batch) -> str | None:
+    """Try a compiled model, of one that fails as a whole its regions, and say what failed, or return None."""
+    whole = is_whole(rehearsal.model)
+    reason = rehearsal.compiles(batch)
+    if reason is None or not whole:
+        return reason and f"--compile: failed, so the model runs without ({reason})"
+    compile_regions(rehearsal.model)
+    left = "only its regions are compiled" if rehearsal.compiles(batch) is None else "it runs without"
+    return f"--compile: failed for the whole model, so {left} ({reason})"
 
 
 def too_large(rehearsal: Rehearsal, batch: Batch, pieces: int) -> UserError:

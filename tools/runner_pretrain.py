@@ -5,13 +5,13 @@ import json
 import time
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets import CloudSet, build_dataset
 from datasets.batches import Batch
 from models import load_weights
-from models.hierarchy import HierarchicalEncoder
 from tools.augment import augment
+from tools.compile import follows_data
 from tools.context import RunContext, build_pretraining_model
 from tools.deferred import Deferred, goes_beside
 from tools.engine import StopRequest
@@ -123,18 +123,8 @@ def pretraining_step(training: Training, guide: Guide, epoch: int) -> Step:
         ahead,
         ready=lambda batch, inputs: inputs if guide.ahead else advised(batch, inputs),
         compute=compute,
-        unrecordable=_unrecordable(run, model),
+        unrecordable=follows_data(model, run.device),
     )
-
-
-def _unrecordable(run: RunContext, model: nn.Module) -> str | None:
-    """Say why the forward pass of a model reads from its device, or return None."""
-    if run.config.model.loss == "emd":
-        return "the loss emd runs until all points are matched"
-    encoders = [module for module in model.modules() if isinstance(module, HierarchicalEncoder)]
-    if not all(encoder.fixes_shapes(run.device) for encoder in encoders):
-        return "with legacy near_padding shapes follow the mask"
-    return None
 
 
 def _evaluate(training: Training, probe: LinearProbe | None, *, epoch: int | None) -> None:

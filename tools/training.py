@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.batches import Batch, Batches
 from models.layers.norm import BatchNorm, convert_sync_batchnorm
-from tools.compile import compile_regions
+from tools.compile import compile_model
 from tools.context import RunContext, distribute
 from tools.deferred import Deferred
 from tools.engine import EpochLog, Interrupted, NonFiniteLoss, StopRequest, train_one_epoch
@@ -273,7 +273,7 @@ def open_state(run: RunContext, model: nn.Module, *, ema: nn.Module | None = Non
     if args.sync_bn:
         convert_sync_batchnorm(model)
     if args.compile:
-        compile_regions(model)
+        compile_model(model, run.device)
     scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
     state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler, ema=ema)
     last = run.folder / "ckpt-last.pth"

@@ -31,7 +31,7 @@ def check_tensor(op: str, name: str, tensor: torch.Tensor) -> None:
     """Check that `tensor` is a dense tensor."""
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}; convert it by torch.as_tensor")
-    if tensor.layout != torch.strided:
+    if not torch.compiler.is_compiling() and tensor.layout != torch.strided:
         raise ValueError(f"{op}: {name} must be a dense tensor, got layout {tensor.layout}; call .to_dense()")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from datasets.batches import Batch
-from tools.compile import compile_regions, undo_compile
+from tools import fitting
+from tools.compile import compile_model, compile_regions, is_whole, undo_compile
 from tools.engine import check_precision
 from tools.fitting import Rehearsal, fewest_pieces, rehearse, too_large
 from utils.errors import UserError
@@ -112,6 +113,43 @@ def test_a_model_that_does_not_compile_runs_without(caplog):
     compile_regions(model)
     undo_compile(model)
     assert all(module._compiled_call_impl is None for module in model.modules())
+
+
+def test_what_fails_as_a_whole_is_compiled_by_regions(caplog, monkeypatch):
+    """One warning, and a model that runs."""
+    from models import build_model
+    from tests.models.small import SMALL
+
+    model = build_model(SMALL)
+
+    def refuse(graph, inputs):
+        raise NotImplementedError("too much at once")
+
+    model.compile(backend=refuse)
+    monkeypatch.setattr(
+        fitting, "compile_regions", lambda model: model.h_encoder.encoder_norms[0].compile(backend="eager")
+    )
+    tried = Rehearsal(rehearsal(Greedy(3), compile=True).context, model, lambda batch: model(batch.points))
+    with caplog.at_level(logging.WARNING):
+        assert rehearse(tried, Batch(torch.randn(2, 64, 3), None, torch.arange(2), step=0)) == 1
+    assert caplog.text.count("--compile: failed for the whole model, so only its regions are compiled") == 1
+    assert not is_whole(model) and model.h_encoder.encoder_norms[0]._compiled_call_impl is not None
+
+
+@pytest.mark.parametrize(("device", "keys", "whole"), [
+    ("meta", {}, True),
+    ("cpu", {}, False),
+    ("meta", {"legacy": ["near_padding"]}, False),
+    ("meta", {"loss": "emd"}, False),
+])  # fmt: skip
+def test_what_is_compiled(device, keys, whole):
+    from models import build_model
+    from tests.models.small import SMALL
+
+    model = build_model({**SMALL, **keys})
+    compile_model(model, torch.device(device))
+    assert is_whole(model) is whole
+    assert (model.h_encoder.encoder_blocks[0].blocks[0]._compiled_call_impl is None) is whole
 
 
 def test_bf16_on_a_device_without_it(monkeypatch):
