@@ -10,7 +10,7 @@ from models.masking import hide_groups
 from tests.steps import STEPS, FirstStep, fix_shapes
 from tests.watch import HostWaits
 from tools.classification import subset
-from tools.engine import EpochLog, train_one_epoch
+from tools.engine import EpochLog, train_one_epoch, update
 from tools.optim import build_optimizer
 from utils import transfer
 
@@ -128,12 +128,15 @@ def test_a_step_on_a_gpu(name, precision, tmp_path):
     """The same with CUDA's own check, and the same loss as on the CPU."""
     here = FirstStep.build(name, tmp_path).loss(precision=precision)
     step = FirstStep.build(name, tmp_path).to("cuda", resident=True)
-    step.loss(precision=precision)["loss"].backward()  # what is initialised once may wait
+    optimizer = build_optimizer(step.model, step.config.optimizer)
+    there = step.loss(precision=precision)  # what is initialised once may wait
+    there["loss"].backward()
+    update(optimizer, clip=None, scaler=None, repeats=1)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        out = step.loss(precision=precision)
-        out["loss"].backward()
+        step.loss(precision=precision)["loss"].backward()
+        update(optimizer, clip=1.0, scaler=None, repeats=1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    close = {"fp32": 1e-4, "bf16": 0.05}[precision]
-    assert out["loss"].item() == pytest.approx(here["loss"].item(), rel=close)
+    close = {"fp32": 0.01, "bf16": 0.05}[precision]  # an image teacher runs in half precision on a GPU
+    assert there["loss"].item() == pytest.approx(here["loss"].item(), rel=close)

@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -181,8 +182,7 @@ def train_one_epoch(
         if graph is not None:
             with autocast(device, precision):
                 inputs = step.ready(batch, early)
-            step.seed(batch)
-            values, finite = graph(whole, inputs)
+            values, finite = graph(whole, inputs, seed=partial(step.seed, batch))
         else:
             # Sums that outlive the epoch must be those of all processes, because one of them saves them.
             shared = "each" if not divide else "last" if due else "none"

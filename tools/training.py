@@ -90,7 +90,7 @@ class Training:
         rehearsal = Rehearsal(run, state.model, step)
         if not self.pieces:
             self.pieces = rehearse(rehearsal, self._batch(epoch, done))
-            self.graph = open_graph(run, step, state.optimizer, pieces=self.pieces)
+            self.graph = open_graph(run, step, state, pieces=self.pieces)
             self.side = SideStream(run.device) if run.device.type == "cuda" else None
         elif self.graph is not None and config.bnmscheduler is not None:
             self.graph.forget()

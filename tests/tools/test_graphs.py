@@ -76,7 +76,7 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
         schedule=lambda epoch, fraction: RATE * (1 + (fraction > 0.5)),
         epoch=0,
         clip=1.0,
-        graph=None if graph is None else graph(optimizer),
+        graph=None if graph is None else graph(optimizer, net.buffers()),
         log=log,
     )
     log.read()
@@ -85,10 +85,10 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
 
 
 def graph_of(record, warnings=None):
-    def build(optimizer):
+    def build(optimizer, buffers):
         warn = (warnings if warnings is not None else []).append
         return StepGraph(
-            optimizer, torch.device("cpu"), warn=warn, record=lambda function, _: record(function, optimizer)
+            optimizer, buffers, torch.device("cpu"), warn=warn, record=lambda function, _: record(function, optimizer)
         )
 
     return build
@@ -139,6 +139,33 @@ def test_where_recording_fails_steps_run_as_they_are():
     assert isinstance(there[2].param_groups[0]["lr"], float)
 
 
+class Stale(Again):
+    """Forgets to take one step of the optimizer over, as a recording would that holds other weights."""
+
+    def replay(self):
+        weights = [p.detach().clone() for group in self._groups for p in group["params"]]
+        super().replay()
+        for p, kept in zip((p for group in self._groups for p in group["params"]), weights, strict=True):
+            p.detach().copy_(kept)
+
+
+class Off(Again):
+    """Gives another loss."""
+
+    def replay(self):
+        super().replay()
+        values, finite = self.outputs
+        self.outputs = {"loss": values["loss"] * 1.5}, finite
+
+
+@pytest.mark.parametrize("wrong", [Stale, Off])
+def test_a_recording_that_differs_is_not_used(wrong):
+    """It is found before it takes the place of a step, and leaves no trace."""
+    warnings = []
+    assert_same(train(graph_of(wrong, warnings)), train())
+    assert warnings == ["a recorded step differs from the step itself"] and Again.made == 1
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_found():
     from tools.engine import NonFiniteLoss
 
@@ -170,8 +197,8 @@ def test_what_cannot_be_recorded(changes, pieces, unrecordable, reason):
     assert found is None if reason is None else reason in found
 
 
-def pretrain(recipe, name, *flags, device="cpu"):
-    size = ["max_epoch=1", "total_bs=4", "dataset.train.clouds=20", "dataset.svm=null"]
+def pretrain(recipe, name, *flags, epochs=2, device="cpu"):
+    size = [f"max_epoch={epochs - 1}", "total_bs=4", "dataset.train.clouds=20", "dataset.svm=null"]
     settings = [*size, "log_every=1", "scheduler.type=function", f"optimizer.kwargs.lr={RATE / 8}"]
     keys = [part for setting in settings for part in ("--set", setting)]
     root = Path(__file__).parent.parent.parent
@@ -182,19 +209,19 @@ def pretrain(recipe, name, *flags, device="cpu"):
     return [(row["epoch"], row["step"], row["loss"]) for row in rows]
 
 
-@pytest.mark.parametrize("recipe", ["point-m2ae", "gm3d"])
-def test_a_run_with_recorded_steps(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("recipe", "epochs"), [("point-m2ae", 1), ("gm3d", 2)])
+def test_a_run_with_recorded_steps(recipe, epochs, tmp_path, monkeypatch):
     """A whole run, the guided one with a curriculum that changes what is recorded."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HierarchicalEncoder, "fixed_shapes", True)
-    as_it_is, refused = pretrain(recipe, "plain"), []
+    as_it_is, refused = pretrain(recipe, "plain", epochs=epochs), []
 
-    def record(run, step, optimizer, *, pieces):
+    def record(run, step, state, *, pieces):
         assert step.unrecordable is None and pieces == 1
-        return graph_of(Again, refused)(optimizer)
+        return graph_of(Again, refused)(state.optimizer, state.model.buffers())
 
     monkeypatch.setattr(training, "open_graph", record)
-    assert pretrain(recipe, "recorded") == as_it_is
+    assert pretrain(recipe, "recorded", epochs=epochs) == as_it_is
     assert Again.made >= 1 and not refused
 
 
