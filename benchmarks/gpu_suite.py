@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks import gpu_embed
 from utils.checkpoint import write_atomic
 
 CLOUDS, EPOCHS = 41_952, 300  # ShapeNet-55 and the published number of epochs
@@ -25,6 +26,7 @@ def summarise(folder: Path) -> dict:
         "stages": [{"stage": name, "status": int(status), "seconds": int(spent)} for name, status, spent in stages],
         "tests": _last_line(folder / "tests.log"),
         "ops": [],
+        "embeddings": [],
         "steps": [],
     }
     for path in sorted(folder.glob("ops-*.json")):
@@ -36,6 +38,8 @@ def summarise(folder: Path) -> dict:
             for row in rows
             for target in row["targets"]
         ]
+    for path in sorted(folder.glob("embed-*.json")):
+        summary["embeddings"] += [gpu_embed.line(row) for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     for path in sorted(folder.glob("method-steps-*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         summary["steps"] += [_step(row, published=report["size"] == "published") for row in report["rows"]]
@@ -65,6 +69,7 @@ def table(summary: dict) -> str:
         lines.append(
             f"{op['op']}: {op['ours_ms']:.3g} ms; against {op['against']} {value}, must {op['must']:g}, aim {op['aim']:g}: {op['met']}"
         )
+    lines += [f"patch embedding, {row}" for row in summary["embeddings"]]
     for step in summary["steps"]:
         name = f"{step['method']}, {step['precision']}, batch {step['batch']}"
         if "error" in step:

@@ -34,9 +34,10 @@ stage() { # name, limit in seconds, command
 
 : > "$out/stages.tsv"
 stage build 120 "$python" -m extensions.m2ae_ops.build $build
-stage tests 150 "$python" -m pytest -q -p no:cacheprovider -m "$marker" "${tests[@]}"
+stage tests 120 "$python" -m pytest -q -p no:cacheprovider -m "$marker" "${tests[@]}"
 if [ "$device" = cuda ]; then
-  stage ops 90 "$python" -m benchmarks.gpu_ops --quick --budget 3 --repeats 15 --out "$out/ops-gpu.json"
+  stage ops 70 "$python" -m benchmarks.gpu_ops --quick --budget 3 --repeats 15 --out "$out/ops-gpu.json"
+  stage embed 50 "$python" -m benchmarks.gpu_embed --precisions bf16 --rounds 10 --budget 1 --out "$out/embed-gpu.json"
 else
   stage ops 90 "$python" -m benchmarks.ops --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
 fi

@@ -37,6 +37,15 @@ def test_tiny_models_say_nothing_of_a_whole_run(folder):
     assert "300 epochs" not in gpu_suite.table(gpu_suite.summarise(folder))
 
 
+def test_embeddings_stand_beside_the_plain_layers(folder):
+    row = {"title": "Point-MAE", "precision": "bf16", "batch": 128}
+    timed = {"ms": {"plain": 9.0, "fused": 3.0}, "ratio": 3.0, "memory_mb": {"plain": 900.0, "fused": 300.0}}
+    (folder / "embed-gpu.json").write_text(json.dumps({"rows": [row | timed, row | {"refused": "tokens differ"}]}))
+    text = gpu_suite.table(gpu_suite.summarise(folder))
+    assert "patch embedding, bf16, 128 x Point-MAE: 3.00 ms against 9.00, 3.00x; 300 against 900 MB" in text
+    assert "patch embedding, bf16, 128 x Point-MAE: not timed, tokens differ" in text
+
+
 def test_ops_stand_with_their_targets(folder):
     measured = json.loads((ROOT / "benchmarks" / "results" / "ops-cpu.json").read_text())
     (folder / "ops-cpu.json").write_text(json.dumps(measured))

@@ -1,11 +1,14 @@
 """The mini-PointNet op in plain PyTorch: against the formula, gradients, given statistics, errors, as a citizen of PyTorch."""
 
+import importlib
+
 import pytest
 import torch
 from torch.autograd import gradcheck
 
 from extensions import mini_pointnet
 
+module = importlib.import_module("extensions.m2ae_ops.mini_pointnet")  # the package has a function of this name
 NAMES = ("lift", "widen", "from_hidden", "from_group", "last")
 channels = pytest.mark.parametrize("channels", [3, 5], ids=["points", "tokens"])
 
@@ -105,6 +108,18 @@ def test_bfloat16_stays_near():
     exact = call(rows, weights, 8)[0]
     found = call(rows, weights, 8, dtype=torch.bfloat16)[0]
     assert found.dtype == torch.bfloat16 and (found - exact).norm() < 0.02 * exact.norm()
+
+
+def test_what_serves_cuda_tensors():
+    """Kernels where they can, PyTorch elsewhere; the choice is made for CUDA tensors alone."""
+    for name in ("mini_pointnet", "mini_pointnet_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"m2ae::{name}", "CUDA")
+        assert not torch._C._dispatch_has_kernel_for_dispatch_key(f"m2ae::{name}", "CPU")
+    rows = torch.zeros(8, 3)
+    assert module._steps(rows, 129, torch.bfloat16) is module.reference
+    assert module._steps(rows, 8, torch.float64) is module._steps(rows.double(), 8, torch.float32) is module.reference
+    if module.has_triton():
+        assert module._steps(rows, 128, torch.bfloat16).__name__.endswith("fused.launch")
 
 
 def test_errors():

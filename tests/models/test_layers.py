@@ -142,7 +142,7 @@ def test_patch_embed_on_a_gpu(channels, dtype, monkeypatch):
     monkeypatch.setenv("M2AE_FUSED", "on")
     torch.manual_seed(0)
     embed = PatchEmbed(channels, 96).cuda().train()
-    members, flow = torch.randn(4, 130, 16, channels, device="cuda"), torch.randn(520, 96, device="cuda")
+    members, flow = torch.randn(1, 1031, 16, channels, device="cuda"), torch.randn(1031, 96, device="cuda")
     members.requires_grad_(channels != 3)
     rows, weights = (
         members.view(-1, channels),
@@ -151,7 +151,7 @@ def test_patch_embed_on_a_gpu(channels, dtype, monkeypatch):
 
     def run(form, dtype):
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            tokens = form().view(520, 96)
+            tokens = form().view(1031, 96)
         return [tokens.float(), *torch.autograd.grad(tokens, weights, flow.to(tokens.dtype))]
 
     assert embed._has_kernels(rows, 16)
