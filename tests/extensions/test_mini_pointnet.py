@@ -1,6 +1,9 @@
 """The mini-PointNet op in plain PyTorch: against the formula, gradients, given statistics, errors, as a citizen of PyTorch."""
 
 import importlib
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,6 +123,11 @@ def test_what_serves_cuda_tensors():
     assert module._steps(rows, 8, torch.float64) is module._steps(rows.double(), 8, torch.float32) is module.reference
     if module.has_triton():
         assert module._steps(rows, 128, torch.bfloat16).__name__.endswith("fused.launch")
+
+
+def test_importing_the_ops_imports_no_compiler():
+    code = "import sys, extensions; sys.exit(any(name in sys.modules for name in ('triton', 'torch._dynamo')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_errors():
