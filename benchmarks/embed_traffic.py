@@ -99,15 +99,11 @@ def plain_passes(shape: Shape, element: int) -> list[Pass]:
 def fused_passes(shape: Shape, element: int) -> list[Pass]:
     """Return the passes of `extensions/m2ae_ops/fused`; hidden rows of points are worked out wherever they are needed."""
     _, _, _, P, A, _, C, _ = shape
-    of_points, real = P == 3, 4 / element
-    source = P * real if of_points else A
+    of_points = P == 3
+    source = P * 4 / element if of_points else A
     first = [Pass("moments", source, 0)] if of_points else [Pass("lift", P, A), Pass("statistics", A, 0)]
     last = [] if of_points else [
-        Pass("norm, scale", A, real * A),
-        Pass("norm, offset", real * A, real * A),
-        Pass("norm, deviation", A, real * A),
-        Pass("norm, slope", 2 * real * A, real * A),
-        Pass("norm, round", real * A, A),
+        Pass("norm, back", 2 * A, A),
         Pass("lift, to rows", A, P),
         Pass("lift, to weight", A + P, 0),
     ]  # fmt: skip

@@ -146,3 +146,20 @@ def members_backward_kernel(
     if POINTS:
         tl.store(at + 2 * A, sum_2, mask=mid < A)
         tl.store(at + 3 * A, sum_3, mask=mid < A)
+
+
+@triton.jit
+def norm_backward_kernel(
+    flow, x, norm, change, rows, A: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EMULATED: tl.constexpr
+):
+    """Carry the gradient (R, A) of a norm's result to its argument x."""
+    blocks: tl.constexpr = (A + BN - 1) // BN
+    start = (tl.program_id(0) // blocks).to(tl.int64) * BM
+    col = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
+    row = tl.arange(0, BM)
+    valid = start + row < rows
+    offset = load_rows(x, start, row, valid, col, A) - of_norm(norm, 0, col, A)
+    value = load_rows(flow, start, row, valid, col, A) * of_norm(norm, 1, col, A)
+    value += of_norm(norm, 3, col, A) * offset + of_norm(norm, 4, col, A)
+    at = change + start * A + (row[:, None] * A + col[None, :])
+    tl.store(at, lower(value, change.dtype.element_ty, EMULATED), mask=valid[:, None] & (col < A)[None, :])

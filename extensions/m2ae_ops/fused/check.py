@@ -97,7 +97,7 @@ def differences(
     device: torch.device | str,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Run each of the seven steps in both forms, on the same operands: relative differences of what they return, by name.
+    """Run each of the eight steps in both forms, on the same operands: relative differences of what they return, by name.
 
     Args:
         sizes: groups, members, and the widths A, W, C, D.
@@ -138,11 +138,13 @@ def _draw(sizes, points, dtype, device, seed) -> tuple:
 def _run(steps, exact, k, source, lift, first, norm, weights, flows) -> dict[str, tuple]:
     """Run all steps of `steps`; what one step takes from another comes from `exact`."""
     (widen, from_hidden, last), (offsets, flow, to_pooled) = weights, flows
-    short = norm[:3].contiguous()
+    short, five = norm[:3].contiguous(), torch.cat([first, first[:2]])
     joined = exact.join(source, lift, first, from_hidden, offsets, k, False)[0]
     won, pooled = exact.peak(joined, None, short, last, k)[1], exact.peak(source, lift, first, widen, k)[1]
     way_back = (flow, won, last, joined, norm)
-    return {
+    # Points get no gradient, so that only a stored layer has a norm to go back through.
+    before = {} if lift is not None else {"back through the norm": (steps.norm_backward(source.flip(0), source, five),)}
+    return before | {
         "moments": (steps.point_moments(source),) if lift is not None else steps.column_moments(source),
         "pooled": steps.peak(source, lift, first, widen, k),
         "joined": steps.join(source, lift, first, from_hidden, offsets, k, True),

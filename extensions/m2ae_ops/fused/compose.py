@@ -1,4 +1,4 @@
-"""The mini-PointNet from seven steps, forward and backward: `launch.py` has them as kernels, `../reference/embedding.py` in PyTorch.
+"""The mini-PointNet from eight steps, forward and backward: `launch.py` has them as kernels, `../reference/embedding.py` in PyTorch.
 
 Of everything as wide as the joined rows, only those rows themselves are ever in memory: written once and read once on the way forward, read
 three times on the way back. Hidden rows of points, normalised rows and all gradients of rows live inside a kernel.
@@ -129,8 +129,7 @@ def backward(
     else:
         inverse = torch.rsqrt(first_stats[1] + first_eps)
         to_first = torch.stack([sums[1] * inverse, sums[0]])
-        slope, offset = _slope_and_offset(first, inverse, sums, count)
-        change = (flow * first[1]).add_(offset).addcmul_(source - first[0], slope).to(dtype)
+        change = steps.norm_backward(flow, source, torch.cat([first, _slope_and_offset(first, inverse, sums, count)]))
         to_rows, to_lift = (change @ lift.to(dtype)).to(rows.dtype), change.T @ rows.to(dtype)
     weights = (to_lift, to_widen, to_from_hidden, to_from_group, to_last)
     return to_rows, *(t.to(lift.dtype) for t in weights), to_first, to_second

@@ -1,4 +1,4 @@
-"""The seven steps of the fused mini-PointNet as kernels; `../reference/embedding.py` says what each one computes.
+"""The eight steps of the fused mini-PointNet as kernels; `../reference/embedding.py` says what each one computes.
 
 Sums over rows are float32 inside a program, which takes its tiles in order, and float64 over programs, in their order: no atomics, and
 the same bits at every run. On CPU tensors the kernels run under TRITON_INTERPRET=1, for the tests.
@@ -193,3 +193,13 @@ def members_backward(
         **plan.options,
     )  # fmt: skip
     return to_rows, _add_up(partial)
+
+
+def norm_backward(flow: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """As in the reference."""
+    (rows, width), size = x.shape, 64
+    change = torch.empty_like(flow)
+    backward.norm_backward_kernel[(triton.cdiv(rows, size) * triton.cdiv(width, size),)](
+        flow, x, norm, change, rows, A=width, BM=size, BN=size, EMULATED=not x.is_cuda, num_warps=4
+    )
+    return change

@@ -1,4 +1,4 @@
-"""Plain PyTorch forms of the seven steps of the fused mini-PointNet. `../fused/launch.py` has the same functions as kernels.
+"""Plain PyTorch forms of the eight steps of the fused mini-PointNet. `../fused/launch.py` has the same functions as kernels.
 
 Legend: R = G * k rows, the k members of group 0 first; A columns of the hidden rows, C of the joined ones, N or D of a maximum's result.
 `norm` (3, A) holds mean, scale and shift, the one of the way back (5, C) slope and offset as well. `source` with `lift` is the first layer
@@ -126,3 +126,8 @@ def members_backward(
         points = _real(source)
         return None, torch.cat([points, torch.ones_like(points[:, :1])], 1).T @ g
     return g.to(last.dtype), torch.stack([g.sum(0), (g * (value - first_norm[0])).sum(0)])
+
+
+def norm_backward(flow: Tensor, x: Tensor, norm: Tensor) -> Tensor:
+    """Return the gradient of a norm's argument x (R, A) from that of its result, in the dtype of `flow`; norm is (5, A)."""
+    return (_real(flow) * norm[1] + (norm[3] * (_real(x) - norm[0]) + norm[4])).to(flow.dtype)
