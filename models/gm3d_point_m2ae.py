@@ -178,6 +178,8 @@ def carry_up(values: Tensor, hidden: Rows, member_idx: list[Tensor]) -> tuple[Te
         B, G, K = idx.shape
         members, there = (part.gather(1, idx.reshape(B, -1)).view(B, G, K) for part in (total, known))
         count = there.sum(2)
-        total = (members * there).sum(2) / count.clamp(min=1)
+        # In double precision, where the sum of a few floats does not depend on their order: groups with the same members are as hard as
+        # each other, and rounding must not make a pair of them for the ranking loss.
+        total = ((members * there).double().sum(2) / count.clamp(min=1)).to(values.dtype)
         known = count > 0
     return total, known

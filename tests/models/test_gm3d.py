@@ -170,6 +170,16 @@ def test_losses_of_patches_are_carried_up_to_those_that_hold_them():
         assert total.tolist() == [[2.0, 3.0, 0.0], [5.0, 7.0, 0.0]]
 
 
+def test_groups_with_the_same_members_are_equally_hard():
+    """In any order of the members: in fp32 sums differ by rounding, and the ranking loss would make a pair of such groups."""
+    values = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))  # (B, G) of the finer scale, all hidden
+    order = torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
+    hidden = rows_of(torch.ones(200, 8, dtype=torch.bool), fixed=False)
+    total, _ = carry_up(values.flatten(), hidden, [order.expand(200, 6, 8)])
+    assert torch.equal(total, total[:, :1].expand_as(total))
+    torch.testing.assert_close(total[:, 0], values.mean(1))
+
+
 def test_a_hidden_patch_that_holds_no_hidden_one_is_left_out_of_the_ranking():
     """Its patches are all seen through a visible neighbour, so how hard it is is not known."""
     model = build("GM3D_Point_M2AE", mode="usual").eval()
