@@ -16,10 +16,10 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.carry/site"
 export OUT=$out
 
 device=cuda marker=gpu build=--cuda
-limit=180 steps=(--batches 128,512 --steps 16) tests=(tests/extensions tests/models tests/tools)
+limit=180 steps=(--precisions bf16 --batches 128,512 --clouds 4096) tests=(tests/extensions tests/models tests/tools)
 if [ "${1:-}" = --cpu ]; then
   device=cpu marker="not gpu and not slow" build=--cpu
-  limit=600 steps=(--batches 20 --steps 2 --size debug) tests=(tests/extensions/test_sampling.py tests/extensions/test_neighbors.py)
+  limit=600 steps=(--batches 20 --clouds 40 --size debug) tests=(tests/extensions/test_sampling.py tests/extensions/test_neighbors.py)
 fi
 
 worst=0

@@ -1,7 +1,7 @@
 """Time the pre-training step of every method at its published size, by running the program itself.
 
     python -m benchmarks.method_steps --out benchmarks/results/method-steps-cpu.json
-    python -m benchmarks.method_steps --device cuda --batches 128,512 --steps 40 --out benchmarks/results/method-steps-gpu.json
+    python -m benchmarks.method_steps --device cuda --batches 128,512 --clouds 4096 --out benchmarks/results/method-steps-gpu.json
 
 Each case (method, precision, batch) is a process of its own that runs `main.py` on the built-in set for two epochs: what the second
 one took, with drawing, augmentation, guidance and logging, gives samples a second, and the process the peak of its memory. After that the
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--precisions", default="fp32,bf16")
     parser.add_argument("--batches", default="16")
-    parser.add_argument("--steps", type=int, default=4, help="steps of an epoch")
+    parser.add_argument("--clouds", type=int, default=64, help="of an epoch, about: whole batches of them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--size", choices=SIZES, default="published", help="debug: of cfgs/debug, to see that everything runs"
@@ -80,12 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if unknown := set(args.methods.split(",")) - set(METHODS):
         parser.error(f"--methods: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(METHODS)}")
-    report = {"about": provenance(), "size": args.size, "steps": args.steps, "flags": args.flags, "rows": []}
+    report = {"about": provenance(), "size": args.size, "clouds": args.clouds, "flags": args.flags, "rows": []}
     for method, precision, batch in product(
         args.methods.split(","), args.precisions.split(","), args.batches.split(",")
     ):
         row = {"method": method, "precision": precision, "batch": int(batch)}
-        how = {"steps": args.steps, "device": args.device, "size": args.size, "flags": args.flags.split()}
+        how = {"clouds": args.clouds, "device": args.device, "size": args.size, "flags": args.flags.split()}
         report["rows"].append(row | alone(row | how, args.limit))
         print(describe(report["rows"][-1]), flush=True)
         if args.out:  # after each case: what was measured stays when time runs out
@@ -119,12 +119,13 @@ def describe(row: dict) -> str:
 
 
 def measure(
-    *, method: str, precision: str, batch: int, steps: int, device: str, flags: list[str], size: str = "published"
+    *, method: str, precision: str, batch: int, clouds: int, device: str, flags: list[str], size: str = "published"
 ) -> dict:
     """Run the program on a case, then single steps of it; returns what a row of the report holds."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        steps = max(steps, -(-FEWEST_CLOUDS // batch))
-        write_recipe(method, batch, batch * steps, size)
+        clouds = max(clouds, batch, FEWEST_CLOUDS)
+        steps = clouds // batch
+        write_recipe(method, batch, clouds, size)
         argv = ["--config", "recipe.yaml", "--exp_name", "case", "--precision", precision, "--device", device, *flags]
         epoch = run_program(argv)
         phases, gflop = take_apart(argv, batch)

@@ -33,7 +33,7 @@ def test_a_case_says_how_fast_it_was_and_where_the_time_went(method, guided, mon
         "method": method,
         "precision": "fp32",
         "batch": 10,
-        "steps": 1,
+        "clouds": 20,
         "device": "cpu",
         "flags": [],
         "size": "debug",
@@ -54,7 +54,7 @@ def test_twice_the_clouds_are_twice_the_operations(monkeypatch):
     found = []
     monkeypatch.setattr(method_steps, "run_program", lambda argv: {"seconds": 1.0, "memory_mb": 1.0, "loss": 1.0})
     for batch in (10, 20):
-        how = {"precision": "fp32", "steps": 2, "device": "cpu", "flags": [], "size": "debug"}
+        how = {"precision": "fp32", "clouds": 20, "device": "cpu", "flags": [], "size": "debug"}
         found.append(method_steps.measure(method="point-mae", batch=batch, **how)["gflop"])
     assert found[1] == pytest.approx(2 * found[0], rel=0.2, abs=0.2)
 
