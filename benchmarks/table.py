@@ -38,19 +38,8 @@ def _table(runs: list[dict], kind: str) -> str:
     lines = [f"Data: {kind}.", "", _line(head), _line(["---"] * len(head))]
     for row in runs[0]["rows"]:
         same = [next((other for other in run["rows"] if other["row"] == row["row"]), None) for run in runs]
-        title = row["title"] + (" (*)" if _apart(same) else "")
-        lines += [_line([title, *cells]) for cells in _comparisons(same)]
-    return "\n".join([*lines, *_remarks(runs)])
-
-
-def _apart(rows: list[dict | None]) -> list[str]:
-    """Return what rows say that were measured apart from the others of their run."""
-    return [row["apart"] for row in rows if row and "apart" in row]
-
-
-def _remarks(runs: list[dict]) -> list[str]:
-    found = dict.fromkeys(remark for run in runs for remark in _apart(run["rows"]))
-    return ["", *(f"(*) {remark}" for remark in found)] if found else []
+        lines += [_line([row["title"], *cells]) for cells in _comparisons(same)]
+    return "\n".join(lines)
 
 
 def _column(run: dict) -> str:

@@ -48,14 +48,6 @@ def test_the_table_says_where_processor_time_was_taken():
     assert "| 1 thread (processor time): ours, peer, ratio | 2 threads: ours, peer, ratio |" in table.markdown(found)
 
 
-def test_the_table_says_which_rows_were_measured_apart():
-    found = results()
-    found["runs"][1]["rows"][0]["apart"] = "two threads: measured on another day"
-    text = table.markdown(found)
-    assert "| FPS (*) | quick |" in text
-    assert "| must / must |\n\n(*) two threads: measured on another day\n\nNot measured" in text
-
-
 def test_a_missing_peer_leaves_its_cell_open():
     text = table.markdown(results("not installed"))
     assert "| FPS | quick | not measured | not measured | 8x | 12x | not measured / not measured |" in text
