@@ -20,7 +20,7 @@ from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
 from models.layers.gated import GatedPatchEmbed
-from models.layers.group import group_pyramid
+from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import BatchNorm
 from models.legacy import legacy_names
 from models.losses import smoothed_cross_entropy
@@ -72,7 +72,8 @@ class EncoderPart:
     Args:
         method: its name, as in `--method`.
         build: gives a model the encoder's parts under their published names, at its top level, and returns C.
-        tokens: (model, points (B, N, 3)) -> normed tokens (B, G, C) of the coarsest scale; a class token comes first.
+        group: (model, points (B, N, 3)) -> their pyramid.
+        tokens: (model, pyramid) -> normed tokens (B, G, C) of the coarsest scale; a class token comes first.
         missing: key prefixes that a pre-training checkpoint lacks, beside those of the head.
         ignored: key prefixes that a pre-training checkpoint holds in vain.
         renamed: key prefixes of a pre-training checkpoint and what they are called here.
@@ -82,7 +83,8 @@ class EncoderPart:
 
     method: str
     build: Callable[[nn.Module, Any], int]
-    tokens: Callable[[nn.Module, Tensor], Tensor]
+    group: Callable[[nn.Module, Tensor], Pyramid]
+    tokens: Callable[[nn.Module, Pyramid], Tensor]
     missing: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -113,26 +115,30 @@ class Classifier(nn.Module):
         build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
         self.cls_head_finetune = build_head(features, config.cls_dim)
 
-    def patch_tokens(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) as normed tokens (B, G, C) of the coarsest scale."""
-        return self.part.tokens(self, points)
+    def group(self, points: Tensor) -> Pyramid:
+        """Group points (B, N, 3); no weight takes part."""
+        return self.part.group(self, points)
+
+    def patch_tokens(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, as normed tokens (B, G, C) of the coarsest scale."""
+        return self.part.tokens(self, self.group(points) if pyramid is None else pyramid)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return all parameters but those of the head."""
         return [p for name, p in self.named_parameters() if not name.startswith("cls_head_finetune.")]
 
-    def features(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) as what the head receives, (B, F)."""
-        return POOLINGS[self.config.pooling].pool(self.patch_tokens(points))
+    def features(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, as what the head receives, (B, F)."""
+        return POOLINGS[self.config.pooling].pool(self.patch_tokens(points, pyramid))
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Classify points (B, N, 3): logits (B, cls_dim).
+    def forward(self, points: Tensor, *, pyramid: Pyramid | None = None) -> Tensor:
+        """Classify points (B, N, 3), whose pyramid may be known already: logits (B, cls_dim).
 
         Raises:
             ValueError: too few points for the groups, or a single cloud in training mode, where the head's batch
                 normalisation has no statistics.
         """
-        return self.cls_head_finetune(self.features(points))
+        return self.cls_head_finetune(self.features(points, pyramid))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compare logits (B, cls_dim) with labels (B,) int64 below `cls_dim`: a scalar."""
@@ -181,15 +187,20 @@ def build_local_encoder(model: nn.Module, config: HierarchyConfig) -> int:
     return config.encoder_dims[-1]
 
 
-def encode_locally(model: nn.Module, points: Tensor) -> Tensor:
-    """Encode points (B, N, 3) with nothing hidden; attention reaches as far as the local radius of each scale."""
-    pyramid = group_pyramid(points, model.config.num_groups, model.config.group_sizes)
+def group_scales(model: nn.Module, points: Tensor) -> Pyramid:
+    """Group points (B, N, 3) as the keys of a hierarchy say."""
+    return group_pyramid(points, model.config.num_groups, model.config.group_sizes)
+
+
+def encode_locally(model: nn.Module, pyramid: Pyramid) -> Tensor:
+    """Encode a pyramid with nothing hidden; attention reaches as far as the local radius of each scale."""
     return model.norm(model.h_encoder(pyramid).tokens[-1])  # (B, G, C)
 
 
 HIERARCHICAL = EncoderPart(
     method="point-m2ae",
     build=build_local_encoder,
+    group=group_scales,
     tokens=encode_locally,
     missing=("norm.",),
     ignored=(
@@ -295,9 +306,13 @@ def build_with_class_token(model: nn.Module, config: SingleScaleConfig, **parts:
     return config.trans_dim
 
 
-def encode_with_class_token(model: nn.Module, points: Tensor, *, norm: str = "norm") -> Tensor:
-    """Encode points (B, N, 3) with nothing hidden as tokens (B, 1 + G, C), the class token first, normed by the model's `norm`."""
-    pyramid = group_pyramid(points, [model.config.num_group], [model.config.group_size])
+def group_patches(model: nn.Module, points: Tensor) -> Pyramid:
+    """Group points (B, N, 3) as the keys of a model of one scale say."""
+    return group_pyramid(points, [model.config.num_group], [model.config.group_size])
+
+
+def encode_with_class_token(model: nn.Module, pyramid: Pyramid, *, norm: str = "norm") -> Tensor:
+    """Encode a pyramid with nothing hidden as tokens (B, 1 + G, C), the class token first, normed by the model's `norm`."""
     tokens = model.encoder(pyramid.neighborhoods[0])  # (B, G, C)
     position = model.pos_embed(pyramid.centers[0])  # (B, G, C)
     token, place = (part.expand(len(tokens), -1, -1).to(tokens.dtype) for part in (model.cls_token, model.cls_pos))
@@ -308,6 +323,7 @@ def encode_with_class_token(model: nn.Module, points: Tensor, *, norm: str = "no
 SINGLE_SCALE = EncoderPart(
     method="point-mae",
     build=build_with_class_token,
+    group=group_patches,
     tokens=encode_with_class_token,
     missing=("cls_token", "cls_pos"),
     ignored=("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim."),

@@ -15,7 +15,7 @@ from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.propagate import TokenPropagation
-from models.layers.ragged import Packing, Rows, pack, plan_packing, unpack
+from models.layers.ragged import Packing, Rows, pack, pack_everything, plan_packing, unpack
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import reconstruction_loss
 from models.masking import capacities, hide_pyramid
@@ -96,8 +96,7 @@ class HierarchicalEncoder(nn.Module):
             members = pyramid.neighborhoods[0] if scale == 0 else gather(tokens, pyramid.idx[scale])
             tokens = self.token_embed[scale](members)  # (B, G, C), masked groups included
             if masked is None:
-                visible = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-                packing = plan_packing(visible, capacity=visible.shape[1])
+                packing = pack_everything(tokens)
             else:
                 packing = plan_packing(~masked[scale], capacity=most[scale] if fixed else None)
             seen = self._encode_scale(scale, tokens, centers, packing, local=masked is None)

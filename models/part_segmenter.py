@@ -21,7 +21,7 @@ from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
 from models.layers.gated import GatedPatchEmbed
-from models.layers.group import group_pyramid
+from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.propagate import PointPropagation
 from models.legacy import legacy_names
@@ -77,7 +77,8 @@ class SegmenterPart:
         method: its name, as in `--method`.
         build: gives a model the encoder's parts under their published names, at its top level, and returns the widths of
             its token sets.
-        tokens: (model, points (B, N, 3)) -> centers and normed tokens of each set.
+        group: (model, points (B, N, 3)) -> their pyramid.
+        tokens: (model, pyramid) -> centers and normed tokens of each set.
         joining: `BY_SCALE` or `BY_TAPS`.
         ignored: key prefixes that a pre-training checkpoint holds in vain.
         renamed: key prefixes of a pre-training checkpoint and what they are called here.
@@ -88,7 +89,8 @@ class SegmenterPart:
 
     method: str
     build: Callable[[nn.Module, Any], list[int]]
-    tokens: Callable[[nn.Module, Tensor], Tokens]
+    group: Callable[[nn.Module, Tensor], Pyramid]
+    tokens: Callable[[nn.Module, Pyramid], Tokens]
     joining: Joining
     ignored: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
@@ -143,12 +145,17 @@ class PartSegmenter(nn.Module):
         """Return the parameters that pre-training gives."""
         return [p for name, p in self.named_parameters() if not name.startswith(self.HEAD)]
 
-    def forward(self, points: Tensor, category: Tensor) -> Tensor:
+    def group(self, points: Tensor) -> Pyramid:
+        """Group points (B, N, 3); no weight takes part."""
+        return self.part.group(self, points)
+
+    def forward(self, points: Tensor, category: Tensor, *, pyramid: Pyramid | None = None) -> Tensor:
         """Segment clouds whose category is known.
 
         Args:
             points: (B, N, 3).
             category: (B,) int64 below `num_categories`, or one-hot (B, num_categories) or (B, 1, num_categories).
+            pyramid: what `group` makes of the points, where it is known already.
 
         Returns:
             log-probabilities (B, N, P), fp32, over the parts of all categories.
@@ -157,7 +164,8 @@ class PartSegmenter(nn.Module):
             ValueError: too few points for the groups, or a single cloud in training mode, where the category's batch
                 normalisation has no statistics.
         """
-        features, summary = self.part.joining.apply(self, points, self.part.tokens(self, points))
+        tokens = self.part.tokens(self, self.group(points) if pyramid is None else pyramid)
+        features, summary = self.part.joining.apply(self, points, tokens)
         if category.dim() == 1:
             category = F.one_hot(category, self.config.num_categories)
         label = self.label_conv(category.flatten(1).to(summary.dtype))  # (B, label_width)
@@ -233,9 +241,8 @@ def build_normed_hierarchy(model: nn.Module, config: HierarchyConfig) -> list[in
     return list(config.encoder_dims)
 
 
-def encode_all_scales(model: nn.Module, points: Tensor) -> Tokens:
-    """Encode points (B, N, 3) with nothing hidden; attention reaches as far as the local radius of each scale."""
-    pyramid = group_pyramid(points, model.config.num_groups, model.config.group_sizes)
+def encode_all_scales(model: nn.Module, pyramid: Pyramid) -> Tokens:
+    """Encode a pyramid with nothing hidden; attention reaches as far as the local radius of each scale."""
     tokens = model.h_encoder(pyramid).tokens
     normed = [norm(taken) for norm, taken in zip(model.h_encoder.encoder_norms, tokens, strict=True)]
     return list(zip(pyramid.centers, normed, strict=True))
@@ -244,6 +251,7 @@ def encode_all_scales(model: nn.Module, points: Tensor) -> Tokens:
 HIERARCHICAL = SegmenterPart(
     method="point-m2ae",
     build=build_normed_hierarchy,
+    group=classifier.group_scales,
     tokens=encode_all_scales,
     joining=BY_SCALE,
     ignored=(*classifier.HIERARCHICAL.ignored, "rec_head", "clip_model."),  # the latter two are of I2P-MAE
@@ -280,9 +288,8 @@ def build_single_scale(model: nn.Module, config: Any) -> list[int]:
     return [config.trans_dim] * len(config.taps)
 
 
-def encode_with_taps(model: nn.Module, points: Tensor) -> Tokens:
-    """Encode points (B, N, 3) with nothing hidden; the tokens after the blocks `taps`, each through the one norm, as published."""
-    pyramid = group_pyramid(points, [model.config.num_group], [model.config.group_size])
+def encode_with_taps(model: nn.Module, pyramid: Pyramid) -> Tokens:
+    """Encode a pyramid with nothing hidden; the tokens after the blocks `taps`, each through the one norm, as published."""
     centers = pyramid.centers[0]
     tokens, position = model.encoder(pyramid.neighborhoods[0]), model.pos_embed(centers)  # (B, G, C)
     found, first = [], 0
@@ -296,6 +303,7 @@ def encode_with_taps(model: nn.Module, points: Tensor) -> Tokens:
 SINGLE_SCALE = SegmenterPart(
     method="point-mae",
     build=build_single_scale,
+    group=classifier.group_patches,
     tokens=encode_with_taps,
     joining=BY_TAPS,
     # As published, GM3D's segmenter is this one: its encoder's norm goes by another name, and it has a second one in vain.

@@ -1,20 +1,22 @@
 """Part segmentation: train a segmenter on a pre-trained encoder or from scratch, judge it, or let it name parts."""
 
 import time
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets import CloudSet, build_dataset
+from datasets.batches import Batch
 from models import build_model, load_weights
 from segmentation.judge import PartJudge, check_set, table_of
 from segmentation.pages import write_pages
 from tools.augment import augment
-from tools.compile import compile_regions
+from tools.compile import compile_regions, follows_data
 from tools.context import RunContext
 from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report_parts.runlog import read_rows
+from tools.steps import Step
 from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import save_config
@@ -106,7 +108,7 @@ def run_training(run: RunContext) -> dict[str, float]:
             last, every = last_epoch(config), run.args.val_freq
             run_epochs(
                 training,
-                _step(training),
+                lambda epoch: segmentation_step(training, epoch),
                 set_mode=model.train,
                 due=lambda epoch: epoch % every == 0 or epoch == last,
                 evaluate=lambda epoch: _evaluate(training, judge, epoch),
@@ -134,19 +136,25 @@ def _keep_names(run: RunContext, clouds: CloudSet, held_out: CloudSet) -> None:
         save_config(run.config, run.folder / "config.yaml")
 
 
-def _step(training: Training):
-    """Return what a step of an epoch computes: augment, segment, compare."""
-    model, wrapped, config = training.state.model, training.wrapped, training.run.config
+def segmentation_step(training: Training, epoch: int) -> Step:
+    """Return what a step of an epoch computes: augment, group, segment, compare."""
+    run, model, wrapped = training.run, training.state.model, training.wrapped
     up_axis = training.batches.cloud_set.up_axis
 
-    def step(epoch: int, batch) -> dict[str, torch.Tensor]:
-        draw = training.draw(epoch, batch)("augmentation")
-        log_probs = wrapped(augment(batch.points, config.augmentation, up_axis, draw), batch.labels)
-        # As published, over the parts of all categories here, and over those of the true one when it is judged.
-        right = (log_probs.detach().argmax(-1) == batch.parts).float().mean()
-        return {"loss": model.loss(log_probs, batch.parts), "accuracy": right}
+    def ahead(batch: Batch) -> dict[str, Any]:
+        points = augment(batch.points, run.config.augmentation, up_axis, training.draw(epoch, batch)("augmentation"))
+        return {"points": points, "pyramid": model.group(points), "category": batch.labels, "parts": batch.parts}
 
-    return step
+    def compute(inputs: dict[str, Any]) -> dict[str, Tensor]:
+        parts = inputs["parts"]
+        log_probs = wrapped(inputs["points"], inputs["category"], pyramid=inputs["pyramid"])
+        # As published, over the parts of all categories here, and over those of the true one when it is judged.
+        right = (log_probs.detach().argmax(-1) == parts).float().mean()
+        return {"loss": model.loss(log_probs, parts), "accuracy": right}
+
+    return Step(
+        ahead, ready=lambda batch, inputs: inputs, compute=compute, unrecordable=follows_data(model, run.device)
+    )
 
 
 def _evaluate(training: Training, judge: PartJudge | None, epoch: int) -> None:

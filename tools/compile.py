@@ -19,11 +19,11 @@ def follows_data(model: nn.Module, device: torch.device) -> str | None:
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:
-    """Compile a model in place: whole, where it pre-trains on a GPU and nothing follows the data, else its regions.
+    """Compile a model in place: whole, where it trains on a GPU and nothing follows the data, else its regions.
 
     On the CPU regions it is: what lies between them has fused kernels, which a compiled model cannot use.
     """
-    if device.type != "cpu" and hasattr(model, "draw_mask") and follows_data(model, device) is None:
+    if device.type != "cpu" and follows_data(model, device) is None:
         model.compile(dynamic=False)
     else:
         compile_regions(model)

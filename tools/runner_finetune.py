@@ -2,19 +2,22 @@
 
 import json
 import time
+from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datasets import CloudSet, build_dataset
+from datasets.batches import Batch
 from models import build_model, load_weights
 from models.weights import averaged
 from tools.augment import augment
 from tools.classification import Judge, check_class_names, check_classes, check_points, training_points
+from tools.compile import follows_data
 from tools.context import RunContext
 from tools.engine import StopRequest
 from tools.optim import check_training
 from tools.report import write_report
+from tools.steps import Step
 from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
 from utils.checkpoint import read_checkpoint, save_checkpoint
 from utils.config import save_config
@@ -122,7 +125,7 @@ def _epochs(training: Training, judge: Judge | None) -> None:
     args, last = training.run.args, last_epoch(training.run.config)
     run_epochs(
         training,
-        _step(training),
+        lambda epoch: classification_step(training, epoch),
         set_mode=lambda: _set_mode(training),
         # As published, epoch 0 is not judged; the last one always is.
         due=lambda epoch: (epoch > 0 and epoch % args.val_freq == 0) or epoch == last,
@@ -138,20 +141,26 @@ def _set_mode(training: Training) -> None:
     model.cls_head_finetune.train()
 
 
-def _step(training: Training):
-    """Return what a step of an epoch computes: choose points, augment, classify, compare."""
-    model, wrapped, config = training.state.model, training.wrapped, training.run.config
+def classification_step(training: Training, epoch: int) -> Step:
+    """Return what a step of an epoch computes: choose points, augment, group, classify, compare."""
+    run, model, wrapped, config = training.run, training.state.model, training.wrapped, training.run.config
     up_axis = training.batches.cloud_set.up_axis
 
-    def step(epoch: int, batch) -> dict[str, torch.Tensor]:
+    def ahead(batch: Batch) -> dict[str, Any]:
         draw = training.draw(epoch, batch)
         points = training_points(batch.points, config.npoints, draw("subset"))
         points = augment(points, config.augmentation, up_axis, draw("augmentation"))
-        logits = wrapped(points)
-        right = (logits.detach().argmax(1) == batch.labels).float().mean()
-        return {"loss": model.loss(logits, batch.labels), "accuracy": right}
+        return {"points": points, "pyramid": model.group(points), "labels": batch.labels}
 
-    return step
+    def compute(inputs: dict[str, Any]) -> dict[str, Tensor]:
+        labels = inputs["labels"]
+        logits = wrapped(inputs["points"], pyramid=inputs["pyramid"])
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        return {"loss": model.loss(logits, labels), "accuracy": right}
+
+    return Step(
+        ahead, ready=lambda batch, inputs: inputs, compute=compute, unrecordable=follows_data(model, run.device)
+    )
 
 
 def _evaluate(training: Training, judge: Judge | None, epoch: int) -> None:

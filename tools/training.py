@@ -77,9 +77,7 @@ class Training:
         """
         run, state, config = self.run, self.state, self.run.config
         if config.bnmscheduler is not None:
-            for module in state.model.modules():
-                if isinstance(module, BatchNorm):
-                    module.momentum = batch_norm_momentum(config.bnmscheduler, epoch)
+            self._set_momentum(batch_norm_momentum(config.bnmscheduler, epoch))
         done = state.pending["step"]
         bar = run.log.progress(len(self.batches), f"epoch {epoch}/{last_epoch(config)}", done=done)
 
@@ -92,8 +90,6 @@ class Training:
             self.pieces = rehearse(rehearsal, self._batch(epoch, done))
             self.graph = open_graph(run, step, state, pieces=self.pieces)
             self.side = SideStream(run.device) if run.device.type == "cuda" else None
-        elif self.graph is not None and config.bnmscheduler is not None:
-            self.graph.forget()
 
         def flush(first: int, rows: list[dict]) -> None:
             shown = rows[-1]["loss"] * self.display.scale
@@ -125,6 +121,14 @@ class Training:
         if self.writer is not None:
             seconds = time.perf_counter() - started
             self._write_epoch(epoch, log, seconds, (len(log.rows) - first) * config.total_bs / seconds)
+
+    def _set_momentum(self, momentum: float) -> None:
+        """Give all batch norms a momentum; a recording, which holds the one before fast, is forgotten where it is another one."""
+        norms = [module for module in self.state.model.modules() if isinstance(module, BatchNorm)]
+        if self.graph is not None and any(norm.momentum != momentum for norm in norms):
+            self.graph.forget()
+        for norm in norms:
+            norm.momentum = momentum
 
     def draw(self, epoch: int, batch: Batch) -> Callable[[str], torch.Generator]:
         """Return what gives a step its random numbers: stream -> generator."""
@@ -224,7 +228,7 @@ class Training:
 
 def run_epochs(
     training: Training,
-    step: Callable[[int, Batch], dict[str, Tensor]],
+    step: Callable[[int], Step],
     *,
     set_mode: Callable[[], None],
     due: Callable[[int], bool],
@@ -233,7 +237,7 @@ def run_epochs(
     """Train what is left of a run, and judge the model after the epochs that are due; the state is saved around both.
 
     Args:
-        step: (epoch, batch) -> dict of scalars with "loss".
+        step: epoch -> what its steps compute.
         set_mode: brings the model into training mode.
         due: says of an epoch whether it is judged.
         evaluate: judges the model as it is after an epoch.
@@ -244,7 +248,7 @@ def run_epochs(
         training.save(evaluations=[])
     for epoch in range(state.epoch + 1, last_epoch(training.run.config) + 1):
         set_mode()
-        training.epoch(epoch, lambda batch, epoch=epoch: step(epoch, batch))
+        training.epoch(epoch, step(epoch))
         judged = due(epoch)
         state.epoch = epoch
         training.save(evaluations=[epoch] if judged else [])

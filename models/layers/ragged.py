@@ -36,6 +36,13 @@ def plan_packing(visible: Tensor, capacity: int | None = None) -> Packing:
     return Packing(visible, order, valid)
 
 
+def pack_everything(tokens: Tensor) -> Packing:
+    """Return the packing of tokens (B, G, C) that are all visible: each stays where it is."""
+    B, G, _ = tokens.shape
+    visible = torch.ones(B, G, dtype=torch.bool, device=tokens.device)
+    return Packing(visible, torch.arange(G, device=tokens.device).expand(B, G), visible)
+
+
 def pack(values: Tensor, packing: Packing) -> Tensor:
     """Gather the visible rows of (B, G, C) as (B, V, C); padding rows are zero."""
     return gather(values, packing.order) * packing.valid.unsqueeze(-1).to(values.dtype)

@@ -8,12 +8,12 @@ from models.layers.group import group_pyramid
 from models.layers.ragged import packed_rows, plan_packing, rows_of
 from models.masking import KnownMask, back_project, capacities, hide_pyramid, random_mask
 from tests.models.small import SMALL
-from tests.steps import HIERARCHICAL, FirstStep, fix_shapes
+from tests.steps import HIERARCHICAL, Pretraining, fix_shapes
 
 
 def taken(name, tmp_path, *, fixed, masked=None, overrides=()):
     """Return the values, gradients and buffers of a step."""
-    step = FirstStep.build(name, tmp_path, overrides=overrides)
+    step = Pretraining.build(name, tmp_path, overrides=overrides)
     if fixed:
         fix_shapes(step)
     out = step.loss(masked=masked)

@@ -112,7 +112,7 @@ def test_taps_are_the_tokens_after_those_blocks():
     for index in (0, 2):
         model.blocks.blocks[index].register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        taken = model.part.tokens(model, clouds())
+        taken = model.part.tokens(model, model.group(clouds()))
     assert len(taken) == 2
     for (_, tokens), raw in zip(taken, seen, strict=True):
         torch.testing.assert_close(tokens, model.norm(raw))
@@ -195,7 +195,7 @@ def test_starts_from_the_other_methods(name):
     assert len(report.used) + len(report.missing) == len(model.state_dict())
     if name != "GM3D_Point_M2AE":  # whose attention is local here and global there
         with torch.no_grad():
-            tokens = model.part.tokens(model, clouds())[-1][1]
+            tokens = model.part.tokens(model, model.group(clouds()))[-1][1]
             torch.testing.assert_close(tokens, source.patch_tokens(clouds()), atol=1e-5, rtol=1e-5)
 
 

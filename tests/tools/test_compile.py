@@ -1,16 +1,17 @@
-"""A whole model under the compiler: one graph for every method, and the losses of a model that is not compiled."""
+"""A whole model under the compiler: one graph for every method and task, and the losses of a model that is not compiled."""
 
 import pytest
 import torch
 
 from models.layers import attention, embed
-from tests.steps import STEPS, FirstStep, fix_shapes
+from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
 
-QUICK = ("point-m2ae",)
+QUICK = ("point-m2ae", "fine-tuning point-mae", "segmentation point-m2ae")
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEPS]
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in (*STEPS, *SUPERVISED)],
 )
 def test_a_whole_model_is_one_graph(name, tmp_path, monkeypatch):
     """With fixed shapes and without the CPU's fused kernels, as on a GPU; PyTorch's own kernels then run the graph."""
@@ -19,7 +20,7 @@ def test_a_whole_model_is_one_graph(name, tmp_path, monkeypatch):
     losses, gradients = [], []
     for compiled in (False, True):
         torch.compiler.reset()
-        taken = FirstStep.build(name, tmp_path)
+        taken = first_step(name, tmp_path)
         fix_shapes(taken)
         step = taken.parts()
         batch = next(taken.batches.epoch(0))

@@ -152,6 +152,17 @@ def test_what_is_compiled(device, keys, whole):
     assert (model.h_encoder.encoder_blocks[0].blocks[0]._compiled_call_impl is None) is whole
 
 
+@pytest.mark.parametrize(("device", "whole"), [("meta", True), ("cpu", False)])
+@pytest.mark.parametrize("name", ["Point_M2AE_ModelNet40", "Point_M2AE_SEG"])
+def test_classifiers_and_segmenters_are_compiled_whole_too(name, device, whole):
+    """Nothing is hidden from their encoders, so no shape follows the data."""
+    from models import build_model
+
+    model = build_model({"NAME": name, "encoder_dims": [12, 24, 48], "encoder_depths": [1, 1, 1]})
+    compile_model(model, torch.device(device))
+    assert is_whole(model) is whole
+
+
 def test_bf16_on_a_device_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
