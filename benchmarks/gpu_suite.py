@@ -48,9 +48,19 @@ def summarise(folder: Path) -> dict:
 
 def _step(row: dict, *, published: bool) -> dict:
     """Return what the table shows of a case; at published sizes also what 300 epochs of ShapeNet-55 would take without SVM."""
-    keys = ("method", "precision", "batch", "samples_per_second", "step_ms", "memory_mb", "utilisation", "error")
+    keys = (
+        "task",
+        "method",
+        "precision",
+        "batch",
+        "samples_per_second",
+        "step_ms",
+        "memory_mb",
+        "utilisation",
+        "error",
+    )
     found = {key: row[key] for key in keys if key in row}
-    if published and "samples_per_second" in row:
+    if published and row["task"] == "pre-training" and "samples_per_second" in row:
         found["minutes_of_300_epochs"] = round(EPOCHS * CLOUDS / row["samples_per_second"] / 60, 1)
     return found
 
@@ -71,7 +81,7 @@ def table(summary: dict) -> str:
         )
     lines += [f"patch embedding, {row}" for row in summary["embeddings"]]
     for step in summary["steps"]:
-        name = f"{step['method']}, {step['precision']}, batch {step['batch']}"
+        name = f"{step['task']}, {step['method']}, {step['precision']}, batch {step['batch']}"
         if "error" in step:
             lines.append(f"{name}: {step['error']}")
             continue

@@ -16,10 +16,12 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.carry/site"
 export OUT=$out
 
 device=cuda marker=gpu build=--cuda
-limit=180 steps=(--precisions bf16 --batches 128,512 --clouds 4096) tests=(tests/extensions tests/models tests/tools)
+limit=150 rest=30 steps=(--precisions bf16 --batches 128,512 --clouds 4096)
+others=(--methods point-m2ae --precisions bf16 --batches 32 --clouds 1024) tests=(tests/extensions tests/models tests/tools)
 if [ "${1:-}" = --cpu ]; then
   device=cpu marker="not gpu and not slow" build=--cpu
-  limit=600 steps=(--batches 20 --clouds 40 --size debug) tests=(tests/extensions/test_sampling.py tests/extensions/test_neighbors.py)
+  limit=600 rest=120 steps=(--batches 20 --clouds 40 --size debug)
+  others=(--methods point-m2ae --batches 20 --size debug) tests=(tests/extensions/test_sampling.py tests/extensions/test_neighbors.py)
 fi
 
 worst=0
@@ -41,6 +43,8 @@ if [ "$device" = cuda ]; then
 else
   stage ops 90 "$python" -m benchmarks.ops --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
 fi
-stage steps $limit "$python" -m benchmarks.method_steps --device $device --limit 60 "${steps[@]}" --out "$out/method-steps-$device.json"
+timed=("$python" -m benchmarks.method_steps --device $device --limit 60)
+stage steps $limit "${timed[@]}" "${steps[@]}" --out "$out/method-steps-$device.json"
+stage others $rest "${timed[@]}" --tasks fine-tuning,segmentation "${others[@]}" --out "$out/method-steps-others-$device.json"
 "$python" -m benchmarks.gpu_suite "$out"
 exit "$worst"

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.method_steps import FEWEST_CLOUDS, METHODS, SIZES, write_recipe
+from benchmarks.step_cases import FEWEST_CLOUDS, METHODS, SIZES, write_recipe
 from utils.checkpoint import write_atomic
 from utils.provenance import ROOT, provenance
 

@@ -44,8 +44,9 @@ def test_what_is_recorded_reads_nothing_from_the_host(name, tmp_path, waits):
     """A recording would copy from the same memory of the host each time: nothing is copied, not even without waiting."""
     taken = first_step(name, tmp_path).to("meta", resident=True)
     step = taken.parts()
-    batch = next(taken.batches.epoch(0))
-    inputs = step.ready(batch, step.ahead(batch))
+    with waits:
+        batch = next(taken.batches.epoch(0))
+        inputs = step.ready(batch, step.ahead(batch))
     assert step.unrecordable is None
     assert name in SUPERVISED or inputs["masked"].count > 0
     del waits.staged[:]

@@ -12,7 +12,7 @@ from utils.provenance import ROOT
 def folder(tmp_path):
     (tmp_path / "stages.tsv").write_text("build\t0\t71\ntests\t1\t40\n")
     (tmp_path / "tests.log").write_text("...\n3 failed, 200 passed in 39.10s\n")
-    row = {"method": "point-mae", "precision": "bf16", "batch": 128}
+    row = {"task": "pre-training", "method": "point-mae", "precision": "bf16", "batch": 128}
     timed = {"samples_per_second": 6992.0, "step_ms": 18.31, "memory_mb": 5000, "utilisation": 0.25}
     report = {"size": "published", "rows": [row | timed, row | {"batch": 512, "error": "took longer than 60 s"}]}
     (tmp_path / "method-steps-cuda.json").write_text(json.dumps(report))
@@ -24,11 +24,18 @@ def test_the_summary_tells_time_and_failures(folder, capsys):
     text = capsys.readouterr().out
     assert "build 71 s, tests 40 s (status 1)" in text and "3 failed, 200 passed" in text
     assert (
-        "point-mae, bf16, batch 128: 6992 samples/s, 18.3 ms, 5000 MB, 25% of the matrix rate, 300 epochs in 30.0 min"
+        "pre-training, point-mae, bf16, batch 128: 6992 samples/s, 18.3 ms, 5000 MB, 25% of the matrix rate, 300 epochs in 30.0 min"
         in text
     )
     assert "batch 512: took longer than 60 s" in text
     assert json.loads((folder / "summary.json").read_text())["steps"][0]["minutes_of_300_epochs"] == 30.0
+
+
+def test_what_300_epochs_take_is_said_of_pre_training_alone(folder):
+    path = folder / "method-steps-cuda.json"
+    path.write_text(path.read_text().replace("pre-training", "fine-tuning"))
+    text = gpu_suite.table(gpu_suite.summarise(folder))
+    assert "fine-tuning, point-mae, bf16, batch 128: 6992 samples/s" in text and "300 epochs" not in text
 
 
 def test_tiny_models_say_nothing_of_a_whole_run(folder):

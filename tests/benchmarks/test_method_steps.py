@@ -5,31 +5,56 @@ import json
 
 import pytest
 
-from benchmarks import method_steps
+from benchmarks import method_steps, step_cases
 from datasets import DATASETS
 from models import MODELS
 from utils.config import load_config
 
+PUBLISHED = {
+    "pre-training": "cfgs/pre-training/{}.yaml",
+    "fine-tuning": "cfgs/fine-tuning/{}/modelnet40.yaml",
+    "segmentation": "cfgs/segmentation/{}/shapenet_part.yaml",
+}
 
-@pytest.mark.parametrize("method", method_steps.METHODS)
-def test_the_published_recipe_is_what_is_timed(method, tmp_path):
+
+@pytest.mark.parametrize("method", step_cases.METHODS)
+@pytest.mark.parametrize("task", step_cases.TASKS)
+def test_the_published_recipe_is_what_is_timed(task, method, tmp_path):
     with contextlib.chdir(tmp_path):
-        method_steps.write_recipe(method, 32, 64)
+        step_cases.write_recipe(method, 32, 64, task=task)
         config = load_config("recipe.yaml", models=MODELS, datasets=DATASETS)
-    published = load_config(
-        f"cfgs/pre-training/{method}.yaml", models=MODELS, datasets=DATASETS, overrides=["total_bs=32"]
-    )
+    path = PUBLISHED[task].format(method)
+    published = load_config(path, models=MODELS, datasets=DATASETS, overrides=["total_bs=32"])
     assert (config.total_bs, config.dataset.train.clouds) == (32, 64)
     assert config.optimizer == published.optimizer and config.scheduler == published.scheduler
     assert config.dataset.train.npoints == published.dataset.train.npoints
-    for key in ("num_groups", "num_group", "encoder_dims", "transformer_config", "loss"):
+    assert (config.npoints, config.grad_norm_clip) == (published.npoints, published.grad_norm_clip)
+    for key in (
+        "NAME",
+        "num_groups",
+        "num_group",
+        "encoder_dims",
+        "transformer_config",
+        "loss",
+        "prop_widths",
+        "cls_dim",
+    ):
         assert getattr(config.model, key, None) == getattr(published.model, key, None)
 
 
-@pytest.mark.parametrize(("method", "guided"), [("point-m2ae", False), ("inter-mae", True)])
-def test_a_case_says_how_fast_it_was_and_where_the_time_went(method, guided, monkeypatch, capsys):
-    monkeypatch.setattr(method_steps, "STORED_POINTS", 256)
+@pytest.mark.parametrize(
+    ("task", "method", "guided"),
+    [
+        ("pre-training", "point-m2ae", False),
+        ("pre-training", "inter-mae", True),
+        ("fine-tuning", "gm3d-point-m2ae", False),
+        ("segmentation", "point-mae", False),
+    ],
+)
+def test_a_case_says_how_fast_it_was_and_where_the_time_went(task, method, guided, monkeypatch, capsys):
+    monkeypatch.setattr(step_cases, "STORED_POINTS", 256)
     case = {
+        "task": task,
         "method": method,
         "precision": "fp32",
         "batch": 10,
@@ -46,7 +71,7 @@ def test_a_case_says_how_fast_it_was_and_where_the_time_went(method, guided, mon
     spent = {phase for phase, value in row["phase_ms"].items() if value > 0}
     assert spent >= set(method_steps.PHASES) - {"guidance"} and ("guidance" in spent or not guided)
     assert "10.0 ms" in method_steps.describe(
-        {"method": method, "precision": "fp32", "batch": 10, **row, "step_ms": 10.0}
+        {"task": task, "method": method, "precision": "fp32", "batch": 10, **row, "step_ms": 10.0}
     )
 
 
@@ -62,6 +87,9 @@ def test_twice_the_clouds_are_twice_the_operations(monkeypatch):
 def test_a_case_that_fails_says_why(monkeypatch):
     row = method_steps.alone({"method": "point-mae"}, 60)
     assert "missing" in row["error"]
-    assert "missing" in method_steps.describe({"method": "point-mae", "precision": "fp32", "batch": 1, **row})
-    with pytest.raises(SystemExit):
-        method_steps.main(["--methods", "unknown"])
+    assert "missing" in method_steps.describe(
+        {"task": "fine-tuning", "method": "point-mae", "precision": "fp32", "batch": 1, **row}
+    )
+    for flag in ("--methods", "--tasks"):
+        with pytest.raises(SystemExit):
+            method_steps.main([flag, "unknown"])

@@ -10,7 +10,7 @@ TINY = ["--method", "point-mae", "--size", "debug", "--batch", "10", "--steps", 
 
 
 def test_one_process_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.method_steps.STORED_POINTS", 256)
+    monkeypatch.setattr("benchmarks.step_cases.STORED_POINTS", 256)
     path = tmp_path / "scaling.json"
     scaling.main([*TINY, "--processes", "1", "--out", str(path)])
     report = json.loads(path.read_text())
