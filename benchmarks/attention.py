@@ -8,6 +8,7 @@ Both sides must agree on all real tokens before they are timed.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -21,8 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.timing import machine
-from extensions import attention
+from datasets import build_dataset
+from extensions import attention, fps, gather
+from models.hierarchy import WORTH_ORDERING, pairwise_distance
 from models.layers.attention import attention_bias
+from models.layers.group import neighborly_order
 from utils.memory import keep_freed_memory
 from utils.provenance import provenance
 
@@ -31,7 +35,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of the norm of the difference agains
 
 
 class Shape(NamedTuple):
-    """Samples, tokens, the fewest real tokens of a sample, heads and channels of a head."""
+    """Samples, tokens, the fewest real tokens of a sample, heads and channels of a head, and how far tokens attend; 0: to all."""
 
     title: str
     B: int
@@ -39,38 +43,60 @@ class Shape(NamedTuple):
     fewest: int
     H: int
     D: int
+    radius: float = 0.0
 
 
 SHAPES = (
     Shape("Point-M2AE, finest scale", 32, 350, 244, 6, 16),  # 297 real tokens in the mean
     Shape("Point-M2AE, middle scale", 32, 104, 84, 6, 32),
     Shape("Point-M2AE, coarsest scale", 32, 13, 13, 6, 64),
+    Shape("Point-M2AE fine-tuning, finest scale", 32, 512, 512, 6, 16, 0.32),
+    Shape("Point-M2AE fine-tuning, middle scale", 32, 256, 256, 6, 32, 0.64),
+    Shape("Point-M2AE fine-tuning, coarsest scale", 32, 64, 64, 6, 64, 1.28),
     Shape("Point-MAE, encoder", 32, 26, 26, 6, 64),
     Shape("Point-MAE, decoder", 32, 64, 64, 6, 64),
 )
 
 
 class Inputs(NamedTuple):
-    """A joint projection (B, L, 3, H, D), real tokens of each sample (B,), the same as a bias, a gradient (B, L, H * D)."""
+    """A joint projection (B, L, 3, H, D), a gradient (B, L, H * D), and what forbids pairs, if anything does.
+
+    Real tokens of each sample (B,), or who attends to whom (B, L, L); either of them once more as a bias.
+    """
 
     qkv: Tensor
-    counts: Tensor | None
-    bias: Tensor | None
     grad: Tensor
+    counts: Tensor | None = None
+    attend: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def draw(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     qkv = torch.randn(shape.B, shape.L, 3, shape.H, shape.D, generator=generator).to(dtype).requires_grad_()
     grad = torch.randn(shape.B, shape.L, shape.H * shape.D, generator=generator).to(dtype)
+    if shape.radius:
+        attend = near_pairs(shape.B, shape.L, shape.radius)
+        return Inputs(qkv, grad, attend=attend, bias=attention_bias(attend))
     if shape.fewest == shape.L:
-        return Inputs(qkv, None, None, grad)
+        return Inputs(qkv, grad)
     counts = torch.linspace(shape.fewest, shape.L, shape.B).long()
     real = torch.arange(shape.L) < counts.unsqueeze(1)  # (B, L)
-    return Inputs(qkv, counts, attention_bias(real.unsqueeze(1)), grad * real.unsqueeze(-1))
+    return Inputs(qkv, grad * real.unsqueeze(-1), counts, bias=attention_bias(real.unsqueeze(1)))
+
+
+@functools.cache
+def near_pairs(B: int, L: int, radius: float) -> Tensor:
+    """Return which of L centres of B built-in clouds are nearer than a radius, (B, L, L), the centres ordered as the models do."""
+    clouds = build_dataset({"NAME": "Synthetic", "clouds": max(B, 20)})
+    points = torch.from_numpy(clouds.points[:B, :1024].copy())
+    centers = gather(points, fps(points, L))
+    if L >= WORTH_ORDERING:
+        centers = gather(centers, neighborly_order(centers))
+    return pairwise_distance(centers) < radius
 
 
 def ours(given: Inputs) -> Tensor:
-    return attention(given.qkv, given.counts)
+    return attention(given.qkv, given.counts, given.attend)
 
 
 def fused(given: Inputs) -> Tensor:

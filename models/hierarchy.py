@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from extensions import gather
-from models.layers.attention import attention_bias
+from models.layers.attention import attention_bias, can_fuse
 from models.layers.embed import PatchEmbed, position_embed
-from models.layers.group import Pyramid
+from models.layers.group import Pyramid, neighborly_order
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.propagate import TokenPropagation
 from models.layers.ragged import Packing, Rows, pack, pack_everything, plan_packing, unpack
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import reconstruction_loss
 from models.masking import capacities, hide_pyramid
+
+WORTH_ORDERING = 128  # tokens of a sample from which on it pays to bring near ones together
 
 
 class Encoded(NamedTuple):
@@ -112,17 +114,30 @@ class HierarchicalEncoder(nn.Module):
         return device.type != "cpu" if self.fixed_shapes is None else self.fixed_shapes
 
     def _encode_scale(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing, *, local: bool) -> Tensor:
-        if not local:
-            tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
-        position = self.encoder_pos_embeds[scale](centers)
-        attend = self._local_pairs(scale, centers) if local else self._visible_pairs(scale, centers, packing)
-        bias = None if attend is None else attention_bias(attend)
-        counts = None if local or self._sees_padding(scale) else packing.valid.sum(1)  # (B,), says what the bias says
-        return self.encoder_blocks[scale](tokens, position, bias, counts)
+        if local and self.local_radius[scale] > 0:
+            return self._encode_locally(scale, tokens, centers)
+        if local:
+            return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers))
+        tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
+        bias = attention_bias(self._visible_pairs(scale, centers, packing))
+        counts = None if self._sees_padding(scale) else packing.valid.sum(1)  # (B,), says what the bias says
+        return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), bias, counts)
 
-    def _local_pairs(self, scale: int, centers: Tensor) -> Tensor | None:
-        radius = self.local_radius[scale]
-        return _distance(centers) < radius if radius > 0 else None
+    def _encode_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
+        fused = can_fuse(tokens)
+        order = neighborly_order(centers) if fused and centers.shape[1] >= WORTH_ORDERING else None
+        if (
+            order is not None
+        ):  # The kernel passes over what no token of a run attends to; the result is the same up to rounding.
+            tokens, centers = gather(tokens, order), gather(centers, order)
+        position, attend = (
+            self.encoder_pos_embeds[scale](centers),
+            pairwise_distance(centers) < self.local_radius[scale],
+        )
+        if not fused:
+            return self.encoder_blocks[scale](tokens, position, attention_bias(attend))
+        tokens = self.encoder_blocks[scale](tokens, position, attend=attend)
+        return tokens if order is None else gather(tokens, order.argsort(1))
 
     def _sees_padding(self, scale: int) -> bool:
         return self.near_padding and self.local_radius[scale] > 0
@@ -131,12 +146,12 @@ class HierarchicalEncoder(nn.Module):
         valid = packing.valid
         if self._sees_padding(scale):
             # Padding sits at the origin, so the published code hides it from distant tokens only.
-            near = _distance(centers) < self.local_radius[scale]
+            near = pairwise_distance(centers) < self.local_radius[scale]
             return (valid.unsqueeze(2) & valid.unsqueeze(1)) | near  # (B, V, V)
         return valid.unsqueeze(1)  # (B, 1, V)
 
 
-def _distance(centers: Tensor) -> Tensor:
+def pairwise_distance(centers: Tensor) -> Tensor:
     """Return all distances (B, G, G) within (B, G, 3)."""
     difference = centers.float().unsqueeze(2) - centers.float().unsqueeze(1)
     return difference.square().sum(-1).sqrt()

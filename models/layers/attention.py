@@ -33,18 +33,23 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None, attend: Tensor | None = None
+    ) -> Tensor:
         """Attend within (B, L, C).
 
         Args:
             bias: added to the logits; broadcasts to (B, H, L, L).
             counts: (B,) int64, for a bias that only forbids the keys after the first `counts` of each sample: how many these are. The rows
                 after them are padding then, whose output means nothing.
+            attend: (B, L, L) bool, True = may attend, in the place of a bias; for callers that found `can_fuse` true.
         """
         B, L, C = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.num_heads, C // self.num_heads)
         if (bias is None or counts is not None) and can_fuse(qkv):
-            return self.proj(attention(qkv, counts))
+            return self.proj(attention(qkv, counts, attend))
+        if attend is not None:
+            bias = attention_bias(attend)
         wide = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
         q, k, v = (qkv.float() if wide else qkv).permute(2, 0, 3, 1, 4)
         bias = None if bias is None else bias.to(q.dtype)
@@ -54,7 +59,10 @@ class Attention(nn.Module):
 
 
 def can_fuse(qkv: Tensor) -> bool:
-    """Return whether our own kernel serves these heads: on the CPU, eager, with AVX2 at least. Else PyTorch's is the faster one."""
+    """Return whether our own kernel serves these heads, or those made of tokens: on the CPU, eager, with AVX2 at least.
+
+    Else PyTorch's is the faster one.
+    """
     return (
         qkv.device.type == "cpu"
         and qkv.dtype in DTYPES

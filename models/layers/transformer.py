@@ -68,8 +68,10 @@ class Block(nn.Module):
         if not timm_order:
             self.attn = Attention(channels, num_heads)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), bias, counts))
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None, attend: Tensor | None = None
+    ) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), bias, counts, attend))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -97,13 +99,14 @@ class Blocks(nn.Module):
         position: Tensor,
         bias: Tensor | None = None,
         counts: Tensor | None = None,
+        attend: Tensor | None = None,
         *,
         first: int = 0,
         stop: int | None = None,
     ) -> Tensor:
         """Run (B, L, C) with positions of the same shape through the blocks `first` to before `stop`; others as in `Attention`."""
         for block in islice(self.blocks, first, stop):
-            x = block(x + position, bias, counts)
+            x = block(x + position, bias, counts, attend)
         return x
 
 

@@ -39,28 +39,41 @@ def operands(sizes, dtype, device="cpu"):
     )
 
 
-def run(function, qkv, counts, grad):
+def near(sizes, device="cpu"):
+    """Return who attends to whom, (B, L, L): tokens nearby, of the second sample token 0 to nothing and the last to all."""
+    L = sizes[0]
+    place = torch.arange(L)
+    attend = (place.unsqueeze(1) - place).abs().mul(5) < L + 3
+    attend = torch.stack([attend, attend & (torch.rand(L, L, generator=torch.Generator().manual_seed(L)) < 0.7)])
+    attend[1, 0], attend[1, -1] = False, True
+    return attend.to(device)
+
+
+def run(function, qkv, counts, grad, attend=None):
     """Return the output and the gradient of qkv."""
     leaf = qkv.detach().clone().requires_grad_()
-    out = function(leaf, counts)
+    out = function(leaf, counts, attend)
     return out.detach(), torch.autograd.grad(out, leaf, grad)[0]
 
 
-def usual(qkv, counts):
-    """PyTorch's attention, keys beyond the counts forbidden."""
+def usual(qkv, counts, pairs):
+    """PyTorch's attention, keys beyond the counts forbidden, and pairs that do not attend."""
     B, L, _, H, D = qkv.shape
     attend = (torch.arange(L, device=qkv.device) < counts.unsqueeze(1)).view(B, 1, 1, L)
+    attend = attend if pairs is None else attend & pairs.unsqueeze(1)
     out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4), attn_mask=attend)
     return out.transpose(1, 2).reshape(B, L, H * D)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_agrees_with_the_reference(sizes, dtype, device):
+def test_agrees_with_the_reference(sizes, local, dtype, device):
     qkv, counts, grad = operands(sizes, dtype, device)
-    ours = run(attention, qkv, counts, grad)
-    exact = run(lambda x, c: reference.attention(x, c)[0], qkv.double(), counts, grad.double())
+    attend = near(sizes, device) if local else None
+    ours = run(attention, qkv, counts, grad, attend)
+    exact = run(lambda *given: reference.attention(*given)[0], qkv.double(), counts, grad.double(), attend)
     for found, expected in zip(ours, exact, strict=True):
         assert found.dtype == dtype and found.is_contiguous()
         scale = max(float(expected.abs().max()), 1.0)
@@ -68,10 +81,14 @@ def test_agrees_with_the_reference(sizes, dtype, device):
 
 
 @pytest.mark.parametrize("sizes", [size for size in SIZES if min(size[1])], ids=str)
-def test_agrees_with_pytorch(sizes):
+@pytest.mark.parametrize("local", [False, True])
+def test_agrees_with_pytorch(sizes, local):
     qkv, counts, grad = operands(sizes, torch.float64)
     real = (torch.arange(sizes[0]) < counts.unsqueeze(1)).unsqueeze(-1)
-    ours, theirs = (run(form, qkv, counts, torch.where(real, grad, 0)) for form in (attention, usual))
+    attend = near(sizes) if local else None
+    if local:  # PyTorch has NaN where a query attends to nothing
+        attend = attend | torch.eye(sizes[0], dtype=torch.bool)
+    ours, theirs = (run(form, qkv, counts, torch.where(real, grad, 0), attend) for form in (attention, usual))
     torch.testing.assert_close(ours[0], torch.where(real, theirs[0], 0), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-11, atol=1e-11)
 
@@ -82,6 +99,22 @@ def test_by_hand():
     out = attention(torch.stack([q, k, v], 1).view(1, 2, 3, 1, 1))
     first = 1 / (1 + torch.exp(-(q * 0.5 - q * -0.5)))
     torch.testing.assert_close(out.flatten(), first * 10 + (1 - first) * 20)
+
+
+@pytest.mark.parametrize("form", [attention, lambda *given: reference.attention(*given)[0]], ids=["op", "reference"])
+def test_who_attends_to_whom(form):
+    """All pairs attend as if nothing had been said; of one key, its value; of none, zero, and nothing flows back."""
+    qkv, _, grad = operands((40, (40, 40), 2, 16), torch.float32)
+    everyone = torch.ones(2, 40, 40, dtype=torch.bool)
+    for found, expected in zip(run(form, qkv, None, grad, everyone), run(form, qkv, None, grad), strict=True):
+        torch.testing.assert_close(found, expected)
+    single = torch.zeros_like(everyone)
+    single[:, 3, 17] = True
+    out, to_qkv = run(form, qkv, None, grad, single)
+    assert torch.equal(out[:, 3], qkv[:, 17, 2].flatten(1))
+    torch.testing.assert_close(to_qkv[:, 17, 2].flatten(1), grad[:, 3])
+    out[:, 3], to_qkv[:, 17, 2] = 0, 0
+    assert not out.any() and to_qkv.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -129,7 +162,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(run(attention, qkv, counts, grad))
+            found.append(run(attention, qkv, counts, grad, near((150,))))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -137,18 +170,19 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 
 @compiled
+@pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("isa", ["avx2", "base"])
-def test_other_instruction_sets_agree(isa, monkeypatch, tmp_path):
+def test_other_instruction_sets_agree(isa, local, monkeypatch, tmp_path):
     """The kernels of a lesser processor, in a process of their own."""
     qkv, counts, grad = operands((150, (150, 129), 2, 24), torch.float32)
-    torch.save((qkv, counts, grad), tmp_path / "in.pt")
+    torch.save((qkv, counts, grad, attend := near((150,)) if local else None), tmp_path / "in.pt")
     script = (
-        "import sys, torch; from extensions import attention; qkv, counts, grad = torch.load(sys.argv[1]); "
-        "out = attention(qkv.requires_grad_(), counts); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
+        "import sys, torch; from extensions import attention; qkv, counts, grad, attend = torch.load(sys.argv[1]); "
+        "out = attention(qkv.requires_grad_(), counts, attend); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
     )
     monkeypatch.setenv("M2AE_CPU", isa)
     subprocess.run([sys.executable, "-c", script, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
-    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(attention, qkv, counts, grad), strict=True):
+    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(attention, qkv, counts, grad, attend), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
 
 
@@ -156,18 +190,19 @@ def test_other_instruction_sets_agree(isa, monkeypatch, tmp_path):
 def test_opcheck(device):
     qkv, counts, grad = operands((9, (9, 4), 2, 5), torch.float32, device)
     ops, leaf = torch.ops.m2ae, qkv.clone().requires_grad_()
-    out, stats = ops.attention(qkv, counts)
-    torch.library.opcheck(ops.attention, (leaf, counts))
-    torch.library.opcheck(ops.attention, (leaf, None))
-    torch.library.opcheck(ops.attention_backward, (grad, leaf, counts, out, stats))
+    attend = near((9,), device)
+    for given in ((counts, None), (None, None), (None, attend)):
+        out, stats = ops.attention(qkv, *given)
+        torch.library.opcheck(ops.attention, (leaf, *given))
+        torch.library.opcheck(ops.attention_backward, (grad, leaf, *given, out, stats))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradcheck(device):
     qkv, counts, _ = operands((5, (5, 3), 2, 3), torch.float64, device)
     qkv.requires_grad_()
-    assert gradcheck(attention, (qkv, counts)) and gradcheck(attention, (qkv, None))
-    assert gradgradcheck(attention, (qkv, counts)) and gradgradcheck(attention, (qkv, None))
+    for given in ((counts, None), (None, None), (counts, near((5,), device))):
+        assert gradcheck(attention, (qkv, *given)) and gradgradcheck(attention, (qkv, *given))
 
 
 def test_strided_and_empty():
@@ -189,3 +224,7 @@ def test_errors():
         attention(qkv, torch.zeros(2, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"attention: counts must be int64 \(2,\), got torch.int64 \(3,\)"):
         attention(qkv, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"attention: attend must be bool \(2, 4, 4\), got torch.float32 \(2, 4, 4\)"):
+        attention(qkv, None, torch.ones(2, 4, 4))
+    with pytest.raises(ValueError, match=r"attention: attend must be bool \(2, 4, 4\), got torch.bool \(4, 4\)"):
+        attention(qkv, None, torch.ones(4, 4, dtype=torch.bool))

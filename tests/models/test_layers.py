@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from extensions import gather
 from extensions.m2ae_ops import backend
+from models import hierarchy
 from models.layers import attention
 from models.layers import embed as embed_module
 from models.layers.attention import FORBIDDEN, Attention, attention_bias
 from models.layers.embed import PatchEmbed
-from models.layers.group import group_pyramid
+from models.layers.group import group_pyramid, neighborly_order
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.propagate import interpolate
 from models.layers.ragged import pack, plan_packing, unpack
@@ -219,6 +221,42 @@ def test_attention_by_counts_equals_attention_by_bias(dtype, monkeypatch):
     for found, expected in zip(ours, run(), strict=True):
         error = {torch.float32: 1e-6, torch.bfloat16: 6e-3}[dtype]
         assert found.dtype == expected.dtype and (found - expected).norm() <= error * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("groups", [40, 200])
+def test_local_attention_in_our_kernel_equals_pytorchs(groups, dtype, monkeypatch):
+    """With and without near tokens brought together; output and all gradients are the same, each token in its place."""
+    torch.manual_seed(0)
+    encoder = hierarchy.HierarchicalEncoder(
+        dims=[24], depths=[2], num_heads=3, local_radius=[0.6], drop_path_rate=0.0, embed_widths=(8, 8, 8)
+    )
+    pyramid = group_pyramid(torch.randn(3, 300, 3), [groups], [8])
+    flow = torch.randn(3, groups, 24)
+
+    def run():
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+            (tokens,) = encoder(pyramid).tokens
+        parameters = [p for name, p in encoder.named_parameters() if not name.startswith("encoder_norms")]
+        return tokens.detach(), *torch.autograd.grad(tokens, parameters, flow.to(tokens.dtype))
+
+    ours = run()
+    for module in (attention, hierarchy):
+        monkeypatch.setattr(module, "can_fuse", lambda tokens: False)
+    error = {torch.float32: 2e-6, torch.bfloat16: 4e-2}[dtype]
+    for found, expected in zip(ours, run(), strict=True):
+        assert (found - expected).norm() <= error * expected.norm() + 1e-9
+
+
+def test_near_centers_stand_together():
+    centers = torch.randn(2, 300, 3)
+    order = neighborly_order(centers)
+    assert torch.equal(order.sort(1).values, torch.arange(300).expand(2, 300))
+    step = lambda chosen: (chosen[:, 1:] - chosen[:, :-1]).norm(dim=-1).mean()  # noqa: E731
+    assert step(gather(centers, order)) < 0.5 * step(centers)
+    corners = torch.tensor([[x, y, z] for z in (0.0, 1.0) for y in (0.0, 1.0) for x in (0.0, 1.0)])
+    assert neighborly_order(corners[torch.arange(7, -1, -1)].unsqueeze(0)).tolist() == [list(range(7, -1, -1))]
+    assert neighborly_order(torch.ones(1, 3, 3)).sort(1).values.tolist() == [[0, 1, 2]]
 
 
 def test_attention_uses_our_kernel_where_it_is_faster():

@@ -12,6 +12,7 @@ namespace m2ae {
 struct Head {
   int64_t tokens, valid, heads, width;
   bool last;  // of its sample
+  const uint32_t* attends;  // (words, tokens): bit q of word w of a key says whether query 32 w + q attends to it; null: all do
 
   constexpr int64_t row() const { return heads * width; }  // numbers of a token in the output
   // From this head to the next one, of this sample or the one after, where a token takes `stride` numbers.
@@ -26,7 +27,8 @@ constexpr int64_t kWidest = 16;           // numbers in the widest register, at 
 template <typename R>
 constexpr size_t attention_scratch(const Head& head) {
   const int64_t padded_width = (head.width + kWidest - 1) / kWidest * kWidest;
-  return (4 * head.valid * padded_width + kAttentionLanes * (kAttentionKeys + 5 * padded_width)) * sizeof(R) + 16 * (64 + kPieceGap);
+  const int64_t rows = head.valid * (head.attends ? 8 : 4), lists = head.attends ? 2 * head.valid * sizeof(uint32_t) : 0;
+  return (rows * padded_width + kAttentionLanes * (kAttentionKeys + 5 * padded_width)) * sizeof(R) + lists + 18 * (64 + kPieceGap);
 }
 
 // `stats` (2, tokens) holds of each query the largest logit times log2(e), and the sum of exp(logit - largest).

@@ -1,7 +1,8 @@
 // Self-attention of one head; see attention.h.
 //
 // Queries stand in lanes: a tile of one or two registers of queries runs over the keys, so that maxima and sums over keys need no
-// exchange between lanes, and any number of keys is as good as another. Logits are kept in base 2.
+// exchange between lanes, and any number of keys is as good as another. Logits are kept in base 2. Where it is said who attends to whom,
+// a tile takes the keys that one of its queries attends to, side by side, and lanes that do not attend get a weight of zero.
 #pragma once
 
 #include "attention.h"
@@ -27,28 +28,86 @@ __attribute__((always_inline)) inline void fetch_rows(const S* from, int64_t str
     for (int64_t c = 0; c < head.width; c += kLine) __builtin_prefetch(next + i * stride + c, 0, 2);
 }
 
-// One tile of `count` queries against all keys and values (valid, width).
-template <int Q, typename S>
-inline void attend(const S* queries, const Head& head, int64_t count, const Real<S>* keys, const Real<S>* values, S* out, Real<S>* largest,
-                   Real<S>* total, Pieces pieces) {
+// Below all logits, and what stands for the largest one of a query that attends to nothing; pairs that do not attend get twice that.
+constexpr double kUnattended = -1e30;
+
+// The keys and values (count, width) of a tile, and which of its queries attend to each, as bits; without `lanes` all of them do. `from`
+// says whose they are, where they are not those of the head in order.
+template <typename R>
+struct Seen {
+  const R *keys, *values;
+  int64_t count;
+  const uint32_t* lanes;
+  const int32_t* from;
+};
+
+// Those that one of the queries `first`, ... attends to; `queries` is how many they are.
+template <typename R>
+inline Seen<R> choose_keys(const Head& head, int64_t first, int64_t queries, const R* keys, const R* values, Pieces& pieces) {
+  if (!head.attends) return {keys, values, head.valid, nullptr, nullptr};
+  uint32_t* lanes = pieces.take<uint32_t>(head.valid);
+  int32_t* from = pieces.take<int32_t>(head.valid);
+  const uint32_t *word = head.attends + first / 32 * head.tokens, own = uint32_t((uint64_t(1) << queries) - 1);
+  int64_t count = 0;
+  for (int64_t k = 0; k < head.valid; ++k) {
+    const uint32_t here = word[k] >> first % 32 & own;
+    lanes[count] = here, from[count] = int32_t(k);
+    count += here != 0;
+  }
+  const int64_t width = head.width;
+  R *some_keys = pieces.take<R>(head.valid * width), *some_values = pieces.take<R>(head.valid * width);
+  if (4 * count >= 3 * head.valid) {  // Moving rows about would cost more than those that are not needed.
+    for (int64_t k = 0; k < head.valid; ++k) lanes[k] = word[k] >> first % 32 & own;
+    return {keys, values, head.valid, lanes, nullptr};
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    read_rows(keys + from[i] * width, width, 1, width, some_keys + i * width, width);
+    read_rows(values + from[i] * width, width, 1, width, some_values + i * width, width);
+  }
+  return {some_keys, some_values, count, lanes, from};
+}
+
+// The lanes of register `q` among those of a tile.
+template <typename R>
+inline Mask<R> lanes_of(uint32_t lanes, int q) {
+  const uint32_t own = lanes >> q * Lanes<R>::W;
+#if defined(__AVX512DQ__)
+  return Mask<R>(own);
+#else
+  IVec<R> bit;
+  for (int i = 0; i < Lanes<R>::W; ++i) bit[i] = Int<R>(1) << i;
+  return (all_int<R>(Int<R>(own)) & bit) != 0;
+#endif
+}
+
+// One tile of `count` queries from `at` on against the keys and values (valid, width); `Local` where it is said who attends to whom.
+template <int Q, bool Local, typename S>
+inline void attend(const S* queries, const Head& head, int64_t at, int64_t count, const Real<S>* all_keys, const Real<S>* all_values, S* out,
+                   Real<S>* largest, Real<S>* total, Pieces pieces) {
   using R = Real<S>;
+  const auto [keys, values, seen, lanes, from] = choose_keys(head, at, count, all_keys, all_values, pieces);
   constexpr int W = Lanes<R>::W, kLanes = Q * W;
   const int64_t width = head.width;
   R *tile = pieces.take<R>(width * kLanes), *result = pieces.take<R>(width * kLanes), *weights = pieces.take<R>(kAttentionKeys * kLanes);
   to_tile(queries, 3 * head.row(), count, width, R(kLog2E) / root(R(width)), kLanes, tile);
   clear_rows(width, kLanes, result, kLanes);
   Vec<R> most[Q], sum[Q];
-  for (int q = 0; q < Q; ++q) most[q] = all<R>(-__builtin_inf()), sum[q] = Vec<R>{};
-  for (int64_t first = 0; first < head.valid; first += kAttentionKeys) {
-    const int64_t block = at_most(kAttentionKeys, head.valid - first);
+  for (int q = 0; q < Q; ++q) most[q] = all<R>(Local ? kUnattended : -__builtin_inf()), sum[q] = Vec<R>{};
+  for (int64_t first = 0; first < seen; first += kAttentionKeys) {
+    const int64_t block = at_most(kAttentionKeys, seen - first);
     Vec<R> before[Q];
     for (int q = 0; q < Q; ++q) before[q] = most[q];
     in_groups<kSums / Q>(0, block, [&](auto number, int64_t k) {
       constexpr int N = decltype(number)::value;
       Vec<R> logits[N][Q] = {};
       add_products<N, Q>(keys + (first + k) * width, tile, width, logits);
-      for (int n = 0; n < N; ++n)
-        for (int q = 0; q < Q; ++q) most[q] = most_of(logits[n][q], most[q]), store<R>(weights + ((k + n) * Q + q) * W, logits[n][q]);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        for (int q = 0; q < Q; ++q) {
+          if constexpr (Local) logits[n][q] = select(lanes_of<R>(lanes[first + k + n], q), logits[n][q], all<R>(2 * kUnattended));
+          most[q] = most_of(logits[n][q], most[q]), store<R>(weights + ((k + n) * Q + q) * W, logits[n][q]);
+        }
+      }
     });
     if (first) {
       for (int q = 0; q < Q; ++q) {
@@ -68,6 +127,7 @@ inline void attend(const S* queries, const Head& head, int64_t count, const Real
   }
   R ends[2][kLanes];
   for (int q = 0; q < Q; ++q) {
+    if constexpr (Local) sum[q] = most_of(all<R>(1), sum[q]);  // Of a query that attends to anything the sum is at least one.
     for (int64_t d = 0; d < width; ++d) store<R>(result + (d * Q + q) * W, load<R>(result + (d * Q + q) * W) / sum[q]);
     store<R>(ends[0] + q * W, most[q]), store<R>(ends[1] + q * W, sum[q]);
   }
@@ -88,8 +148,9 @@ void attention(const S* qkv, const Head& head, S* out, Real<S>* stats, void* scr
   for (int64_t i = 0; i < head.valid;) {
     const int64_t left = head.valid - i, count = at_most(2 * W, left);
     for (int part = 0; part < 3; ++part) fetch_rows(qkv + i * stride + part * row, stride, head, count);
-    auto run = left > W ? attend<2, S> : attend<1, S>;
-    run(qkv + i * stride, head, count, keys, values, out + i * row, largest + i, total + i, pieces);
+    auto run = head.attends ? (left > W ? attend<2, true, S> : attend<1, true, S>)
+                            : (left > W ? attend<2, false, S> : attend<1, false, S>);
+    run(qkv + i * stride, head, i, count, keys, values, out + i * row, largest + i, total + i, pieces);
     i += count;
   }
   const int64_t padding = head.tokens - head.valid;
@@ -104,15 +165,36 @@ struct KeyGradients {
   R *grad_keys, *grad_values;
 };
 
-// One tile of `count` queries: adds to the gradients of keys and values, writes those of the queries.
-template <int Q, typename S>
+// Room for the gradients of the keys and values that a tile has chosen, or those of all where it has them all.
+template <typename R>
+inline KeyGradients<R> gradients_of(const Seen<R>& seen, const KeyGradients<R>& all, int64_t padded_width, Pieces& pieces) {
+  if (!seen.from) return all;
+  KeyGradients<R> some{seen.keys, seen.values, pieces.take<R>(seen.count * padded_width), pieces.take<R>(seen.count * padded_width)};
+  clear_rows(seen.count, padded_width, some.grad_keys, padded_width), clear_rows(seen.count, padded_width, some.grad_values, padded_width);
+  return some;
+}
+
+// Adds rows (count, padded width) to the rows `from` of `to`.
+template <typename R>
+inline void add_back(const R* rows, const int32_t* from, int64_t count, int64_t padded_width, R* to) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < padded_width; c += Lanes<R>::W) {
+      R* here = to + from[i] * padded_width + c;
+      store<R>(here, load<R>(here) + load<R>(rows + i * padded_width + c));
+    }
+}
+
+// One tile of `count` queries from `at` on: adds to the gradients of keys and values, writes those of the queries.
+template <int Q, bool Local, typename S>
 inline void attend_backward(const S* grad, const S* queries, const S* out, const Real<S>* largest, const Real<S>* total, const Head& head,
-                            int64_t count, const KeyGradients<Real<S>>& of, S* grad_queries, Pieces pieces) {
+                            int64_t at, int64_t count, const KeyGradients<Real<S>>& whole, S* grad_queries, Pieces pieces) {
   using R = Real<S>;
   constexpr int W = Lanes<R>::W, kLanes = Q * W;
   constexpr int64_t kKeys = kAttentionKeys / 2;
   const int64_t width = head.width, padded_width = round_up<R>(width), row = head.row();
   const R scale = R(1) / root(R(width));
+  const Seen<R> seen = choose_keys(head, at, count, whole.keys, whole.values, pieces);
+  const KeyGradients<R> of = gradients_of(seen, whole, padded_width, pieces);
   R *rows = pieces.take<R>(kLanes * padded_width), *flow = pieces.take<R>(kLanes * padded_width);
   R *tile = pieces.take<R>(width * kLanes), *flow_tile = pieces.take<R>(width * kLanes), *result = pieces.take<R>(width * kLanes);
   R *weights = pieces.take<R>(kKeys * kLanes), *slopes = pieces.take<R>(kKeys * kLanes);
@@ -136,28 +218,38 @@ inline void attend_backward(const S* grad, const S* queries, const S* out, const
   read_rows(queries, 3 * row, count, width, rows, padded_width);
   to_tile(queries, 3 * row, count, width, scale * R(kLog2E), kLanes, tile);
   clear_rows(width, kLanes, result, kLanes);
-  for (int64_t first = 0; first < head.valid; first += kKeys) {
-    const int64_t block = at_most(kKeys, head.valid - first);
+  for (int64_t first = 0; first < seen.count; first += kKeys) {
+    const int64_t block = at_most(kKeys, seen.count - first);
     in_groups<kSums / Q>(0, block, [&](auto number, int64_t k) {
       constexpr int N = decltype(number)::value;
       Vec<R> sums[N][Q];
       for (int n = 0; n < N; ++n)
         for (int q = 0; q < Q; ++q) sums[n][q] = less[q];
-      add_products<N, Q>(of.keys + (first + k) * width, tile, width, sums);
-      for (int n = 0; n < N; ++n)
-        for (int q = 0; q < Q; ++q) store<R>(weights + ((k + n) * Q + q) * W, exp2_below(sums[n][q]));
+      add_products<N, Q>(seen.keys + (first + k) * width, tile, width, sums);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        for (int q = 0; q < Q; ++q) {
+          Vec<R> weight = exp2_below(sums[n][q]);
+          if constexpr (Local) weight = select(lanes_of<R>(seen.lanes[first + k + n], q), weight, Vec<R>{});
+          store<R>(weights + ((k + n) * Q + q) * W, weight);
+        }
+      }
       for (int n = 0; n < N; ++n)
         for (int q = 0; q < Q; ++q) sums[n][q] = mean[q];
-      add_products<N, Q>(of.values + (first + k) * width, flow_tile, width, sums);
+      add_products<N, Q>(seen.values + (first + k) * width, flow_tile, width, sums);
       for (int n = 0; n < N; ++n)
         for (int q = 0; q < Q; ++q) {
-          const int64_t at = ((k + n) * Q + q) * W;
-          store<R>(slopes + at, load<R>(weights + at) * sums[n][q]);
+          const int64_t place = ((k + n) * Q + q) * W;
+          store<R>(slopes + place, load<R>(weights + place) * sums[n][q]);
         }
     });
-    add_weighted<Q>(of.keys + first * width, slopes, block, width, result);
+    add_weighted<Q>(seen.keys + first * width, slopes, block, width, result);
     add_all_spread(flow, weights, count, block, kLanes, padded_width, of.grad_values + first * padded_width);
     add_all_spread(rows, slopes, count, block, kLanes, padded_width, of.grad_keys + first * padded_width);
+  }
+  if (seen.from) {
+    add_back(of.grad_keys, seen.from, seen.count, padded_width, whole.grad_keys);
+    add_back(of.grad_values, seen.from, seen.count, padded_width, whole.grad_values);
   }
   from_tile(result, kLanes, count, width, scale, grad_queries, 3 * row);
 }
@@ -178,8 +270,9 @@ void attention_backward(const S* grad, const S* qkv, const S* out, const Real<S>
     const int64_t left = head.valid - i, count = at_most(2 * W, left);
     for (int part = 0; part < 3; ++part) fetch_rows(qkv + i * stride + part * row, stride, head, count);
     fetch_rows(grad + i * row, row, head, count), fetch_rows(out + i * row, row, head, count);
-    auto run = left > W ? attend_backward<2, S> : attend_backward<1, S>;
-    run(grad + i * row, qkv + i * stride, out + i * row, largest + i, total + i, head, count, of, grad_qkv + i * stride, pieces);
+    auto run = head.attends ? (left > W ? attend_backward<2, true, S> : attend_backward<1, true, S>)
+                            : (left > W ? attend_backward<2, false, S> : attend_backward<1, false, S>);
+    run(grad + i * row, qkv + i * stride, out + i * row, largest + i, total + i, head, i, count, of, grad_qkv + i * stride, pieces);
     i += count;
   }
   write_rows(of.grad_keys, padded_width, head.valid, width, R(1) / root(R(width)), grad_qkv + row, stride);
