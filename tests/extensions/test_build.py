@@ -17,7 +17,9 @@ from extensions.m2ae_ops import build as building
 from extensions.m2ae_ops.build import build
 from extensions.m2ae_ops.building import BuildError
 from extensions.m2ae_ops.building import compile as compiling
+from extensions.m2ae_ops.building.compiler import is_x86
 from extensions.m2ae_ops.building.cuda import find_cuda
+from extensions.m2ae_ops.building.recipe import CPU_FLAGS, ISA_FLAGS
 from extensions.m2ae_ops.building.torch_files import torch_files
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +157,16 @@ def test_objects_that_nobody_uses_are_removed(small_sources):
     (small_sources / "two.cpp").write_text("int two() { return 3; }\n")
     build()
     assert not old.exists() and all(path.exists() for path in kept)
+
+
+@pytest.mark.skipif(not shutil.which("clang++"), reason="no clang++")
+@pytest.mark.parametrize("isa", ["base", *(["avx2", "avx512"] if is_x86() else [])])
+def test_clang_takes_the_kernels_too(isa, tmp_path):
+    """Compilers differ in what they know about vectors."""
+    source = building.CSRC / "cpu" / f"isa_{isa}.cpp"
+    command = ["clang++", *CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), "-O0", "-c", str(source)]
+    done = subprocess.run([*command, "-o", str(tmp_path / "kernels.o")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_unknown_device_is_refused():

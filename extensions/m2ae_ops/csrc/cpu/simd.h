@@ -188,6 +188,34 @@ inline V larger(V a, V b) {
   return a > b ? a : b;
 }
 
+// The lanes of a vector in another order, or of two vectors one after the other; the order is known when this is compiled.
+#if defined(__clang__)
+template <typename V, typename I>
+inline V shuffled(V v, I order) {
+  V out;
+#pragma clang loop unroll(full)
+  for (unsigned lane = 0; lane < sizeof(V) / sizeof(v[0]); ++lane) out[lane] = v[order[lane]];
+  return out;
+}
+template <typename V, typename I>
+inline V shuffled(V first, V second, I order) {
+  constexpr int count = sizeof(V) / sizeof(first[0]);
+  V out;
+#pragma clang loop unroll(full)
+  for (int lane = 0; lane < count; ++lane) out[lane] = order[lane] < count ? first[order[lane]] : second[order[lane] - count];
+  return out;
+}
+#else
+template <typename V, typename I>
+inline V shuffled(V v, I order) {
+  return __builtin_shuffle(v, order);
+}
+template <typename V, typename I>
+inline V shuffled(V first, V second, I order) {
+  return __builtin_shuffle(first, second, order);
+}
+#endif
+
 // Adds to every lane the one `Step` below it, then the one twice as far below, and so on: sums up to each lane.
 template <int Step>
 inline IVec<float> sums_up_to(IVec<float> v) {
@@ -195,7 +223,7 @@ inline IVec<float> sums_up_to(IVec<float> v) {
     IVec<float> from;
 #pragma GCC unroll 16
     for (int lane = 0; lane < Lanes<float>::W; ++lane) from[lane] = lane < Step ? Lanes<float>::W : lane - Step;
-    return sums_up_to<2 * Step>(v + __builtin_shuffle(v, IVec<float>{}, from));
+    return sums_up_to<2 * Step>(v + shuffled(v, IVec<float>{}, from));
   }
   return v;
 }

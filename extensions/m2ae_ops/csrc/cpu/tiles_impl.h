@@ -222,7 +222,7 @@ inline void store_some(Vec<Real<S>> v, int64_t count, S* to) {
 
 // Exchanges rows and columns of a square of registers: the off-diagonal halves, then those of every quarter, and so on. With fewer rows
 // than lanes, every run of that many lanes is a square of its own.
-template <int Half, typename R, int N>
+template <int Half, typename R, size_t N>
 inline void turn(Vec<R> (&square)[N]) {
   constexpr int W = Lanes<R>::W;
 #pragma GCC unroll 16
@@ -235,7 +235,7 @@ inline void turn(Vec<R> (&square)[N]) {
       lower[lane] = lane & Half ? W + lane : lane + Half;
     }
     const Vec<R> a = square[i], b = square[i + Half];
-    square[i] = __builtin_shuffle(a, b, upper), square[i + Half] = __builtin_shuffle(a, b, lower);
+    square[i] = shuffled(a, b, upper), square[i + Half] = shuffled(a, b, lower);
   }
   if constexpr (Half > 1) turn<Half / 2, R>(square);
 }
