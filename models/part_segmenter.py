@@ -180,10 +180,10 @@ class PartSegmenter(nn.Module):
         weight, bias = self.convs1.weight.squeeze(-1), self.convs1.effective_bias()
         own, shared = self._columns(weight)
         rows = F.linear(features, own) + F.linear(constant, shared, bias).unsqueeze(1)  # (B, N, head_widths[0])
-        rows = self.dropout(F.relu(self.bns1(rows.flatten(0, 1))))
+        rows = self.dropout(self.bns1.relu(rows.flatten(0, 1)))
         layers = len(self.config.head_widths)
         for number in range(2, layers + 1):
-            rows = F.relu(getattr(self, f"bns{number}")(getattr(self, f"convs{number}")(rows)))
+            rows = getattr(self, f"bns{number}").relu(getattr(self, f"convs{number}")(rows))
         return getattr(self, f"convs{layers + 1}")(rows).view(B, N, -1)
 
     def _columns(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from .patches import (
     peak_sums,
     spread_winners,
 )
-from .rows import row_sums
+from .rows import norm_relu_backward, norm_relu_sums, row_sums
 from .sampling import fps, fps_nested
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
     "lift_rows_sums",
     "mini_pointnet",
     "norm_relu",
+    "norm_relu_backward",
+    "norm_relu_sums",
     "peak_backward",
     "peak_sums",
     "row_sums",

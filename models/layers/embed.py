@@ -52,7 +52,7 @@ class PatchEmbed(nn.Module):
         rows = members.reshape(B * G * K, C)
         if rows.is_cuda and self._has_kernels(rows, K):
             tokens = self._in_one_op(rows, K, _compute_dtype(rows))
-        elif not can_fuse(rows, K) or (torch.is_grad_enabled() and not self.training):
+        elif not can_fuse(rows, K) or (not self.training and self._needs_gradient(rows)):
             tokens = self._plain(rows, K)
         elif self.training:
             tokens = self._fused(rows, K)
@@ -68,10 +68,14 @@ class PatchEmbed(nn.Module):
             both = (group + member) @ widen.effective_bias() + join.effective_bias()
             return member @ widen.weight.squeeze(-1), group, both
 
+    def _needs_gradient(self, rows: Tensor) -> bool:
+        """Return whether anything flows back; nothing does through a frozen encoder."""
+        return torch.is_grad_enabled() and (rows.requires_grad or any(p.requires_grad for p in self.parameters()))
+
     def _has_kernels(self, rows: Tensor, K: int) -> bool:
         """Return whether the kernels for a GPU serve these members."""
         norms = (self.first_conv[1], self.second_conv[1])
-        no_gradient = not torch.is_grad_enabled()
+        no_gradient = not self._needs_gradient(rows)
         points = rows.shape[1] == 3
         if any(norm.shared for norm in norms) or not (
             no_gradient or (self.training and not (points and rows.requires_grad))
@@ -138,7 +142,7 @@ class PatchEmbed(nn.Module):
             )
             norm.track(mean + lift.bias.detach(), variance, count)
         else:
-            hidden = F.relu(norm(lift(rows)), inplace=True).to(dtype)
+            hidden = norm.relu(lift(rows)).to(dtype)
         from_hidden, from_group, bias = self._joining()
         _, norm, _, last = self.second_conv
         tokens, mean, variance, count = PeakOfGroups.apply(

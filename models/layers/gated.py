@@ -75,7 +75,9 @@ class GatedPatchEmbed(nn.Module):
     def forward(self, members: Tensor) -> Tensor:
         """Map the members of each group (B, G, K, C_in) to tokens (B, G, C_out)."""
         B, G, K, C = members.shape
-        lifted = self.first_conv(members.reshape(B * G * K, C))  # (R, second)
+        lift, norm, _, widen = self.first_conv
+        lifted = widen(norm.relu(lift(members.reshape(B * G * K, C))))  # (R, second)
         gated = self.first_trans(lifted.view(B * G, K, -1))  # (B*G, K, second)
         pooled = torch.cat([gated.mean(1), gated.amax(1)], dim=-1)  # (B*G, 2 * second)
-        return self.second_conv(pooled).view(B, G, -1)
+        join, norm, _, last = self.second_conv
+        return last(norm.relu(join(pooled))).view(B, G, -1)

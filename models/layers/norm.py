@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extensions import row_sums
+from extensions import norm_relu, norm_relu_backward, norm_relu_sums, row_sums
 from utils.dist import all_reduce_sum, world_size
 
 
@@ -59,6 +59,18 @@ class BatchNorm(nn.BatchNorm1d):
         self.track(mean, variance, rows)
         return y
 
+    def relu(self, x: Tensor) -> Tensor:
+        """Normalise rows (R, C) and take what is above zero.
+
+        In training on the CPU this is one pass over the rows each way besides their sums, and rows stay in their dtype.
+        """
+        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return F.relu(self(x))
+        self.check_rows(len(x))
+        y, mean, variance, rows = _NormaliseReLU.apply(x, self.weight, self.bias, self.eps, self.shared)
+        self.track(mean, variance, rows)
+        return y
+
     def check_rows(self, rows: int) -> None:
         """Raise a ValueError where one row has no statistics."""
         if rows < 2 and not self.shared:
@@ -77,18 +89,33 @@ class BatchNorm(nn.BatchNorm1d):
         return scale, self.bias - self.running_mean * scale
 
 
+def _statistics(x: Tensor, eps: float, shared: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean, biased variance and 1 / sqrt(variance + eps) (C,) of rows (R, C), and how many rows these are, all float64."""
+    sums = row_sums(x, x, x.new_zeros(x.shape[1]))  # (2, C): of x, of its square
+    rows = torch.full((), len(x), dtype=torch.float64, device=x.device)
+    if shared:
+        sums, rows = all_reduce_sum(sums), all_reduce_sum(rows)
+    mean = sums[0] / rows
+    variance = (sums[1] / rows - mean.square()).clamp_(min=0)
+    return mean, variance, torch.rsqrt(variance + eps), rows
+
+
+def _way_back(own: Tensor, scale: Tensor, inverse_std: Tensor, rows: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    """Return slope and offset of d x = scale * grad + slope * (x - mean) + offset.
+
+    That is w / std * (grad - mean(grad) - (x - mean) / var * mean(grad * (x - mean))), from `own` (2, C), the sums over this process's rows
+    of grad and of grad * (x - mean).
+    """
+    total = all_reduce_sum(own) if shared else own
+    return -scale * inverse_std.square() * total[1] / rows, -scale * total[0] / rows
+
+
 class _NormaliseRows(torch.autograd.Function):
     """Batch normalisation from double-precision sums, forward and backward; also returns mean, biased variance (C,) and rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, shared: bool):
-        sums = row_sums(x, x, torch.zeros_like(weight))  # (2, C): of x, of its square
-        rows = torch.full((), len(x), dtype=torch.float64, device=x.device)
-        if shared:
-            sums, rows = all_reduce_sum(sums), all_reduce_sum(rows)
-        mean = sums[0] / rows
-        variance = (sums[1] / rows - mean.square()).clamp_(min=0)
-        inverse_std = torch.rsqrt(variance + eps)
+        mean, variance, inverse_std, rows = _statistics(x, eps, shared)
         ctx.save_for_backward(x, weight, mean, inverse_std, rows)
         ctx.shared = shared
         mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
@@ -101,14 +128,36 @@ class _NormaliseRows(torch.autograd.Function):
         x, weight, mean, inverse_std, rows = ctx.saved_tensors
         grad = grad.contiguous()
         own = row_sums(x.to(grad.dtype), grad, mean)  # (2, C): of grad, of grad * (x - mean)
-        total = all_reduce_sum(own) if ctx.shared else own
-        # d x = w / std * (grad - mean(grad) - (x - mean) / var * mean(grad * (x - mean))) = scale * grad + slope * x + offset
         scale = weight * inverse_std
-        slope = -scale * inverse_std.square() * total[1] / rows
-        offset = -slope * mean - scale * total[0] / rows
+        slope, offset = _way_back(own, scale, inverse_std, rows, ctx.shared)
+        offset = offset - slope * mean
         scale, slope, offset = (part.to(grad.dtype) for part in (scale, slope, offset))
         grad_x = torch.addcmul(offset, grad, scale).addcmul_(x, slope)
         return grad_x, (own[1] * inverse_std).to(weight.dtype), own[0].to(weight.dtype), None, None
+
+
+class _NormaliseReLU(torch.autograd.Function):
+    """The same with a ReLU behind it, in the dtype of the rows; whether that let a value through is worked out again on the way back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, shared: bool):
+        mean, variance, inverse_std, rows = _statistics(x, eps, shared)
+        scale = weight * inverse_std
+        ctx.save_for_backward(x, mean, scale, bias, inverse_std, rows)
+        ctx.shared = shared
+        y = norm_relu(x, mean, scale, bias)
+        mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
+        ctx.mark_non_differentiable(mean, variance, rows)
+        return y, mean, variance, rows
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, *_):
+        x, mean, scale, bias, inverse_std, rows = ctx.saved_tensors
+        norm = {"mean": mean, "scale": scale, "shift": bias}
+        own = norm_relu_sums(grad, x, **norm)
+        slope, offset = _way_back(own, scale, inverse_std, rows, ctx.shared)
+        grad_x = norm_relu_backward(grad, x, **norm, slope=slope, offset=offset)
+        return grad_x, (own[1] * inverse_std).to(bias.dtype), own[0].to(bias.dtype), None, None
 
 
 def convert_sync_batchnorm(model: nn.Module) -> nn.Module:

@@ -94,7 +94,7 @@ class PointPropagation(nn.Module):
         x = F.linear(points, own, first.effective_bias())  # (B, G, widths[0])
         x = x + interpolate(points, centers, F.linear(tokens, carried))
         B, G, _ = x.shape
-        rows = F.relu(self.mlp_bns[0](x.flatten(0, 1)))
+        rows = self.mlp_bns[0].relu(x.flatten(0, 1))
         for conv, norm in zip(self.mlp_convs[1:], self.mlp_bns[1:], strict=True):
-            rows = F.relu(norm(conv(rows)))
+            rows = norm.relu(conv(rows))
         return rows.view(B, G, -1)

@@ -1,10 +1,14 @@
-"""Row sums: exact to double precision, whatever the threads."""
+"""Row sums, and the way back through a norm with a ReLU: exact to double precision, whatever the threads."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from extensions import row_sums
-from extensions.m2ae_ops.reference.rows import row_sums as reference
+from extensions import norm_relu, norm_relu_backward, norm_relu_sums, row_sums
+from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.reference import rows as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -16,7 +20,7 @@ def test_agrees_with_the_reference(device, rows, channels, dtype):
     generator = torch.Generator().manual_seed(rows)
     x, y = (torch.randn(rows, channels, generator=generator).to(device, dtype) for _ in range(2))
     shift = torch.randn(channels, generator=generator).to(device)
-    torch.testing.assert_close(row_sums(x, y, shift), reference(x, y, shift), rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(row_sums(x, y, shift), reference.row_sums(x, y, shift), rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -32,17 +36,90 @@ def test_large_values_do_not_lose_small_ones():
     assert row_sums(x, x, torch.zeros(1))[0].item() == 1e8 + 99_999
 
 
+def operands(rows, channels, dtype, device="cpu"):
+    """Return grad and x (R, C), and mean, scale, shift, slope and offset (C,)."""
+    generator = torch.Generator().manual_seed(rows)
+    grad, x = (torch.randn(rows, channels, generator=generator).to(device, dtype) for _ in range(2))
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    return grad, x, *(torch.randn(channels, generator=generator).to(device, real) for _ in range(5))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("rows", "channels"), [(1, 1), (5, 3), (700, 32), (2500, 45)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_the_way_back_agrees_with_the_reference(device, rows, channels, dtype):
+    grad, x, *norm, slope, offset = operands(rows, channels, dtype, device)
+    sums = norm_relu_sums(grad, x, *norm)
+    torch.testing.assert_close(sums, reference.norm_relu_sums(grad, x, *norm), rtol=1e-12, atol=1e-9)
+    names = dict(zip(("mean", "scale", "shift"), norm, strict=True))
+    found = norm_relu_backward(grad, x, **names, slope=slope, offset=offset)
+    exact = reference.norm_relu_backward(grad, x, *norm, slope, offset)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_way_back_is_the_derivative(dtype):
+    """Of the plain form: the first sum is the gradient of the shift, the second times the scale that of the mean, negated."""
+    grad, x, *norm, _, _ = operands(300, 40, dtype)
+    x, (mean, scale, shift) = x.double().requires_grad_(), (t.double().requires_grad_() for t in norm)
+    y = ((x - mean) * scale + shift).relu()
+    to_x, to_scale, to_shift = torch.autograd.grad(y, (x, scale, shift), grad.double())
+    sums = norm_relu_sums(grad, x.detach().to(dtype), *norm)
+    torch.testing.assert_close(sums, torch.stack([to_shift, to_scale]), rtol=1e-6, atol=1e-5)
+    zero = torch.zeros(40)
+    names = dict(zip(("mean", "scale", "shift"), norm, strict=True))
+    found = norm_relu_backward(grad, x.detach().to(dtype), **names, slope=zero, offset=zero)
+    torch.testing.assert_close(
+        found.double(),
+        to_x,
+        **({"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}),
+    )
+
+
+def test_what_the_way_forward_let_through_is_what_flows_back():
+    """Bit for bit: of values around zero, none is let through one way and not the other."""
+    x = torch.linspace(-1e-6, 1e-6, 4096).unsqueeze(1) + 0.3
+    norm = (torch.full((1,), 0.3), torch.full((1,), 1.7), torch.full((1,), 1e-8))
+    through = norm_relu(x, *norm) > 0
+    zero = {"slope": torch.zeros(1), "offset": torch.zeros(1)}
+    back = norm_relu_backward(torch.ones_like(x), x, **dict(zip(("mean", "scale", "shift"), norm, strict=True)), **zero)
+    assert torch.equal(back > 0, through) and 0 < through.sum() < 4096
+    assert norm_relu_sums(torch.ones_like(x), x, *norm)[0].item() == through.sum()
+
+
+def every_op(grad, x, *vectors):
+    names = dict(zip(("mean", "scale", "shift", "slope", "offset"), vectors, strict=True))
+    return row_sums(grad, x, vectors[0]), norm_relu_sums(grad, x, *vectors[:3]), norm_relu_backward(grad, x, **names)
+
+
 def test_any_number_of_threads_gives_the_same_bits():
-    x = torch.randn(30_000, 24, generator=torch.Generator().manual_seed(0))
+    given = operands(30_000, 24, torch.float32)
     before = torch.get_num_threads()
     try:
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(row_sums(x, x, torch.zeros(24)))
+            results.append(every_op(*given))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.skipif(not backend().startswith("compiled"), reason="of the compiled kernels")
+@pytest.mark.parametrize("isa", ["avx2", "base"])
+def test_other_instruction_sets_agree(isa, monkeypatch, tmp_path):
+    """The kernels of a lesser processor, in a process of their own; none of them fuses products with sums."""
+    given = operands(300, 45, torch.bfloat16)
+    torch.save(given, tmp_path / "in.pt")
+    script = (
+        "import sys, torch; from tests.extensions.test_rows import every_op; "
+        "torch.save(every_op(*torch.load(sys.argv[1])), sys.argv[2])"
+    )
+    monkeypatch.setenv("M2AE_CPU", isa)
+    subprocess.run([sys.executable, "-c", script, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
+    assert all(torch.equal(a, b) for a, b in zip(torch.load(tmp_path / "out.pt"), every_op(*given), strict=True))
 
 
 def test_opcheck_and_errors():
@@ -50,3 +127,12 @@ def test_opcheck_and_errors():
     torch.library.opcheck(torch.ops.m2ae.row_sums.default, (x, x, torch.zeros(4)))
     with pytest.raises(ValueError, match=r"row_sums: x and y must be \(R, C\)"):
         row_sums(x, x[:3], torch.zeros(4))
+    grad, x, *vectors = operands(6, 4, torch.float32)
+    torch.library.opcheck(torch.ops.m2ae.norm_relu_sums.default, (grad, x, *vectors[:3]))
+    torch.library.opcheck(torch.ops.m2ae.norm_relu_backward.default, (grad, x, *vectors))
+    with pytest.raises(ValueError, match=r"norm_relu_sums: grad is torch.float32 but x is torch.float64"):
+        norm_relu_sums(grad, x.double(), *vectors[:3])
+    with pytest.raises(
+        ValueError, match=r"norm_relu_sums: grad and x must be \(R, C\) and mean, scale, shift \(C,\), got"
+    ):
+        norm_relu_sums(grad, x, vectors[0][:2], *vectors[1:3])

@@ -369,3 +369,40 @@ def test_batch_norm_equals_pytorch():
     assert torch.autograd.gradcheck(lambda v: ours(v), x[:8].detach().requires_grad_())
     with pytest.raises(ValueError, match="more than one row"):
         ours(x[:1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_norm_and_relu_in_one_are_both_in_turn(dtype):
+    """Output, gradients, running statistics; in bf16 rows stay what they are, where the two in turn give fp32."""
+    torch.manual_seed(0)
+    norm = BatchNorm(24, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    nn.init.uniform_(norm.weight, -1, 2)
+    nn.init.uniform_(norm.bias, -1, 1)
+    twin, x, flow = copy.deepcopy(norm), (torch.randn(500, 24) * 3 + 1).to(dtype), torch.randn(500, 24).to(dtype)
+    results = []
+    for module, form in ((norm, norm.relu), (twin, lambda x: nn.functional.relu(twin(x)))):
+        rows = x.clone().requires_grad_()
+        y = form(rows)
+        grads = torch.autograd.grad(y, (rows, module.weight, module.bias), flow.to(y.dtype))
+        results.append([y.detach(), *grads, module.running_mean, module.running_var, module.num_batches_tracked])
+    assert results[0][0].dtype == dtype
+    close = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=close, atol=close)
+    norm.eval(), twin.eval()
+    assert torch.equal(norm.relu(x.to(norm.weight.dtype)), nn.functional.relu(twin(x.to(norm.weight.dtype))))
+    with pytest.raises(ValueError, match="more than one row"):
+        norm.train().relu(x[:1])
+
+
+def test_a_frozen_patch_embed_needs_no_graph(monkeypatch):
+    """In evaluation mode, as `--transfer` has it, its norms are folded into the weights as without gradients."""
+    embed, members = PatchEmbed(3, 8, widths=(8, 8, 8)).eval(), torch.randn(2, 4, 5, 3)
+    calls, real = [], embed_module.encode_members
+    monkeypatch.setattr(embed_module, "encode_members", lambda *given: calls.append(1) or real(*given))
+    trained = embed(members)
+    assert trained.requires_grad and not calls
+    frozen = embed.requires_grad_(False)(members)
+    assert not frozen.requires_grad and calls
+    torch.testing.assert_close(frozen, trained)
+    assert embed(members.requires_grad_()).requires_grad and len(calls) == 1

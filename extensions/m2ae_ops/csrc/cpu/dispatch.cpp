@@ -5,6 +5,7 @@
 #include "attention.h"
 #include "kernels.h"
 #include "patches.h"
+#include "rows.h"
 
 namespace m2ae {
 namespace {
@@ -65,6 +66,15 @@ const AttentionKernels<S>& pick_attention() {
   return base::attention_table<S>();
 }
 
+template <typename S>
+const RowKernels<S>& pick_rows() {
+#if defined(__x86_64__)
+  if (isa() == kAvx512) return avx512::row_table<S>();
+  if (isa() == kAvx2) return avx2::row_table<S>();
+#endif
+  return base::row_table<S>();
+}
+
 }  // namespace
 
 const char* active_isa() {
@@ -82,6 +92,10 @@ template <> const PatchKernels<Bf16>& patch_kernels<Bf16>() { return pick_patche
 template <> const AttentionKernels<float>& attention_kernels<float>() { return pick_attention<float>(); }
 template <> const AttentionKernels<double>& attention_kernels<double>() { return pick_attention<double>(); }
 template <> const AttentionKernels<Bf16>& attention_kernels<Bf16>() { return pick_attention<Bf16>(); }
+
+template <> const RowKernels<float>& row_kernels<float>() { return pick_rows<float>(); }
+template <> const RowKernels<double>& row_kernels<double>() { return pick_rows<double>(); }
+template <> const RowKernels<Bf16>& row_kernels<Bf16>() { return pick_rows<Bf16>(); }
 
 }  // namespace m2ae
 

@@ -10,7 +10,7 @@ namespace m2ae {
 inline Tensor storable(const Tensor& t) { return (t.scalar_type() == at::kHalf ? t.to(at::kFloat) : t).contiguous(); }
 
 template <typename F>
-void by_storage(const Tensor& t, const char* op, F&& run) {
+auto by_storage(const Tensor& t, const char* op, F&& run) {
   switch (t.scalar_type()) {
     case at::kFloat: return run(float());
     case at::kDouble: return run(double());
