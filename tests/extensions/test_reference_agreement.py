@@ -21,7 +21,7 @@ from extensions.m2ae_ops.reference import sampling as reference_sampling
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 KINDS = ["random", "small", "grid", "duplicates", "equal", "zero", "line", "nan", "nan_first", "huge"]
-WIDE_KINDS = [*KINDS, "overflow", "tiny", "offset", "outlier", "few_finite"]
+WIDE_KINDS = [*KINDS, "overflow", "tiny", "offset", "outlier", "far_outlier", "few_finite"]
 
 
 def make_cloud(kind: str, batch: int, count: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -56,6 +56,8 @@ def make_cloud(kind: str, batch: int, count: int, seed: int, dtype: torch.dtype 
         points = points * 1e-3 + 1000
     elif kind == "outlier":
         points[:, count // 2] = 1e30
+    elif kind == "far_outlier":
+        points[:, count // 2] = 1e4
     elif kind == "few_finite":
         points[:, rng.permutation(count)[: -max(1, count // 20)]] = np.nan
     return torch.tensor(points.reshape(batch, count, 3), dtype=dtype)

@@ -87,7 +87,7 @@ void ball_sorted(const void* query_layout, int64_t first, int64_t number, const 
       continue;
     }
     const Probe<T> probe(queries.x[q], queries.y[q], queries.z[q]);
-    const int64_t near = list_buckets(support, probe, limit, supers, buckets);
+    const int64_t near = list_buckets(support, GridProbe(queries.grid, queries.spot, queries.spot, q, limit), supers, buckets);
     // About 6 points of a bucket touched are hits, so a scan meets k of them within count * k / (6 * near) points.
     if (near * near * (6 * kBucket) > support.count * k) {
       scan_ball(queries.points + 3 * int64_t(queries.index[q]), support.soa, support.count, limit, k, out);

@@ -1,11 +1,10 @@
 // The spatial layout that the neighbour searches share: a cloud sorted along a Hilbert curve into buckets of 16 points, each
-// with its bounding box, and super-boxes around 16 buckets.
+// with its bounding box, and super-boxes around 16 buckets. Boxes stand on a grid of integers (grid_impl.h).
 //
-// A bound on the distance to a box is computed with the operations of the distance itself, in the same order. Rounding is
-// monotone, so no point inside can be closer than the bound says, and a search that skips boxes stays exact to the bit.
 // Points with a NaN or infinite coordinate are infinitely far from everything: they stay out of the buckets.
 #pragma once
 
+#include "grid_impl.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -18,30 +17,28 @@ struct CurveSort {
 };
 
 constexpr int kMostCells = 4096;  // of one digit
+constexpr int kTableDepth = 4;    // of the coarsest curve, which has as many cells
+constexpr int kIndexBits = 12;    // of a point in a cloud that is sorted along it
 
 inline CurveSort sort_for(int64_t count) {
-  if (count <= 4096) return {4, 1, 12};
+  if (count <= 1 << kIndexBits) return {kTableDepth, 1, 12};
   if (count <= 32768) return {6, 2, 9};
   return {9, 3, 9};
 }
-
-// Bounding boxes by coordinate. An empty box has its ends swapped at infinity and is infinitely far from everything.
-template <typename T>
-struct BoundingBoxes {
-  T *low[3], *high[3];
-};
 
 template <typename T>
 struct Layout {
   int64_t count, live, buckets, supers;  // points, those with finite coordinates, boxes at both levels
   CurveSort sort;
+  Grid<T> grid;
   const T* points;         // as they came
   T* soa;                  // the same, all x, all y, all z, NaN in the padding
   T *x, *y, *z;            // sorted, NaN in the padding
   Int<T>* index;           // of the sorted points; after them the points that are not finite
   uint32_t* key;           // along the curve, sorted
   uint32_t* cell_end;      // where the cells of the key's upper digit end
-  BoundingBoxes<T> box, super;
+  GridPoints spot;         // of the sorted points on the grid
+  GridBoxes box, super;
 };
 
 // Hands out aligned pieces of memory, kPieceGap further apart than they need: arrays of a power of two in size would otherwise
@@ -65,10 +62,10 @@ inline void place_arrays(Layout<T>& to, int64_t count) {
   to.index = pieces.take<Int<T>>(slots);
   to.key = pieces.take<uint32_t>(slots);
   to.cell_end = pieces.take<uint32_t>(kMostCells);
-  for (int c = 0; c < 3; ++c) {
-    to.box.low[c] = pieces.take<T>(buckets), to.box.high[c] = pieces.take<T>(buckets);
-    to.super.low[c] = pieces.take<T>(supers), to.super.high[c] = pieces.take<T>(supers);
-  }
+  const auto place = [&](int64_t size) { return GridPoints{pieces.take<int32_t>(size), pieces.take<int32_t>(size)}; };
+  to.spot = place(slots);
+  to.box.low = place(buckets), to.box.high = place(buckets);
+  to.super.low = place(supers), to.super.high = place(supers);
 }
 
 template <typename T>
@@ -129,9 +126,7 @@ constexpr V hilbert_key(V a, V b, V c, int depth) {
   return (spread_bits(a ^ flips) << 2) | (spread_bits(b ^ flips) << 1) | spread_bits(c ^ flips);
 }
 
-constexpr int kTableDepth = 4;
-
-// The keys of all cells of the coarsest curve, whose places are quicker to look up than to work out.
+// The keys of all cells of the coarsest curve, which are quicker to look up than to work out.
 struct KeyTable {
   uint16_t key[1 << 3 * kTableDepth];
   constexpr KeyTable() : key{} {
@@ -143,7 +138,7 @@ struct KeyTable {
 };
 constexpr KeyTable kKeyTable;
 
-// Keys of all points, -1 for those that are not finite.
+// Keys of all points, or on the coarsest curve the cells they lie in; -1 for those that are not finite.
 template <typename T>
 inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* keys) {
   constexpr int W = Lanes<T>::W;
@@ -161,7 +156,42 @@ inline void make_keys(const Layout<T>& of, const T* lowest, T factor, Int<T>* ke
     const IVec<T> key = tabled ? (((at[0] << kTableDepth) | at[1]) << kTableDepth) | at[2] : hilbert_key(at[0], at[1], at[2], depth);
     store_int<T>(keys + i, select(finite, key, all_int<T>(-1)));
   }
-  if (tabled) for (int64_t i = 0; i < of.count; ++i) keys[i] = keys[i] < 0 ? -1 : kKeyTable.key[keys[i]];
+}
+
+// A point on its way to its place, with its key and its index in one number: fewer writes to far places than by coordinate.
+template <typename T>
+struct Record {
+  T x, y, z;
+  Int<T> who;
+};
+
+// Sorts the finite points of at most 4096 by the keys of their cells (stable) and notes the others behind them.
+template <typename T>
+inline void sort_by_cell(Layout<T>& to, Int<T>* cells, Record<T>* records) {
+  uint32_t* ends = to.cell_end;
+  Int<T>* index = to.index;
+  __builtin_memset(ends, 0, kMostCells * sizeof(uint32_t));
+  int64_t dropped = to.live;
+  for (int64_t i = 0; i < to.count; ++i) {
+    if (cells[i] < 0) {
+      index[dropped++] = Int<T>(i);
+      continue;
+    }
+    cells[i] = kKeyTable.key[cells[i]];
+    ++ends[cells[i]];
+  }
+  sum_before(ends, kMostCells);
+  const T* p = to.points;
+  for (int64_t i = 0; i < to.count; ++i, p += 3) {
+    if (cells[i] >= 0) records[ends[cells[i]]++] = {p[0], p[1], p[2], (cells[i] << kIndexBits) | Int<T>(i)};
+  }
+  T *x = to.x, *y = to.y, *z = to.z;
+  uint32_t* key = to.key;
+  for (int64_t i = 0; i < to.live; ++i) {
+    const Record<T> one = records[i];
+    x[i] = one.x, y[i] = one.y, z[i] = one.z;
+    index[i] = one.who & ((1 << kIndexBits) - 1), key[i] = uint32_t(one.who >> kIndexBits);
+  }
 }
 
 // Puts (key, index) pairs in the order of one digit, whose counts are in `ends`; next(i, key, index) says which pair is i-th and
@@ -175,9 +205,9 @@ inline void sort_by_digit(int64_t count, int cells, int shift, uint32_t* ends, c
   }
 }
 
-// Sorts the finite points by key (stable) and notes the others behind them.
+// Sorts the finite points by two digits of their keys or more (stable) and notes the others behind them.
 template <typename T>
-inline void sort_points(Layout<T>& to, const Int<T>* keys, uint64_t* one, uint64_t* other) {
+inline void sort_by_key(Layout<T>& to, const Int<T>* keys, uint64_t* one, uint64_t* other) {
   const CurveSort sort = to.sort;
   const int cells = 1 << sort.bits;
   uint32_t lower[2][1 << 9];  // counts of all digits but the upper one
@@ -201,44 +231,18 @@ inline void sort_points(Layout<T>& to, const Int<T>* keys, uint64_t* one, uint64
     return true;
   };
   const auto to_list = [&](uint32_t place, uint32_t key, uint32_t index) { other[place] = (uint64_t(key) << 32) | index; };
-  const T* points = to.points;
-  T *x = to.x, *y = to.y, *z = to.z;
-  uint32_t* sorted_key = to.key;
-  Int<T>* sorted_index = to.index;
-  const auto to_layout = [=](uint32_t place, uint32_t key, uint32_t index) {
-    const T* p = points + 3 * int64_t(index);
-    sorted_key[place] = key, sorted_index[place] = Int<T>(index);
-    x[place] = p[0], y[place] = p[1], z[place] = p[2];
-  };
-  if (sort.passes == 1) {
-    sort_by_digit(to.count, cells, 0, to.cell_end, as_given, to_layout);
-    return;
-  }
   sort_by_digit(to.count, cells, 0, lower[0], as_given, to_list);
-  for (int pass = 1;; ++pass) {
+  for (int pass = 1; pass < sort.passes; ++pass) {
     uint64_t* swapped = one;
     one = other, other = swapped;
-    if (pass == sort.passes - 1) break;
-    sort_by_digit(to.live, cells, pass * sort.bits, lower[pass], as_sorted, to_list);
+    uint32_t* ends = pass == sort.passes - 1 ? to.cell_end : lower[pass];
+    sort_by_digit(to.live, cells, pass * sort.bits, ends, as_sorted, to_list);
   }
-  sort_by_digit(to.live, cells, (sort.passes - 1) * sort.bits, to.cell_end, as_sorted, to_list);
-  for (int64_t i = 0; i < to.live; ++i) to_layout(uint32_t(i), uint32_t(other[i] >> 32), uint32_t(other[i]));
-}
-
-// Boxes around runs of 16 of the given intervals (for points both ends are the same array), empty ones up to `slots`.
-template <typename T>
-inline void make_boxes(const T* const* low, const T* const* high, int64_t boxes, int64_t slots, BoundingBoxes<T>& out) {
-  constexpr int W = Lanes<T>::W;
-  for (int c = 0; c < 3; ++c) {
-    for (int64_t b = 0; b < boxes; ++b) {
-      Vec<T> lowest = load(low[c] + b * kBucket), highest = load(high[c] + b * kBucket);
-      for (int i = W; i < kBucket; i += W) {
-        lowest = smaller(load(low[c] + b * kBucket + i), lowest);
-        highest = larger(load(high[c] + b * kBucket + i), highest);
-      }
-      out.low[c][b] = smallest(lowest), out.high[c][b] = largest(highest);
-    }
-    for (int64_t b = boxes; b < slots; ++b) out.low[c][b] = __builtin_inf(), out.high[c][b] = -__builtin_inf();
+  for (int64_t i = 0; i < to.live; ++i) {
+    const uint32_t index = uint32_t(other[i]);
+    const T* p = to.points + 3 * int64_t(index);
+    to.key[i] = uint32_t(other[i] >> 32), to.index[i] = Int<T>(index);
+    to.x[i] = p[0], to.y[i] = p[1], to.z[i] = p[2];
   }
 }
 
@@ -246,14 +250,11 @@ inline void make_boxes(const T* const* low, const T* const* high, int64_t boxes,
 template <typename T>
 inline void box_points(Layout<T>& to) {
   to.buckets = padded(to.live) / kBucket, to.supers = padded(to.buckets) / kBucket;
-  if (to.live == 0) return;
-  // The last point stands in for the padding while boxes are made.
-  const int64_t slots = padded(to.live), last = to.live - 1;
-  for (int64_t i = to.live; i < slots; ++i) to.x[i] = to.x[last], to.y[i] = to.y[last], to.z[i] = to.z[last];
-  const T* sorted[3] = {to.x, to.y, to.z};
-  make_boxes<T>(sorted, sorted, to.buckets, padded(to.buckets), to.box);
-  make_boxes<T>(to.box.low, to.box.high, to.supers, padded(to.supers), to.super);
+  const int64_t slots = padded(to.live);
   for (int64_t i = to.live; i < slots; ++i) to.x[i] = to.y[i] = to.z[i] = __builtin_nan("");
+  find_spots(to.grid, to.x, to.y, to.z, to.live, to.spot);
+  make_boxes({to.spot, to.spot}, to.live, to.box);
+  make_boxes(to.box, to.buckets, to.super);
 }
 
 // Lays out two clouds, of queries and of the points they search, along one curve.
@@ -271,11 +272,16 @@ void lay_out(const T* query, int64_t queries, const T* support, int64_t count, v
   if (!(extent < T(1e30) && factor < T(1e30))) factor = 0;
   for (Layout<T>* one : both) {
     one->sort = sort;
+    one->grid = {{lowest[0], lowest[1], lowest[2]}, factor * T(kGridSide >> sort.depth)};
     Pieces pieces{static_cast<char*>(scratch)};
     Int<T>* keys = pieces.take<Int<T>>(padded(one->count));
-    uint64_t *first = pieces.take<uint64_t>(one->count), *second = pieces.take<uint64_t>(one->count);
     make_keys(*one, lowest, factor, keys);
-    sort_points(*one, keys, first, second);
+    if (sort.passes == 1) {
+      sort_by_cell(*one, keys, pieces.take<Record<T>>(one->count));
+    } else {
+      uint64_t *list = pieces.take<uint64_t>(one->count), *spare = pieces.take<uint64_t>(one->count);
+      sort_by_key(*one, keys, list, spare);
+    }
     box_points(*one);
   }
 }
@@ -296,7 +302,7 @@ inline int64_t window_around(const Layout<T>& in, uint32_t key, int64_t size) {
   return from < 0 ? 0 : from > last ? last : from;
 }
 
-// Squared distances of one point to a register of points, and bounds on those to boxes.
+// Squared distances of one point to a register of points.
 template <typename T>
 struct Probe {
   Vec<T> x, y, z;
@@ -304,46 +310,22 @@ struct Probe {
   Vec<T> to(const Layout<T>& in, int64_t at) const {
     return squared_distance(x - load(in.x + at), y - load(in.y + at), z - load(in.z + at));
   }
-  Vec<T> to(const BoundingBoxes<T>& box, int64_t at) const {
-    return squared_distance(x - smaller(larger(x, load(box.low[0] + at)), load(box.high[0] + at)),
-                            y - smaller(larger(y, load(box.low[1] + at)), load(box.high[1] + at)),
-                            z - smaller(larger(z, load(box.low[2] + at)), load(box.high[2] + at)));
-  }
 };
 
-// The same for a box of queries instead of one.
+// Lists the buckets that may hold a point within reach of a probe. Both lists have room for 16 entries more than there are boxes.
 template <typename T>
-struct BoxProbe {
-  Vec<T> low[3], high[3];
-  BoxProbe(const BoundingBoxes<T>& box, int64_t at) {
-    for (int c = 0; c < 3; ++c) low[c] = all<T>(box.low[c][at]), high[c] = all<T>(box.high[c][at]);
-  }
-  Vec<T> to(const BoundingBoxes<T>& box, int64_t at) const {
-    Vec<T> gap[3];
-    for (int c = 0; c < 3; ++c) {
-      gap[c] = larger(larger(load(box.low[c] + at) - high[c], low[c] - load(box.high[c] + at)), Vec<T>{});
-    }
-    return squared_distance(gap[0], gap[1], gap[2]);
-  }
-};
-
-// Lists the buckets that may hold a point within the squared distance `bound`, which is finite. Both lists have room for
-// 16 entries more than there are boxes.
-template <typename T, typename P>
-inline int64_t list_buckets(const Layout<T>& in, const P& probe, T bound, int32_t* supers, int32_t* buckets) {
-  constexpr int W = Lanes<T>::W;
-  const Vec<T> limit = all<T>(bound);
-  int64_t near = 0, found = 0;
-  if (in.supers <= 4) {
-    for (int64_t at = 0; at < in.buckets; at += W) found += append_lanes<T>(le(probe.to(in.box, at), limit), int32_t(at), buckets + found);
+inline int64_t list_buckets(const Layout<T>& in, const GridProbe& probe, int32_t* supers, int32_t* buckets) {
+  const auto list = [&](const GridBoxes& boxes, int64_t from, int64_t to, int32_t* out) {
+    int64_t found = 0;
+    for (int64_t at = from; at < to; at += kGridLanes) found += append_lanes<float>(probe.reaches(boxes, at), int32_t(at), out + found);
     return found;
-  }
-  for (int64_t at = 0; at < in.supers; at += W) near += append_lanes<T>(le(probe.to(in.super, at), limit), int32_t(at), supers + near);
+  };
+  if (in.supers <= 4) return list(in.box, 0, in.buckets, buckets);
+  const int64_t near = list(in.super, 0, in.supers, supers);
+  int64_t found = 0;
   for (int64_t i = 0; i < near; ++i) {
-    const int64_t first = supers[i] * kBucket;
-    for (int64_t at = first; at < first + kBucket; at += W) {
-      found += append_lanes<T>(le(probe.to(in.box, at), limit), int32_t(at), buckets + found);
-    }
+    const int64_t first = int64_t(supers[i]) * kBucket;
+    found += list(in.box, first, first + kBucket, buckets + found);
   }
   return found;
 }

@@ -163,12 +163,12 @@ constexpr size_t kPieceGap = 192;  // between the arrays of a layout
 template <typename T>
 constexpr size_t layout_bytes(int64_t count) {  // a multiple of 64
   const size_t points = padded(count), buckets = padded(points / kBucket), supers = padded(buckets / kBucket);
-  return points * (7 * sizeof(T) + 4) + (buckets + supers) * 6 * sizeof(T) + 4096 * 4 + 512 + 20 * (64 + kPieceGap);
+  return points * (7 * sizeof(T) + 12) + (buckets + supers) * 16 + 4096 * 4 + 512 + 20 * (64 + kPieceGap);
 }
 
 template <typename T>
 constexpr size_t lay_out_scratch(int64_t count) {
-  return padded(count) * (sizeof(T) + 16) + 3 * (64 + kPieceGap);
+  return padded(count) * 5 * sizeof(T) + 3 * (64 + kPieceGap);  // a key, and four numbers or two longer keys
 }
 
 template <typename T>

@@ -60,7 +60,7 @@ inline T kth_smallest(const Vec<T>* vectors, int64_t k) {
   for (int g = 0; g < G; ++g) store(values + g * W, vectors[g]), smaller_ones[g] = IVec<T>{};
   for (int i = 0; i < G * W; ++i) {
     const Vec<T> value = all<T>(values[i]);
-    for (int g = 0; g < G; ++g) smaller_ones[g] += select(lt(value, vectors[g]), all_int<T>(1), IVec<T>{});
+    for (int g = 0; g < G; ++g) smaller_ones[g] = select(lt(value, vectors[g]), smaller_ones[g] + 1, smaller_ones[g]);
   }
   Vec<T> most = all<T>(-1);
   for (int g = 0; g < G; ++g) most = larger(select(lt(smaller_ones[g], all_int<T>(Int<T>(k))), vectors[g], all<T>(-1)), most);
@@ -232,12 +232,13 @@ inline void thin_out(Kept<T>& kept, int64_t k, T bound) {
   kept.count = left;
 }
 
-// The number of kept points before each: nearer, or as near with a lower index (`ties`: else those count as not before).
+// The number of kept points before each: nearer, or as near with a lower index (`ties`: else those count as not before). Two
+// buckets at a time share the walk over the others.
 template <typename T, bool ties>
 inline int64_t rank_kept(const Kept<T>& kept, Int<T>* ranks) {
-  constexpr int W = Lanes<T>::W, U = kBucket / W;
+  constexpr int W = Lanes<T>::W, U = 2 * kBucket / W;
   IVec<T> sum{};
-  for (int64_t i = 0; i < kept.count; i += kBucket) {
+  for (int64_t i = 0; i < kept.count; i += 2 * kBucket) {
     IVec<T> before[U], who[U];
     Vec<T> mine[U];
     for (int u = 0; u < U; ++u) {
@@ -258,7 +259,7 @@ inline int64_t rank_kept(const Kept<T>& kept, Int<T>* ranks) {
   return total;
 }
 
-// Writes the k nearest of the kept points in order. The arrays of `kept` are followed by room for 16 more, `sorted` has as much.
+// Writes the k nearest of the kept points in order. The arrays of `kept` are followed by room for 32 more, `sorted` has as much.
 template <typename T>
 inline void write_nearest(Kept<T>& kept, int64_t k, Int<T>* ranks, const Kept<T>& sorted, Key<T>* keys, T* sqdist, int64_t* idx) {
   const int64_t n = kept.count;
@@ -269,7 +270,8 @@ inline void write_nearest(Kept<T>& kept, int64_t k, Int<T>* ranks, const Kept<T>
     for (int64_t i = 0; i < k; ++i) split_key(keys[i], sqdist[i], idx[i]);
     return;
   }
-  for (int64_t i = n; i < padded(n); ++i) kept.sqdist[i] = __builtin_nan("");
+  const Vec<T> none = all<T>(__builtin_nan(""));
+  for (int64_t i = n; i < n + 2 * kBucket; i += Lanes<T>::W) store(kept.sqdist + i, none);
   // Without ties all ranks differ and add up to the sum of 0 .. n - 1.
   if (rank_kept<T, false>(kept, ranks) != n * (n - 1) / 2) rank_kept<T, true>(kept, ranks);
   for (int64_t i = 0; i < n; ++i) sorted.sqdist[ranks[i]] = kept.sqdist[i], sorted.index[ranks[i]] = kept.index[i];
@@ -280,28 +282,34 @@ inline void write_nearest(Kept<T>& kept, int64_t k, Int<T>* ranks, const Kept<T>
 template <typename T>
 void knn_sorted(const void* query_layout, int64_t first, int64_t number, const void* support_layout, int64_t k, void* scratch,
                 T* sqdist, int64_t* idx) {
+  constexpr int64_t kTogether = 16;  // queries that are bounded before any of them is searched for: nothing to wait for between them
   const Layout<T>&queries = *static_cast<const Layout<T>*>(query_layout), &support = *static_cast<const Layout<T>*>(support_layout);
-  const int64_t slots = padded(support.count) + kBucket, window = padded(2 * k);
+  const int64_t slots = padded(support.count) + 2 * kBucket, window = padded(2 * k);
   Pieces pieces{static_cast<char*>(scratch)};
   Kept<T> kept{pieces.take<T>(slots), pieces.take<Int<T>>(slots), 0}, sorted{pieces.take<T>(slots), pieces.take<Int<T>>(slots), 0};
   Int<T>* ranks = pieces.take<Int<T>>(slots);
   Key<T>* keys = pieces.take<Key<T>>(slots);
   int32_t *supers = pieces.take<int32_t>(slots), *buckets = pieces.take<int32_t>(slots);
-  for (int64_t q = first; q < first + number; ++q) {
-    const int64_t to = queries.index[q];
-    T bound = __builtin_inf();
-    if (q < queries.live && window <= support.live) {
-      const Probe<T> probe(queries.x[q], queries.y[q], queries.z[q]);
-      bound = first_bound(support, probe, queries.key[q], k, window, kept.sqdist);
-      if (bound < __builtin_inf()) {
-        keep_within(support, probe, bound, buckets, list_buckets(support, probe, bound, supers, buckets), kept);
-        if (kept.count > k + 2 * kBucket) thin_out(kept, k, bound);
-        write_nearest(kept, k, ranks, sorted, keys, sqdist + to * k, idx + to * k);
+  const auto probe = [&](int64_t q) { return Probe<T>(queries.x[q], queries.y[q], queries.z[q]); };
+  for (int64_t start = first; start < first + number; start += kTogether) {
+    const int64_t end = start + kTogether < first + number ? start + kTogether : first + number;
+    T bounds[kTogether];
+    for (int64_t q = start; q < end; ++q) {
+      const bool enough = q < queries.live && window <= support.live;
+      bounds[q - start] = enough ? first_bound(support, probe(q), queries.key[q], k, window, kept.sqdist) : T(__builtin_inf());
+    }
+    for (int64_t q = start; q < end; ++q) {
+      const int64_t to = queries.index[q];
+      const T bound = bounds[q - start];
+      if (!(bound < __builtin_inf())) {  // too little finite to find, or a query that is not finite
+        knn(queries.points + 3 * to, 1, support.soa, support.count, k, scratch, sqdist + to * k, idx + to * k);
         continue;
       }
+      const int64_t near = list_buckets(support, GridProbe(queries.grid, queries.spot, queries.spot, q, bound), supers, buckets);
+      keep_within(support, probe(q), bound, buckets, near, kept);
+      if (kept.count > k + 2 * kBucket) thin_out(kept, k, bound);
+      write_nearest(kept, k, ranks, sorted, keys, sqdist + to * k, idx + to * k);
     }
-    // Too little finite to find, or a query that is not finite.
-    knn(queries.points + 3 * to, 1, support.soa, support.count, k, scratch, sqdist + to * k, idx + to * k);
   }
 }
 

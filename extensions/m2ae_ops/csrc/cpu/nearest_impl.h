@@ -189,24 +189,16 @@ struct Contest {
   }
 };
 
-// Notes the places of the points within `bound` of a box of queries, out of all listed buckets but `skip` from `skipped` on.
+// Notes the places of the points within reach of a box of queries, out of all listed buckets but `skip` from `skipped` on.
 template <typename T>
-inline int64_t pick_points(const Layout<T>& from, const BoundingBoxes<T>& queries, int64_t which, T bound, const int32_t* buckets,
-                           int64_t count, int64_t skipped, int64_t skip, int32_t* to) {
-  constexpr int W = Lanes<T>::W;
-  Vec<T> low[3], high[3];
-  for (int c = 0; c < 3; ++c) low[c] = all<T>(queries.low[c][which]), high[c] = all<T>(queries.high[c][which]);
-  const Vec<T> limit = all<T>(bound);
-  const T *px = from.x, *py = from.y, *pz = from.z;
+inline int64_t pick_points(const Layout<T>& from, const GridProbe& probe, const int32_t* buckets, int64_t count, int64_t skipped,
+                           int64_t skip, int32_t* to) {
   int64_t picked = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t first = int64_t(buckets[i]) * kBucket;
     if (uint64_t(buckets[i] - skipped) < uint64_t(skip)) continue;
-    for (int64_t at = first; at < first + kBucket; at += W) {
-      const Vec<T> x = load(px + at), y = load(py + at), z = load(pz + at);
-      const Mask<T> within = le(squared_distance(x - smaller(larger(x, low[0]), high[0]), y - smaller(larger(y, low[1]), high[1]),
-                                                 z - smaller(larger(z, low[2]), high[2])), limit);
-      picked += append_lanes<T>(within, int32_t(at), to + picked);
+    const int64_t first = int64_t(buckets[i]) * kBucket;
+    for (int64_t at = first; at < first + kBucket; at += kGridLanes) {
+      picked += append_lanes<float>(probe.reaches(from.spot, at), int32_t(at), to + picked);
     }
   }
   return picked;
@@ -234,8 +226,9 @@ inline bool search_together(const Layout<T>& queries, int64_t slot, int64_t live
   contest.meet(targets, lists.picked, size * kBucket);
   const T bound = contest.bound();
   if (!(bound < __builtin_inf())) return false;
-  const int64_t near = list_buckets(targets, BoxProbe<T>(queries.box, slot / kBucket), bound, lists.supers, lists.buckets);
-  const int64_t count = pick_points(targets, queries.box, slot / kBucket, bound, lists.buckets, near, home, size, lists.picked);
+  const GridProbe probe(queries.grid, queries.box.low, queries.box.high, slot / kBucket, bound);
+  const int64_t near = list_buckets(targets, probe, lists.supers, lists.buckets);
+  const int64_t count = pick_points(targets, probe, lists.buckets, near, home, size, lists.picked);
   contest.meet(targets, lists.picked, count);
   if (kQuick && contest.tied()) return false;
   contest.write(queries, slot, live, sqdist, idx);

@@ -268,6 +268,35 @@ inline Vec<double> root_of(Vec<double> v) {
 #endif
 }
 
+// What each half of a word of `a` has more than that of `b`, or 0; halves are taken as unsigned.
+inline IVec<float> excess_halves(IVec<float> a, IVec<float> b) {
+#if defined(__AVX512BW__)
+  return (IVec<float>)_mm512_subs_epu16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (IVec<float>)_mm256_subs_epu16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+  return (IVec<float>)_mm_subs_epu16((__m128i)a, (__m128i)b);
+#else
+  typedef uint16_t Halves __attribute__((vector_size(M2AE_BYTES)));
+  const Halves x = (Halves)a, y = (Halves)b;
+  return (IVec<float>)((x - y) & (Halves)(x > y));
+#endif
+}
+
+// The sum of the squares of both halves of each word; halves are taken as signed.
+inline IVec<float> square_halves(IVec<float> v) {
+#if defined(__AVX512BW__)
+  return (IVec<float>)_mm512_madd_epi16((__m512i)v, (__m512i)v);
+#elif defined(__AVX2__)
+  return (IVec<float>)_mm256_madd_epi16((__m256i)v, (__m256i)v);
+#elif defined(__SSE2__)
+  return (IVec<float>)_mm_madd_epi16((__m128i)v, (__m128i)v);
+#else
+  const IVec<float> lower = (v << 16) >> 16, upper = v >> 16;
+  return lower * lower + upper * upper;
+#endif
+}
+
 // A squared distance and an index as one integer: bits of non-negative floats order like the floats themselves, so that
 // smaller keys are nearer, and of equally near points the one with the lower index.
 template <typename T> struct KeyOf;
