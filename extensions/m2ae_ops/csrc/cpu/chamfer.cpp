@@ -1,7 +1,6 @@
 // Chamfer distance and loss: small patches go sixteen pairs at a time to the patch kernel, larger clouds through two
 // nearest-point searches. A pair belongs to one thread and its sums run in the order of its points.
 #include <ATen/ops/clamp.h>
-#include <ATen/ops/ones.h>
 
 #include <algorithm>
 #include <cmath>
@@ -203,34 +202,6 @@ std::tuple<Tensor, Tensor> chamfer_chosen_backward_cpu(const Tensor& grad, const
   return {grad_a.to(a.scalar_type()), grad_b.to(b.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor, Tensor> chamfer_loss_cpu(const Tensor& a, const Tensor& b, bool root, bool want_a, bool want_b) {
-  const Tensor p = to_compute(a), q = to_compute(b);
-  const auto [losses, i1, i2] = chamfer_chosen_cpu(p, q, root);
-  const auto [grad_a, grad_b] = chamfer_chosen_backward_cpu(at::ones({1}, p.options()).expand({p.size(0)}), p, q, i1, i2, root, want_a, want_b);
-  return {losses, grad_a, grad_b};
-}
-
-// Multiplies stored gradients (B, count, 3) by one factor a pair; a batch of zero stays one.
-Tensor scaled(const Tensor& stored, const Tensor& factor) {
-  const Tensor from = stored.contiguous(), by = factor.to(stored.scalar_type()).contiguous();
-  Tensor out = at::empty(from.sizes(), from.options());
-  const int64_t length = from.size(1) * 3;
-  AT_DISPATCH_FLOATING_TYPES(from.scalar_type(), "m2ae::chamfer_loss_backward", [&] {
-    const scalar_t *values = from.const_data_ptr<scalar_t>(), *factors = by.const_data_ptr<scalar_t>();
-    scalar_t* to = out.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, from.size(0), grain(length / 4), [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        for (int64_t i = p * length; i < (p + 1) * length; ++i) to[i] = factors[p] * values[i];
-      }
-    });
-  });
-  return out;
-}
-
-std::tuple<Tensor, Tensor> chamfer_loss_backward_cpu(const Tensor& grad, const Tensor& grad_a, const Tensor& grad_b) {
-  return {scaled(grad_a, grad), scaled(grad_b, grad)};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(m2ae, CPU, m) {
@@ -238,8 +209,6 @@ TORCH_LIBRARY_IMPL(m2ae, CPU, m) {
   m.impl("chamfer_backward", chamfer_backward_cpu);
   m.impl("chamfer_chosen", chamfer_chosen_cpu);
   m.impl("chamfer_chosen_backward", chamfer_chosen_backward_cpu);
-  m.impl("chamfer_loss", chamfer_loss_cpu);
-  m.impl("chamfer_loss_backward", chamfer_loss_backward_cpu);
 }
 
 }  // namespace m2ae
