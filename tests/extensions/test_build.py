@@ -198,7 +198,8 @@ print(json.dumps([before, kernels("CPU"), kernels("CUDA")]))
 CPU_ONLY = (
     "attention", "attention_backward",
     "chamfer_chosen", "chamfer_chosen_backward",
-    "group_max", "join_rows", "lift_rows", "lift_rows_sums", "norm_relu", "peak_backward", "peak_sums", "spread_winners",
+    "norm_relu", "norm_relu_backward", "norm_relu_sums",
+    "group_max", "join_rows", "lift_rows", "lift_rows_sums", "peak_backward", "peak_sums", "spread_winners",
 )  # fmt: skip
 
 # The Chamfer loss with its gradients, and what is written in Triton.
