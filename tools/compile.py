@@ -7,6 +7,9 @@ from models.hierarchy import HierarchicalEncoder
 from models.layers.embed import PatchEmbed
 from models.layers.transformer import Block
 
+# Dropout and drop path take the numbers that they would without the compiler, so that its results differ by rounding alone.
+OPTIONS = {"fallback_random": True}
+
 
 def follows_data(model: nn.Module, device: torch.device) -> str | None:
     """Say why the shapes of a model, or what it does, follow its data on a device, or return None."""
@@ -24,7 +27,7 @@ def compile_model(model: nn.Module, device: torch.device) -> None:
     On the CPU regions it is: what lies between them has fused kernels, which a compiled model cannot use.
     """
     if device.type != "cpu" and follows_data(model, device) is None:
-        model.compile(dynamic=False)
+        model.compile(dynamic=False, options=OPTIONS)
     else:
         compile_regions(model)
 
@@ -36,7 +39,7 @@ def compile_regions(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, PatchEmbed | Block):
-            module.compile(dynamic=True)
+            module.compile(dynamic=True, options=OPTIONS)
 
 
 def undo_compile(model: nn.Module) -> None:
