@@ -23,6 +23,7 @@ from models.inter_mae import GatedEncoderConfig
 from models.layers.gated import GatedPatchEmbed
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
+from models.layers.pool import peak_and_mean
 from models.layers.propagate import PointPropagation
 from models.legacy import legacy_names
 from models.point_m2ae import HierarchyConfig
@@ -60,12 +61,12 @@ class Joining:
 
     Args:
         build: (model, widths of the tokens, config) -> (F, S); gives the model its propagation under the published names.
-        apply: (model, points (B, N, 3), tokens) -> features (B, N, F), summary (B, S).
+        apply: (model, points (B, N, 3), tokens) -> features (B, N, F) in pieces of the channels, summary (B, S).
         summary_first: the head's first layer takes the summary and the category before the features, else after them.
     """
 
     build: Callable[[nn.Module, Sequence[int], Any], tuple[int, int]]
-    apply: Callable[[nn.Module, Tensor, Tokens], tuple[Tensor, Tensor]]
+    apply: Callable[[nn.Module, Tensor, Tokens], tuple[list[Tensor], Tensor]]
     summary_first: bool
 
 
@@ -171,15 +172,17 @@ class PartSegmenter(nn.Module):
         label = self.label_conv(category.flatten(1).to(summary.dtype))  # (B, label_width)
         return F.log_softmax(self._head(features, torch.cat([summary, label], dim=1)).float(), dim=-1)
 
-    def _head(self, features: Tensor, constant: Tensor) -> Tensor:
-        """Map features (B, N, F) and what is constant over the points of a cloud (B, S') to logits (B, N, P).
+    def _head(self, features: Sequence[Tensor], constant: Tensor) -> Tensor:
+        """Map features (B, N, F), in pieces, and what is constant over the points of a cloud (B, S') to logits (B, N, P).
 
-        The first layer multiplies the constant channels once a cloud and adds them to its points.
+        The first layer multiplies the constant channels once a cloud, and each piece by itself, and adds them up.
         """
-        B, N, _ = features.shape
+        B, N, _ = features[0].shape
         weight, bias = self.convs1.weight.squeeze(-1), self.convs1.effective_bias()
         own, shared = self._columns(weight)
-        rows = F.linear(features, own) + F.linear(constant, shared, bias).unsqueeze(1)  # (B, N, head_widths[0])
+        rows = F.linear(constant, shared, bias).unsqueeze(1)
+        for piece, columns in zip(features, own.split([piece.shape[-1] for piece in features], dim=1), strict=True):
+            rows = F.linear(piece, columns) + rows  # (B, N, head_widths[0])
         rows = self.dropout(self.bns1.relu(rows.flatten(0, 1)))
         layers = len(self.config.head_widths)
         for number in range(2, layers + 1):
@@ -204,11 +207,9 @@ def _build_by_scale(model: nn.Module, widths: Sequence[int], config: Any) -> tup
     return features, features
 
 
-def _join_by_scale(model: nn.Module, points: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    features = torch.cat(
-        [carry(points, *pair) for carry, pair in zip(model.propagations, tokens, strict=True)], dim=-1
-    )  # (B, N, F)
-    return features, features.amax(1) + features.mean(1)
+def _join_by_scale(model: nn.Module, points: Tensor, tokens: Tokens) -> tuple[list[Tensor], Tensor]:
+    features = [carry(points, *pair) for carry, pair in zip(model.propagations, tokens, strict=True)]
+    return features, torch.cat([peak_and_mean(piece) for piece in features], dim=-1)
 
 
 def _build_by_taps(model: nn.Module, widths: Sequence[int], config: Any) -> tuple[int, int]:
@@ -216,10 +217,10 @@ def _build_by_taps(model: nn.Module, widths: Sequence[int], config: Any) -> tupl
     return config.prop_widths[-1], 2 * sum(widths)
 
 
-def _join_by_taps(model: nn.Module, points: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _join_by_taps(model: nn.Module, points: Tensor, tokens: Tokens) -> tuple[list[Tensor], Tensor]:
     joined = torch.cat([taken for _, taken in tokens], dim=-1)  # (B, G, C)
     summary = torch.cat([joined.amax(1), joined.mean(1)], dim=-1)
-    return model.propagation_0(points, tokens[0][0], joined), summary
+    return [model.propagation_0(points, tokens[0][0], joined)], summary
 
 
 # Point-M2AE: every scale has a propagation of its own; the summary is maximum plus mean over the points' features.

@@ -64,7 +64,7 @@ class BatchNorm(nn.BatchNorm1d):
 
         In training on the CPU this is one pass over the rows each way besides their sums, and rows stay in their dtype.
         """
-        if not self.training or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training or not can_fuse(x):
             return F.relu(self(x))
         self.check_rows(len(x))
         y, mean, variance, rows = _NormaliseReLU.apply(x, self.weight, self.bias, self.eps, self.shared)
@@ -87,6 +87,11 @@ class BatchNorm(nn.BatchNorm1d):
         """Return scale and shift (C,) that evaluation mode amounts to."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
+
+
+def can_fuse(x: Tensor) -> bool:
+    """Return whether passes over rows are put together by hand: on the CPU, eager. A GPU and the compiler have better means."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _statistics(x: Tensor, eps: float, shared: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

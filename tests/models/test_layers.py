@@ -17,6 +17,7 @@ from models.layers.attention import FORBIDDEN, Attention, attention_bias
 from models.layers.embed import PatchEmbed
 from models.layers.group import group_pyramid, neighborly_order
 from models.layers.norm import BatchNorm, PointwiseConv
+from models.layers.pool import peak_and_mean
 from models.layers.propagate import interpolate
 from models.layers.ragged import pack, plan_packing, unpack
 from models.layers.transformer import Blocks, DropPath, drop_path_rates
@@ -406,3 +407,30 @@ def test_a_frozen_patch_embed_needs_no_graph(monkeypatch):
     assert not frozen.requires_grad and calls
     torch.testing.assert_close(frozen, trained)
     assert embed(members.requires_grad_()).requires_grad and len(calls) == 1
+
+
+@pytest.mark.parametrize("points", [96, 300, 509])  # whole blocks, blocks of 150, a prime number
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_peak_and_mean_over_the_points(points, dtype):
+    generator = torch.Generator().manual_seed(points)
+    x = torch.stack([torch.randperm(points, generator=generator) for _ in range(10)], 1)  # no two alike
+    x = (x.view(1, points, 10) * torch.tensor([1.0, -1.0]).view(2, 1, 1) / 512).to(dtype).requires_grad_()
+    flow = torch.randn(2, 10, generator=generator).to(dtype)
+    found, expected = peak_and_mean(x), x.amax(1) + x.mean(1)
+    assert torch.equal(found, expected) and found.dtype == dtype
+    close = {"rtol": 2e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {}
+    (ours,), (theirs,) = (torch.autograd.grad(y, x, flow) for y in (found, expected))
+    if dtype == torch.bfloat16:  # rounding makes some alike, which share the gradient there
+        ours, theirs = ours.sum(1), theirs.sum(1)
+    torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_the_first_of_several_peaks_gets_the_gradient():
+    """As with `torch.max`, for any number of points."""
+    x = torch.zeros(1, 48, 3)
+    x[0, [5, 30, 47], 0], x[0, 47, 1] = 2.0, 1.0
+    x.requires_grad_()
+    (ours,) = torch.autograd.grad(peak_and_mean(x).sum(), x)
+    (theirs,) = torch.autograd.grad((x.max(1).values + x.mean(1)).sum(), x)
+    torch.testing.assert_close(ours, theirs)
+    assert ours[0, 5, 0] > 1 > ours[0, 30, 0] and ours[0, 47, 1] > 1 and ours[0, 0, 2] > 1

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from models.layers import attention, embed
+from models import hierarchy
+from models.layers import attention, embed, norm, pool
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
 from tools.compile import compile_model
 
@@ -17,7 +18,7 @@ QUICK = ("point-m2ae", "fine-tuning point-mae", "segmentation point-m2ae")
 @pytest.fixture
 def plain_layers(monkeypatch):
     """Do without the CPU's fused kernels, as a GPU does."""
-    for module in (embed, attention):
+    for module in (embed, attention, hierarchy, norm, pool):
         monkeypatch.setattr(module, "can_fuse", lambda *args: False)
 
 
