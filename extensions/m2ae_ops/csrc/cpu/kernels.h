@@ -104,8 +104,6 @@ struct Kernels {
                           T* sqdist, int64_t* idx);
   void (*ball_sorted)(const void* query_layout, int64_t first, int64_t number, const void* support_layout, T limit, int64_t k,
                       void* scratch, int64_t* idx);
-  // Adds the sums of y and of y * (x - shift) over the rows of (rows, channels) matrices to out (2, channels).
-  void (*row_sums)(const T* x, const T* y, const double* shift, int64_t rows, int64_t channels, double* out);
   // Adds row i of `from` to row idx[i] of `to`, or, with weights, weight[3 i + k] times row i to row idx[3 i + k], k = 0, 1, 2;
   // `channels` of the `stride` values a row.
   void (*scatter_rows)(const T* from, const int64_t* idx, const T* weight, int64_t rows, int64_t stride, int64_t channels, T* to);
