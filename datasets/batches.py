@@ -55,8 +55,10 @@ class Batches:
     so one process and several, CPU and GPU see the same numbers; rank r takes the r-th contiguous slice.
 
     Args:
-        resident: keep the whole set on a CUDA device when it fits into 40 % of its free memory. Otherwise, and on the
-            CPU, clouds are taken from the memory-mapped file.
+        resident: keep the clouds on a CUDA device when they fit into 40 % of its free memory. Otherwise, and on the
+            CPU, they are taken from the memory-mapped file.
+        shard: each rank keeps and draws a part of the set of its own, the same one all through a run, so that less has to fit. Other clouds
+            meet in a batch than without, and the numbers of a run depend on how many ranks there are. Not for `evaluation`.
 
     Raises:
         UserError: if the batch is larger than the set, or not divisible by the number of processes.
@@ -74,13 +76,18 @@ class Batches:
         drop_last: bool = True,
         shuffle: bool = True,
         resident: bool = True,
+        shard: bool = False,
     ) -> None:
         _check_sizes(cloud_set, batch_size, world_size, drop_last)
         self.cloud_set, self.batch_size, self.seed = cloud_set, batch_size, seed
         self.device = torch.device(device)
         self.rank, self.world_size = rank, world_size
         self.drop_last, self.shuffle = drop_last, shuffle
-        self.points = _place(torch.from_numpy(cloud_set.points), self.device, resident)
+        # The positions of this rank's clouds in the set; None: all of them.
+        self.own = self._deal() if shard and world_size > 1 else None
+        points = torch.from_numpy(cloud_set.points)
+        self.points = _place(points, self.device, resident, rows=self.own)
+        self._placed = self.points is not points
         self.labels = None if cloud_set.labels is None else torch.from_numpy(cloud_set.labels)
         self.parts = None if cloud_set.part_labels is None else torch.from_numpy(cloud_set.part_labels)
 
@@ -94,23 +101,43 @@ class Batches:
         Without `drop_last` the last batch may be smaller, its slices of unequal size and, with fewer clouds than ranks,
         empty.
         """
-        count = len(self.cloud_set)
-        order = torch.arange(count)
-        if self.shuffle:
-            order = torch.randperm(count, generator=generator(self.seed, epoch, 0, "order"))
+        order = self._order(epoch)
         for step in range(first_step, len(self)):
-            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
-            begin, end = (part * len(rows) // self.world_size for part in (self.rank, self.rank + 1))
+            size = min(self.batch_size, len(self.cloud_set) - step * self.batch_size)
+            begin, end = (part * size // self.world_size for part in (self.rank, self.rank + 1))
+            # Of its own clouds a rank has as many left as there are in its slice of the global batch.
+            first = step * self.batch_size + begin if self.own is None else step * (self.batch_size // self.world_size)
             seeds = None
             if self.cloud_set.sampling in DRAWN:
-                seeds = draw_seeds(len(rows), generator=generator(self.seed, epoch, step, "points"))[begin:end]
-            yield self._batch(rows[begin:end], seeds, step)
+                seeds = draw_seeds(size, generator=generator(self.seed, epoch, step, "points"))[begin:end]
+            yield self._batch(order[first : first + end - begin], seeds, step)
+
+    def _deal(self) -> Tensor:
+        """Return the positions of this rank's clouds, dealt from the seed: as many as its slices of the batches take."""
+        dealt = torch.randperm(len(self.cloud_set), generator=generator(self.seed, 0, 0, "shards"))
+        begin, end = (part * len(dealt) // self.world_size for part in (self.rank, self.rank + 1))
+        return dealt[begin:end]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Return positions in the order of an epoch: in the set, or among the clouds of this rank."""
+        count = len(self.cloud_set) if self.own is None else len(self.own)
+        if not self.shuffle:
+            return torch.arange(count)
+        stream = "order" if self.own is None else f"order {self.rank}"
+        return torch.randperm(count, generator=generator(self.seed, epoch, 0, stream))
 
     def evaluation(self) -> Iterator[Batch]:
         """Yield all clouds in stored order, the same on every rank, the last partial batch included.
 
         A set that draws points draws those of cloud i from (seed, i): independent of the batch size.
+
+        Raises:
+            ValueError: this rank has a part of the set only.
         """
+        if self.own is not None:
+            raise ValueError(
+                f"batches: rank {self.rank} has {len(self.own)} of {len(self.cloud_set)} clouds; evaluate without shard"
+            )
         size = max(1, self.batch_size // self.world_size)
         count = len(self.cloud_set)
         seeds = None
@@ -121,11 +148,17 @@ class Batches:
             yield self._batch(rows, None if seeds is None else seeds[rows], step)
 
     def _batch(self, rows: Tensor, seeds: Tensor | None, step: int) -> Batch:
+        """Return the clouds at positions in the set, or among those of this rank."""
         npoints = self.cloud_set.npoints
         where = self.points.device
+        stored = rows
+        if self.own is not None:
+            rows = self.own[rows]
+            # On the device lie the clouds of this rank, elsewhere all of them.
+            stored = stored if self._placed else rows
         chosen = slice(None, npoints) if seeds is None else self._chosen(rows, seeds)
-        own = send(rows if seeds is None else rows[:, None], where)
-        points = self.points[own, chosen if seeds is None else send(chosen, where)]  # (B, N, 3)
+        stored = send(stored if seeds is None else stored[:, None], where)
+        points = self.points[stored, chosen if seeds is None else send(chosen, where)]  # (B, N, 3)
         points = send(points, self.device)
         if self.cloud_set.normalize:
             points = normalize_unit_sphere(points)
@@ -162,10 +195,11 @@ def _check_sizes(cloud_set: CloudSet, batch_size: int, world_size: int, drop_las
         )
 
 
-def _place(points: Tensor, device: torch.device, resident: bool) -> Tensor:
-    """Move the whole set to a CUDA device if asked and if it fits, else leave it where it is."""
+def _place(points: Tensor, device: torch.device, resident: bool, *, rows: Tensor | None) -> Tensor:
+    """Move clouds, all or some rows of them, to a CUDA device if asked and if they fit, else leave all where they are."""
     if device.type != "cuda" or not resident:
         return points
     free, _ = torch.cuda.mem_get_info(device)
-    fits = points.numel() * points.element_size() <= RESIDENT_SHARE * free
-    return points.to(device) if fits else points
+    count = len(points) if rows is None else len(rows)
+    fits = count * points[0].numel() * points.element_size() <= RESIDENT_SHARE * free
+    return (points if rows is None else points[rows]).to(device) if fits else points

@@ -93,7 +93,7 @@ def run_training(run: RunContext) -> dict[str, float]:
         run.log.info("no --ckpts: training from random weights")
     clouds, held_out = build_dataset(config.dataset.train), build_dataset(config.dataset.val)
     _keep_names(run, clouds, held_out)
-    batches = run.batches(clouds, config.total_bs)
+    batches = run.batches(clouds, config.total_bs, shard=run.args.shard_set)
     state = open_state(run, model)
     judge = PartJudge(run, held_out) if is_main() else None
     writer = open_metrics(run, state)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +24,22 @@ def rows(folder, *kinds):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     found = [{key: value for key, value in json.loads(line).items() if key not in TIMING} for line in lines]
     return [row for row in found if row["kind"] in kinds]
+
+
+def run_in_two_processes(flags):
+    """Run the main program in two processes on the CPU, one thread each; it must end well."""
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "main.py"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*launch, *flags, "--launcher", "pytorch"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def pretrained(path, method="point-mae"):

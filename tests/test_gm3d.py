@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 import main
 import main_finetune
 import main_pretrain
+from tests.commands import run_in_two_processes
 from tools import runner_pretrain
 from tools.guides.gm3d import map_distances
 from utils.checkpoint import read_checkpoint
@@ -221,18 +220,7 @@ def test_two_processes_equal_one(method):
     ]  # rounding hardly grows
     assert pretrain(method, "one", settings=settings) == 0
     recipe = ["--config", str(ROOT / "cfgs" / "debug" / f"{method}.yaml"), "--exp_name", "two", "--device", "cpu"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "main.py"),
-    ]
-    command += [*recipe, "--launcher", "pytorch", "--sync_bn", *flags([*SMALLER, *settings])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes([*recipe, "--sync_bn", *flags([*SMALLER, *settings])])
     rows = {}
     for name in ("one", "two"):
         lines = (run_folder(method, name) / "metrics.jsonl").read_text().splitlines()

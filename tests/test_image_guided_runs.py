@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import yaml
 import main
 from models import build_model, load_weights
 from models.clip_layout import clip_keys
+from tests.commands import run_in_two_processes
 from tools import export_published, runner_pretrain
 from utils.checkpoint import read_checkpoint
 
@@ -90,19 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(beside_whole, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(beside_whole):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "main.py"),
-    ]
-    flags = arguments("two", "--launcher", "pytorch", "--sync_bn")
-    done = subprocess.run(
-        [*command, *flags], capture_output=True, text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(arguments("two", "--sync_bn"))
     for part in ("loss_2d", "loss_3d"):
         one, two = ([row[part] for row in rows(name, "step")] for name in ("whole", "two"))
         assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)

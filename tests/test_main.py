@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import main
+from tests.commands import run_in_two_processes
 from tools import runner_pretrain
 from utils.checkpoint import read_checkpoint
 
@@ -222,29 +223,23 @@ def test_two_processes_equal_one(accumulated):
         "svm.random_weights=false", "svm.cross_validate=false", "dataset.svm.train.clouds=60", "dataset.svm.test.clouds=40",
     ]  # fmt: skip
     assert main.main(arguments("one", "--val_freq", "2", settings=settings)) == 0
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "main.py"),
-    ]
-    flags = arguments("two", "--launcher", "pytorch", "--sync_bn", "--val_freq", "2", settings=settings)
-    done = subprocess.run(
-        [*command, *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_two_processes(arguments("two", "--sync_bn", "--val_freq", "2", settings=settings))
     losses = {name: [row["loss"] for row in rows(name) if row["kind"] == "step"] for name in ("one", "two")}
     assert len(losses["one"]) == 20
     assert losses["two"][:8] == pytest.approx(losses["one"][:8], rel=2e-6)
     assert losses["two"][:12] == pytest.approx(losses["one"][:12], rel=1e-5)
     assert losses["two"] == pytest.approx(losses["one"], rel=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_may_share_out_the_set():
+    """Each trains on its own clouds; steps and judgements are as many as without."""
+    settings = [*SMALLER, "max_epoch=1", "log_every=1", "total_bs=16", "dataset.train.clouds=48"]
+    run_in_two_processes(arguments("shards", "--shard_set", settings=settings))
+    run_in_two_processes(arguments("whole_set", settings=settings))
+    shards, whole = ([row for row in rows(name) if row["kind"] == "step"] for name in ("shards", "whole_set"))
+    assert len(shards) == len(whole) == 6  # three an epoch
+    assert shards[0]["loss"] != whole[0]["loss"]
 
 
 def refused(capsys, argv, *words):

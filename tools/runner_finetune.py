@@ -50,7 +50,7 @@ def run_finetune(run: RunContext) -> dict[str, float]:
     if config.transfer != "full":
         for parameter in model.encoder_parameters():
             parameter.requires_grad_(False)
-    batches = run.batches(clouds, config.total_bs)
+    batches = run.batches(clouds, config.total_bs, shard=run.args.shard_set)
     state = open_state(run, model)
     judge = Judge(run, held_out) if is_main() else None
     writer = open_metrics(run, state)

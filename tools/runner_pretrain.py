@@ -49,7 +49,7 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
         run.log.info(f"{args.start_ckpts}: {load_weights(model, args.start_ckpts)}")
     clouds = build_dataset(config.dataset.train)
     guide = build_guide(run, model, clouds)
-    batches = run.batches(clouds, config.total_bs)
+    batches = run.batches(clouds, config.total_bs, shard=run.args.shard_set)
     state = open_state(run, model, ema=guide.ema)
     probe = LinearProbe.from_config(run) if is_main() else None
     writer = open_metrics(run, state)

@@ -117,6 +117,11 @@ def _add_machine(group) -> None:
         "--launcher", choices=("none", "pytorch"), default="none", help="pytorch: several processes, by torchrun"
     )
     group.add_argument("--sync_bn", action="store_true", help="share batch-norm statistics between processes")
+    group.add_argument(
+        "--shard_set", action="store_true",
+        help="each of several processes keeps and draws a part of the training set of its own, for sets that do not fit one GPU; other "
+        "clouds meet in a batch than without",
+    )  # fmt: skip
     group.add_argument("--deterministic", action="store_true", help="deterministic kernels, where there are any")
 
 

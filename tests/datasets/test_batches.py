@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import batches
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from utils.errors import UserError
@@ -82,6 +83,48 @@ def test_ranks_take_contiguous_slices_of_the_global_batch(world_size):
         assert all(len(part.points) == 8 // world_size for part in parts)
         assert torch.equal(torch.cat([part.points for part in parts]), batch.points)
         assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
+
+
+@pytest.mark.parametrize("world_size, drop_last", [(2, True), (4, True), (4, False)])
+def test_shards_are_dealt_once_and_cover_the_set(world_size, drop_last):
+    sizes = {"batch_size": 4 * world_size // 2, "seed": 3, "world_size": world_size, "drop_last": drop_last}
+    source = cloud_set(count=22)
+    ranks = [Batches(source, rank=r, shard=True, **sizes) for r in range(world_size)]
+    dealt = [set(rank.own.tolist()) for rank in ranks]
+    assert sorted(torch.cat([rank.own for rank in ranks]).tolist()) == list(range(22))
+    for r, rank in enumerate(ranks):
+        alone = Batches(source, rank=r, **sizes)
+        for epoch in (0, 1):
+            found, expected = epoch_of(rank, epoch), epoch_of(alone, epoch)
+            assert [len(batch.indices) for batch in found] == [len(batch.indices) for batch in expected]
+            seen = torch.cat([batch.indices for batch in found]).tolist()
+            assert len(set(seen)) == len(seen) and set(seen) <= dealt[r] and (drop_last or set(seen) == dealt[r])
+            for batch in found:
+                assert torch.equal(batch.labels, batch.indices)
+                for cloud, index in zip(batch.points, batch.indices, strict=True):
+                    assert {tuple(point) for point in cloud.tolist()} <= {
+                        tuple(p) for p in source.points[index].tolist()
+                    }
+        assert [batch.indices.tolist() for batch in rank.epoch(0)] != [
+            batch.indices.tolist() for batch in rank.epoch(1)
+        ]
+        with pytest.raises(ValueError, match=f"rank {r} has .* of 22 clouds; evaluate without shard"):
+            next(rank.evaluation())
+
+
+def test_one_process_has_no_shards():
+    ours = epoch_of(Batches(cloud_set(), batch_size=4, seed=3, shard=True))
+    assert all(equal(a, b) for a, b in zip(ours, epoch_of(Batches(cloud_set(), batch_size=4, seed=3)), strict=True))
+
+
+def test_a_shard_that_was_moved_gives_the_same_batches(monkeypatch):
+    """As on a GPU, where a rank has room for its own clouds only."""
+    options = {"batch_size": 4, "seed": 3, "rank": 1, "world_size": 2, "shard": True}
+    here = epoch_of(Batches(cloud_set(), **options))
+    monkeypatch.setattr(batches, "_place", lambda points, device, resident, *, rows: points[rows])
+    moved = Batches(cloud_set(), **options)
+    assert len(moved.points) == 10
+    assert all(equal(a, b) for a, b in zip(here, moved.epoch(0), strict=True))
 
 
 def test_partial_batch():

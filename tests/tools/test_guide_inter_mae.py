@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 
 import main
 import main_vis
+from tests.commands import run_in_two_processes
 from tools.guides.inter_mae import FreshBranch, PictureGuide
 from utils.checkpoint import read_checkpoint
 
@@ -159,23 +159,7 @@ def test_two_processes_equal_one():
     assert go("one", "--val_freq", "9", settings=settings) == 0
     sets = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
     flags = ["--config", str(RECIPE), "--exp_name", "two", "--device", "cpu", "--val_freq", "9", *sets]
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "main.py"),
-    ]
-    done = subprocess.run(
-        [*launch, *flags, "--launcher", "pytorch", "--sync_bn"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_in_two_processes([*flags, "--sync_bn"])
     one, two = (rows(name, "step") for name in ("one", "two"))
     assert len(one) == len(two) == 20
     for part in ("loss_pc", "loss_fea"):
