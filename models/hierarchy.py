@@ -124,16 +124,13 @@ class HierarchicalEncoder(nn.Module):
         return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), bias, counts)
 
     def _encode_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
+        """Encode with attention as far as the local radius; near tokens side by side where the kernel passes over the others."""
         fused = can_fuse(tokens)
         order = neighborly_order(centers) if fused and centers.shape[1] >= WORTH_ORDERING else None
-        if (
-            order is not None
-        ):  # The kernel passes over what no token of a run attends to; the result is the same up to rounding.
+        if order is not None:
             tokens, centers = gather(tokens, order), gather(centers, order)
-        position, attend = (
-            self.encoder_pos_embeds[scale](centers),
-            pairwise_distance(centers) < self.local_radius[scale],
-        )
+        position = self.encoder_pos_embeds[scale](centers)
+        attend = pairwise_distance(centers) < self.local_radius[scale]  # (B, G, G)
         if not fused:
             return self.encoder_blocks[scale](tokens, position, attention_bias(attend))
         tokens = self.encoder_blocks[scale](tokens, position, attend=attend)
