@@ -6,10 +6,11 @@
 
 Each case (task, method, precision, batch) is a process of its own that runs `main.py` on the built-in set for two epochs: what the second
 one took, with drawing, choosing of points, augmentation, guidance and logging, gives samples a second, and the process the peak of its
-memory. After that the same process takes single steps, eager and with a wait at each mark, for the share of each phase, and counts the
-operations of the matrix products of a step in its plain form, guidance included. Utilisation is that number against the rate of a large
-matrix product on the same machine in the same precision. No weights are downloaded: teachers and image encoders have random ones, which
-cost the same; classifiers and segmenters are trained from scratch. The linear SVM is left out. On a CPU, set OMP_NUM_THREADS.
+memory. After that the same process takes single steps, eager and with a wait at each mark, for the share of each phase and the time of a
+processor, which other programs on the machine disturb less than the clock on the wall. It also counts the operations of the matrix
+products of a step in its plain form, guidance included; utilisation is that number against the rate of a large matrix product on the same
+machine in the same precision. No weights are downloaded: teachers and image encoders have random ones, which cost the same; classifiers and
+segmenters are trained from scratch. The linear SVM is left out. On a CPU, set OMP_NUM_THREADS.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from itertools import product
 from pathlib import Path
 from unittest.mock import patch
@@ -37,7 +39,7 @@ from tools.launch import open_run
 from tools.steps import Step
 from utils.checkpoint import write_atomic
 from utils.parser import parse_args
-from utils.provenance import ROOT, provenance
+from utils.provenance import ROOT, git_revision, provenance
 
 PHASES = ("augmentation", "grouping", "guidance", "embedding", "blocks", "rest of forward", "backward", "optimizer")
 STEPS_BY_PHASE = 3
@@ -56,6 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--size", choices=SIZES, default="published", help="debug: of cfgs/debug, to see that everything runs"
     )
     parser.add_argument("--flags", default="", help="more flags of main.py, in one string")
+    parser.add_argument(
+        "--against", type=Path, help="another checkout with this script: each case is run there too, before it is here"
+    )
     parser.add_argument("--limit", type=float, default=600, help="seconds that a case may take")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -68,23 +73,25 @@ def main(arguments: list[str] | None = None) -> None:
     for flag, given, known in (("tasks", args.tasks, TASKS), ("methods", args.methods, METHODS)):
         if unknown := set(given.split(",")) - set(known):
             parser.error(f"--{flag}: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(known)}")
+    trees = {**({"other": args.against.resolve()} if args.against else {}), "this": ROOT}
     report = {"about": provenance(), "size": args.size, "clouds": args.clouds, "flags": args.flags, "rows": []}
     axes = (args.tasks, args.methods, args.precisions, args.batches)
     for task, method, precision, batch in product(*(axis.split(",") for axis in axes)):
         row = {"task": task, "method": method, "precision": precision, "batch": int(batch)}
         how = {"clouds": args.clouds, "device": args.device, "size": args.size, "flags": args.flags.split()}
-        report["rows"].append(row | alone(row | how, args.limit))
-        print(describe(report["rows"][-1]), flush=True)
+        for tree, root in trees.items():
+            report["rows"].append(row | {"tree": tree} | alone(row | how, args.limit, root))
+            print(describe(report["rows"][-1]), flush=True)
         if args.out:  # after each case: what was measured stays when time runs out
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(args.out, lambda file: file.write((json.dumps(report, indent=1) + "\n").encode()))
 
 
-def alone(case: dict, limit: float) -> dict:
-    """Measure a case in a process of its own; of one that fails, say why."""
+def alone(case: dict, limit: float, root: Path = ROOT) -> dict:
+    """Measure a case in a process of its own, in a checkout; of one that fails, say why."""
     command = [sys.executable, "-m", "benchmarks.method_steps", "--case", json.dumps(case)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=root)
     except subprocess.TimeoutExpired:
         return {"error": f"took longer than {limit:g} s"}
     if done.returncode:
@@ -94,13 +101,15 @@ def alone(case: dict, limit: float) -> dict:
 
 def describe(row: dict) -> str:
     """Return a row of the report as a line of text."""
-    name = f"{row['task']}, {row['method']}, {row['precision']}, batch {row['batch']}"
+    where = "other checkout: " if row.get("tree") == "other" else ""
+    name = f"{where}{row['task']}, {row['method']}, {row['precision']}, batch {row['batch']}"
     if "error" in row:
         return f"{name}: {row['error']}"
     total = sum(row["phase_ms"].values())
     shares = ", ".join(f"{phase} {value / total:.0%}" for phase, value in row["phase_ms"].items())
     return (
         f"{name}: {row['samples_per_second']:.1f} samples/s, {row['step_ms']:.1f} ms, {row['memory_mb']} MB, "
+        f"{row['processor_ms']:.0f} ms of a processor, "
         f"{row['utilisation']:.0%} of the matrix rate; {shares}"
     )
 
@@ -124,12 +133,14 @@ def measure(
         argv = ["--config", "recipe.yaml", "--exp_name", "case", "--precision", precision, "--device", device]
         argv += [*TASKS[task].flags, *flags]
         epoch = run_program(argv)
-        phases, gflop = take_apart(argv, task)
+        phases, processor_ms, gflop = take_apart(argv, task)
     step_ms = 1000 * epoch["seconds"] / steps
     rate = matrix_rate(torch.device(device), AUTOCAST_DTYPES[precision] or torch.float32)
     return {
+        "revision": git_revision(),
         "samples_per_second": round(1000 * batch / step_ms, 2),
         "step_ms": round(step_ms, 2),
+        "processor_ms": round(processor_ms, 1),
         "memory_mb": round(epoch["memory_mb"]),
         "loss": epoch["loss"],
         "gflop": round(gflop, 1),
@@ -152,8 +163,8 @@ def run_program(argv: list[str]) -> dict:
     return [row for row in rows if row["kind"] == "epoch"][-1]
 
 
-def take_apart(argv: list[str], task: str) -> tuple[dict[str, float], float]:
-    """Take single eager steps of the same run; returns median milliseconds by phase, and GFLOP of a step."""
+def take_apart(argv: list[str], task: str) -> tuple[dict[str, float], float, float]:
+    """Take single eager steps of the same run; returns median milliseconds by phase and of this process, and GFLOP of a step."""
     args = parse_args([*argv, "--overwrite"])
     run = open_run(args, choose_device(args.device))
     case = open_case(run, task)
@@ -163,9 +174,9 @@ def take_apart(argv: list[str], task: str) -> tuple[dict[str, float], float]:
     optimizer.zero_grad(set_to_none=True)
     clock = Clock(PHASES, run.device)
     watch(case, clock)
-    found = []
+    found, processor = [], []
     for number in range(1 + STEPS_BY_PHASE):
-        seen = next(batches.epoch(number))
+        seen, began = next(batches.epoch(number)), time.process_time()
         clock.start()
         loss = forward(run, case.step, seen, clock)
         clock.to("backward")
@@ -174,9 +185,9 @@ def take_apart(argv: list[str], task: str) -> tuple[dict[str, float], float]:
         update(optimizer, clip=run.config.grad_norm_clip, scaler=None, repeats=1)
         case.guide.after_update()
         clock.leave()
-        found.append(clock.spent)
+        found.append(clock.spent), processor.append(1000 * (time.process_time() - began))
     phases = {phase: statistics.median(spent[phase] for spent in found[1:]) for phase in PHASES}
-    return phases, gflop * run.config.total_bs
+    return phases, statistics.median(processor[1:]), gflop * run.config.total_bs
 
 
 def forward(run: RunContext, step: Step, batch: Batch, clock: Clock) -> torch.Tensor:

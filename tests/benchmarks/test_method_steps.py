@@ -66,6 +66,7 @@ def test_a_case_says_how_fast_it_was_and_where_the_time_went(task, method, guide
     method_steps.main(["--case", json.dumps(case)])
     row = json.loads(capsys.readouterr().out)
     assert row["samples_per_second"] == pytest.approx(1e4 / row["step_ms"], rel=0.01)
+    assert row["processor_ms"] > 0
     assert row["loss"] > 0 and row["memory_mb"] > 0 and row["gflop"] > 0 and 0 < row["utilisation"] < 1
     assert list(row["phase_ms"]) == list(method_steps.PHASES)
     spent = {phase for phase, value in row["phase_ms"].items() if value > 0}
@@ -93,3 +94,19 @@ def test_a_case_that_fails_says_why(monkeypatch):
     for flag in ("--methods", "--tasks"):
         with pytest.raises(SystemExit):
             method_steps.main([flag, "unknown"])
+
+
+def test_two_checkouts_are_timed_in_turn(tmp_path, capsys, monkeypatch):
+    """Each case first in the other one, then in this one, in processes of their own."""
+    calls = []
+    monkeypatch.setattr(
+        method_steps, "alone", lambda case, limit, root: calls.append((case["task"], root)) or {"error": "no"}
+    )
+    out = tmp_path / "steps.json"
+    method_steps.main(["--methods", "point-mae", "--precisions", "fp32", "--tasks", "pre-training,segmentation",
+                       "--against", str(tmp_path), "--out", str(out)])  # fmt: skip
+    assert calls == [
+        (task, root) for task in ("pre-training", "segmentation") for root in (tmp_path, method_steps.ROOT)
+    ]
+    assert [row["tree"] for row in json.loads(out.read_text())["rows"]] == ["other", "this"] * 2
+    assert capsys.readouterr().out.splitlines()[0].startswith("other checkout: pre-training, point-mae")
