@@ -40,20 +40,10 @@ struct AttentionKernels {
   void (*backward)(const S* grad, const S* qkv, const S* out, const R* stats, const Head& head, S* grad_qkv, void* scratch);
 };
 
-template <typename S> const AttentionKernels<S>& attention_kernels();
-template <> const AttentionKernels<float>& attention_kernels<float>();
-template <> const AttentionKernels<double>& attention_kernels<double>();
-template <> const AttentionKernels<Bf16>& attention_kernels<Bf16>();
+M2AE_DECLARE_TABLE(AttentionKernels<float>)
+M2AE_DECLARE_TABLE(AttentionKernels<double>)
+M2AE_DECLARE_TABLE(AttentionKernels<Bf16>)
 
-#define M2AE_DECLARE_ATTENTION_TABLES(isa)                                 \
-  namespace isa {                                                          \
-  template <typename S> const AttentionKernels<S>& attention_table();      \
-  template <> const AttentionKernels<float>& attention_table<float>();     \
-  template <> const AttentionKernels<double>& attention_table<double>();   \
-  template <> const AttentionKernels<Bf16>& attention_table<Bf16>();       \
-  }
-M2AE_DECLARE_ATTENTION_TABLES(base)
-M2AE_DECLARE_ATTENTION_TABLES(avx2)
-M2AE_DECLARE_ATTENTION_TABLES(avx512)
+template <typename S> const AttentionKernels<S>& attention_kernels() { return of_processor<AttentionKernels<S>>(); }
 
 }  // namespace m2ae

@@ -285,8 +285,8 @@ constexpr AttentionKernels<S> kAttentionTable{attention<S>, attention_backward<S
 
 }  // namespace
 
-template <> const AttentionKernels<float>& attention_table<float>() { return kAttentionTable<float>; }
-template <> const AttentionKernels<double>& attention_table<double>() { return kAttentionTable<double>; }
-template <> const AttentionKernels<Bf16>& attention_table<Bf16>() { return kAttentionTable<Bf16>; }
+template <> const AttentionKernels<float>& table<AttentionKernels<float>>() { return kAttentionTable<float>; }
+template <> const AttentionKernels<double>& table<AttentionKernels<double>>() { return kAttentionTable<double>; }
+template <> const AttentionKernels<Bf16>& table<AttentionKernels<Bf16>>() { return kAttentionTable<Bf16>; }
 
 }  // namespace m2ae::M2AE_ISA

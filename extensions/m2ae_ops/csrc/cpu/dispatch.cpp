@@ -39,40 +39,13 @@ Isa isa() {
   return chosen;
 }
 
-template <typename T>
-const Kernels<T>& pick() {
+template <typename Table>
+const Table& pick() {
 #if defined(__x86_64__)
-  if (isa() == kAvx512) return avx512::table<T>();
-  if (isa() == kAvx2) return avx2::table<T>();
+  if (isa() == kAvx512) return avx512::table<Table>();
+  if (isa() == kAvx2) return avx2::table<Table>();
 #endif
-  return base::table<T>();
-}
-
-template <typename S>
-const PatchKernels<S>& pick_patches() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return avx512::patch_table<S>();
-  if (isa() == kAvx2) return avx2::patch_table<S>();
-#endif
-  return base::patch_table<S>();
-}
-
-template <typename S>
-const AttentionKernels<S>& pick_attention() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return avx512::attention_table<S>();
-  if (isa() == kAvx2) return avx2::attention_table<S>();
-#endif
-  return base::attention_table<S>();
-}
-
-template <typename S>
-const RowKernels<S>& pick_rows() {
-#if defined(__x86_64__)
-  if (isa() == kAvx512) return avx512::row_table<S>();
-  if (isa() == kAvx2) return avx2::row_table<S>();
-#endif
-  return base::row_table<S>();
+  return base::table<Table>();
 }
 
 }  // namespace
@@ -82,20 +55,20 @@ const char* active_isa() {
   return names[isa()];
 }
 
-template <> const Kernels<float>& kernels<float>() { return pick<float>(); }
-template <> const Kernels<double>& kernels<double>() { return pick<double>(); }
+#define M2AE_PICK(Table) \
+  template <> const Table& of_processor<Table>() { return pick<Table>(); }
 
-template <> const PatchKernels<float>& patch_kernels<float>() { return pick_patches<float>(); }
-template <> const PatchKernels<double>& patch_kernels<double>() { return pick_patches<double>(); }
-template <> const PatchKernels<Bf16>& patch_kernels<Bf16>() { return pick_patches<Bf16>(); }
-
-template <> const AttentionKernels<float>& attention_kernels<float>() { return pick_attention<float>(); }
-template <> const AttentionKernels<double>& attention_kernels<double>() { return pick_attention<double>(); }
-template <> const AttentionKernels<Bf16>& attention_kernels<Bf16>() { return pick_attention<Bf16>(); }
-
-template <> const RowKernels<float>& row_kernels<float>() { return pick_rows<float>(); }
-template <> const RowKernels<double>& row_kernels<double>() { return pick_rows<double>(); }
-template <> const RowKernels<Bf16>& row_kernels<Bf16>() { return pick_rows<Bf16>(); }
+M2AE_PICK(Kernels<float>)
+M2AE_PICK(Kernels<double>)
+M2AE_PICK(PatchKernels<float>)
+M2AE_PICK(PatchKernels<double>)
+M2AE_PICK(PatchKernels<Bf16>)
+M2AE_PICK(AttentionKernels<float>)
+M2AE_PICK(AttentionKernels<double>)
+M2AE_PICK(AttentionKernels<Bf16>)
+M2AE_PICK(RowKernels<float>)
+M2AE_PICK(RowKernels<double>)
+M2AE_PICK(RowKernels<Bf16>)
 
 }  // namespace m2ae
 

@@ -177,19 +177,22 @@ constexpr size_t search_scratch(int64_t count) {
 // Name of the instruction set in use, after M2AE_CPU (avx512 | avx2 | base) has had its say.
 const char* active_isa();
 
-template <typename T> const Kernels<T>& kernels();
-template <> const Kernels<float>& kernels<float>();
-template <> const Kernels<double>& kernels<double>();
+// A table of kernels has a form for each instruction set, in a file that is compiled for it, and `of_processor` is the one that the
+// processor at hand runs best.
+template <typename Table> const Table& of_processor();
+namespace base { template <typename Table> const Table& table(); }
+namespace avx2 { template <typename Table> const Table& table(); }
+namespace avx512 { template <typename Table> const Table& table(); }
 
-// One table per instruction set, each in a file of its own that is compiled for it.
-#define M2AE_DECLARE_TABLES(isa)                          \
-  namespace isa {                                         \
-  template <typename T> const Kernels<T>& table();        \
-  template <> const Kernels<float>& table<float>();       \
-  template <> const Kernels<double>& table<double>();     \
-  }
-M2AE_DECLARE_TABLES(base)
-M2AE_DECLARE_TABLES(avx2)
-M2AE_DECLARE_TABLES(avx512)
+#define M2AE_DECLARE_TABLE(Table)                  \
+  template <> const Table& of_processor<Table>();  \
+  template <> const Table& base::table<Table>();   \
+  template <> const Table& avx2::table<Table>();   \
+  template <> const Table& avx512::table<Table>();
+
+M2AE_DECLARE_TABLE(Kernels<float>)
+M2AE_DECLARE_TABLE(Kernels<double>)
+
+template <typename T> const Kernels<T>& kernels() { return of_processor<Kernels<T>>(); }
 
 }  // namespace m2ae

@@ -27,7 +27,7 @@ constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<
 
 }  // namespace
 
-template <> const Kernels<float>& table<float>() { return kTable<float>; }
-template <> const Kernels<double>& table<double>() { return kTable<double>; }
+template <> const Kernels<float>& table<Kernels<float>>() { return kTable<float>; }
+template <> const Kernels<double>& table<Kernels<double>>() { return kTable<double>; }
 
 }  // namespace m2ae::M2AE_ISA

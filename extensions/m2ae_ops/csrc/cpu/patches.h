@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace m2ae {
 
 struct Bf16 {  // the upper half of a float32
@@ -63,20 +65,10 @@ struct PatchKernels {
                         int64_t channels, S* out, R* group_sums, R* scratch);
 };
 
-template <typename S> const PatchKernels<S>& patch_kernels();
-template <> const PatchKernels<float>& patch_kernels<float>();
-template <> const PatchKernels<double>& patch_kernels<double>();
-template <> const PatchKernels<Bf16>& patch_kernels<Bf16>();
+M2AE_DECLARE_TABLE(PatchKernels<float>)
+M2AE_DECLARE_TABLE(PatchKernels<double>)
+M2AE_DECLARE_TABLE(PatchKernels<Bf16>)
 
-#define M2AE_DECLARE_PATCH_TABLES(isa)                             \
-  namespace isa {                                                  \
-  template <typename S> const PatchKernels<S>& patch_table();      \
-  template <> const PatchKernels<float>& patch_table<float>();     \
-  template <> const PatchKernels<double>& patch_table<double>();   \
-  template <> const PatchKernels<Bf16>& patch_table<Bf16>();       \
-  }
-M2AE_DECLARE_PATCH_TABLES(base)
-M2AE_DECLARE_PATCH_TABLES(avx2)
-M2AE_DECLARE_PATCH_TABLES(avx512)
+template <typename S> const PatchKernels<S>& patch_kernels() { return of_processor<PatchKernels<S>>(); }
 
 }  // namespace m2ae

@@ -302,8 +302,8 @@ constexpr PatchKernels<S> kPatchTable{group_max<S>, join<S>,      norm_relu<S>, 
 
 }  // namespace
 
-template <> const PatchKernels<float>& patch_table<float>() { return kPatchTable<float>; }
-template <> const PatchKernels<double>& patch_table<double>() { return kPatchTable<double>; }
-template <> const PatchKernels<Bf16>& patch_table<Bf16>() { return kPatchTable<Bf16>; }
+template <> const PatchKernels<float>& table<PatchKernels<float>>() { return kPatchTable<float>; }
+template <> const PatchKernels<double>& table<PatchKernels<double>>() { return kPatchTable<double>; }
+template <> const PatchKernels<Bf16>& table<PatchKernels<Bf16>>() { return kPatchTable<Bf16>; }
 
 }  // namespace m2ae::M2AE_ISA

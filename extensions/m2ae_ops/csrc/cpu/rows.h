@@ -18,20 +18,10 @@ struct RowKernels {
                              int64_t channels, S* out);
 };
 
-template <typename S> const RowKernels<S>& row_kernels();
-template <> const RowKernels<float>& row_kernels<float>();
-template <> const RowKernels<double>& row_kernels<double>();
-template <> const RowKernels<Bf16>& row_kernels<Bf16>();
+M2AE_DECLARE_TABLE(RowKernels<float>)
+M2AE_DECLARE_TABLE(RowKernels<double>)
+M2AE_DECLARE_TABLE(RowKernels<Bf16>)
 
-#define M2AE_DECLARE_ROW_TABLES(isa)                             \
-  namespace isa {                                                \
-  template <typename S> const RowKernels<S>& row_table();        \
-  template <> const RowKernels<float>& row_table<float>();       \
-  template <> const RowKernels<double>& row_table<double>();     \
-  template <> const RowKernels<Bf16>& row_table<Bf16>();         \
-  }
-M2AE_DECLARE_ROW_TABLES(base)
-M2AE_DECLARE_ROW_TABLES(avx2)
-M2AE_DECLARE_ROW_TABLES(avx512)
+template <typename S> const RowKernels<S>& row_kernels() { return of_processor<RowKernels<S>>(); }
 
 }  // namespace m2ae

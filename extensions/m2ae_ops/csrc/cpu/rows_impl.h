@@ -114,8 +114,8 @@ constexpr RowKernels<S> kRowTable{row_sums<S>, norm_relu_sums<S>, norm_relu_back
 
 }  // namespace
 
-template <> const RowKernels<float>& row_table<float>() { return kRowTable<float>; }
-template <> const RowKernels<double>& row_table<double>() { return kRowTable<double>; }
-template <> const RowKernels<Bf16>& row_table<Bf16>() { return kRowTable<Bf16>; }
+template <> const RowKernels<float>& table<RowKernels<float>>() { return kRowTable<float>; }
+template <> const RowKernels<double>& table<RowKernels<double>>() { return kRowTable<double>; }
+template <> const RowKernels<Bf16>& table<RowKernels<Bf16>>() { return kRowTable<Bf16>; }
 
 }  // namespace m2ae::M2AE_ISA
