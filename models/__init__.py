@@ -1,7 +1,7 @@
 """Models by registered NAME, and the weights that go into them."""
 
 from models import (  # noqa: F401  register their NAMEs
-    classifier,
+    classifier_parts,
     gm3d,
     gm3d_point_m2ae,
     i2p_mae,

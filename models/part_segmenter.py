@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import classifier
+from models import classifier_parts
 from models.encoder import SingleScaleConfig, build_encoder, check_patches
 from models.hierarchy import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
@@ -252,12 +252,12 @@ def encode_all_scales(model: nn.Module, pyramid: Pyramid) -> Tokens:
 HIERARCHICAL = SegmenterPart(
     method="point-m2ae",
     build=build_normed_hierarchy,
-    group=classifier.group_scales,
+    group=classifier_parts.group_scales,
     tokens=encode_all_scales,
     joining=BY_SCALE,
-    ignored=(*classifier.HIERARCHICAL.ignored, "rec_head", "clip_model."),  # the latter two are of I2P-MAE
-    renamed=classifier.HIERARCHICAL.renamed,
-    methods=(*classifier.HIERARCHICAL.methods, "i2p-mae"),
+    ignored=(*classifier_parts.HIERARCHICAL.ignored, "rec_head", "clip_model."),  # the latter two are of I2P-MAE
+    renamed=classifier_parts.HIERARCHICAL.renamed,
+    methods=(*classifier_parts.HIERARCHICAL.methods, "i2p-mae"),
 )
 
 
@@ -304,11 +304,11 @@ def encode_with_taps(model: nn.Module, pyramid: Pyramid) -> Tokens:
 SINGLE_SCALE = SegmenterPart(
     method="point-mae",
     build=build_single_scale,
-    group=classifier.group_patches,
+    group=classifier_parts.group_patches,
     tokens=encode_with_taps,
     joining=BY_TAPS,
     # As published, GM3D's segmenter is this one: its encoder's norm goes by another name, and it has a second one in vain.
-    ignored=(*classifier.SINGLE_SCALE.ignored, *classifier.GUIDED.ignored, "norm_p."),
+    ignored=(*classifier_parts.SINGLE_SCALE.ignored, *classifier_parts.GUIDED.ignored, "norm_p."),
     renamed=(("MAE_encoder.norm_p.", "norm."), ("MAE_encoder.", "")),
     methods=("gm3d",),
 )
@@ -371,7 +371,7 @@ GATED = replace(
     method="inter-mae",
     build=build_gated,
     # The gate is without a place only where the old patch embedding is.
-    ignored=(*classifier.GATED.ignored, "encoder.first_trans."),
+    ignored=(*classifier_parts.GATED.ignored, "encoder.first_trans."),
     renamed=(("MAE_encoder.", ""),),
     methods=(),
     legacy=("old_patch_encoder",),
