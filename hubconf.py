@@ -45,7 +45,7 @@ def gm3d_point_m2ae(ckpts=None, **keys):
 
 def _build(name: str, ckpts: str | None, keys: dict):
     from models import build_model, load_weights
-    from utils.checkpoint import read_checkpoint
+    from utils.files import read_checkpoint
 
     saved = {} if ckpts is None else _saved_keys(read_checkpoint(ckpts), name)
     model = build_model({**saved, "NAME": name, **keys})

@@ -5,8 +5,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
+from utils.config.cli import parse_args
 from utils.errors import UserError
-from utils.parser import parse_args
 
 Results = dict[str, float]  # what a run was worth, by what it is
 
@@ -77,22 +77,22 @@ def dispatch(run) -> Results:
     if args.predict:
         raise UserError(f"--predict: {run.config.model.NAME} names no parts; use a recipe of cfgs/segmentation/")
     if args.corruptions:
-        from tools.runner_corruptions import run_corruptions
+        from tools.corruptions import run_corruptions
 
         return run_corruptions(run)
     if args.test:
-        from tools.runner_test import run_test
+        from tools.test import run_test
 
         return run_test(run)
     if args.test_svm:
-        from tools.runner_svm import run_svm
+        from tools.svm import run_svm
 
         return run_svm(run)
     if args.finetune_model or args.scratch_model:
-        from tools.runner_finetune import run_finetune
+        from tools.finetune import run_finetune
 
         return run_finetune(run)
-    from tools.runner_pretrain import run_pretrain
+    from tools.pretrain import run_pretrain
 
     return run_pretrain(run)
 

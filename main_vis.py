@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from main import run_command
+from utils.config.cli import build_parser, parse_args
 from utils.errors import UserError
-from utils.parser import build_parser, parse_args
 
 # Flags of main.py that ask for something else than a look.
 OUT_OF_PLACE = (
@@ -68,7 +68,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _visualise(run) -> None:
-    from tools.runner_vis import run_vis
+    from tools.vis import run_vis
 
     run_vis(run)
 

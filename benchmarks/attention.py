@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.timing import machine
 from datasets import build_dataset
 from extensions import attention, fps, gather
-from models.hierarchy import WORTH_ORDERING, pairwise_distance
+from models.hierarchical import WORTH_ORDERING, pairwise_distance
 from models.layers.attention import attention_bias
 from models.layers.group import neighborly_order
 from utils.memory import keep_freed_memory

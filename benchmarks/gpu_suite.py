@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from benchmarks import gpu_embed
-from utils.checkpoint import write_atomic
+from utils.files import write_atomic
 
 CLOUDS, EPOCHS = 41_952, 300  # ShapeNet-55 and the published number of epochs
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from datasets import build_dataset
 from models import build_model, i2p_mae
-from models.image_teacher import build_teacher
-from models.projection import lift
+from models.images.projection import lift
+from models.images.teacher import build_teacher
 from tools.training import peak_memory_mb
 from utils.provenance import provenance
 
@@ -35,7 +35,7 @@ FEWEST_CLOUDS = 20  # one a class of the built-in set
 
 
 def dense_lift(maps: Tensor, pixels: Tensor, size: int) -> Tensor:
-    """Read maps as `models.projection.lift` does, from maps enlarged to size x size."""
+    """Read maps as `models.images.projection.lift` does, from maps enlarged to size x size."""
     enlarged = F.interpolate(maps.float(), size=(size, size), mode="bicubic", align_corners=False).flatten(2)
     place = (pixels[..., 0] * size + pixels[..., 1]).unsqueeze(1).expand(-1, maps.shape[1], -1)
     return enlarged.gather(2, place).transpose(1, 2)

@@ -37,8 +37,8 @@ from tools.context import RunContext, choose_device
 from tools.engine import AUTOCAST_DTYPES, autocast, update
 from tools.launch import open_run
 from tools.steps import Step
-from utils.checkpoint import write_atomic
-from utils.parser import parse_args
+from utils.config.cli import parse_args
+from utils.files import write_atomic
 from utils.provenance import ROOT, git_revision, provenance
 
 PHASES = ("augmentation", "grouping", "guidance", "embedding", "blocks", "rest of forward", "backward", "optimizer")

@@ -24,7 +24,7 @@ from datasets.part_table import owned_parts
 from models import MODELS, build_model, load_weights
 from models.layers.propagate import interpolate
 from segmentation.metrics import PartScores, score_parts
-from utils.config import load_config
+from utils.config.load import load_config
 
 NEIGHBORS = 5
 POINTS = 256  # of each cloud that are compared; the encoder sees all

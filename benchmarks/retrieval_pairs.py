@@ -19,9 +19,9 @@ from models import MODELS, build_model
 from tools.context import RunContext
 from tools.guides.inter_mae import PictureGuide, build
 from tools.retrieval import retrieval
-from tools.runner_svm import LinearProbe
-from utils.checkpoint import read_checkpoint, write_atomic
-from utils.config import saved_config
+from tools.svm import LinearProbe
+from utils.config.load import saved_config
+from utils.files import read_checkpoint, write_atomic
 from utils.seed import seed_everything
 
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.step_cases import FEWEST_CLOUDS, METHODS, SIZES, write_recipe
-from utils.checkpoint import write_atomic
+from utils.files import write_atomic
 from utils.provenance import ROOT, provenance
 
 

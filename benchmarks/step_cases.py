@@ -18,13 +18,13 @@ from models.layers.transformer import Block
 from segmentation.runner import build_segmenter, segmentation_step
 from tools.context import RunContext, build_pretraining_model
 from tools.engine import StopRequest
+from tools.finetune import build_classifier, classification_step
 from tools.guides import Guide, build_guide
-from tools.runner_finetune import build_classifier, classification_step
-from tools.runner_pretrain import DISPLAY, pretraining_step
+from tools.pretrain import DISPLAY, pretraining_step
 from tools.steps import Step
 from tools.training import Training, open_state
+from utils.config.yaml import read_yaml
 from utils.provenance import ROOT
-from utils.yaml_files import read_yaml
 
 METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
 TEACHERS = {"gm3d": "Point_MAE", "gm3d-point-m2ae": "Point_M2AE"}

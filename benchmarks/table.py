@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from benchmarks.case import DISTRIBUTIONS
-from utils.checkpoint import write_atomic
+from utils.files import write_atomic
 
 GPU = "GPU"
 

@@ -27,9 +27,9 @@ from models.point_m2ae import PointM2AEConfig
 from tools.augment import augment
 from tools.engine import AUTOCAST_DTYPES, autocast, update
 from tools.optim import build_optimizer, parameter_groups
+from utils.config.schema import OptimizerConfig, OptimizerKwargs
 from utils.memory import keep_freed_memory
 from utils.provenance import provenance
-from utils.run_config import OptimizerConfig, OptimizerKwargs
 
 PHASES = ("augmentation", "grouping", "masking", "embedding", "encoder", "decoder", "loss", "backward", "optimizer")
 SIDES = ("baseline fp32", "baseline bf16", "ours fp32", "ours bf16")

@@ -13,12 +13,12 @@ import torch
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_finite, check_subset
+from datasets.formats.safe_pickle import read_arrays
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
-from datasets.safe_pickle import read_arrays
 from datasets.transforms import normalize_unit_sphere
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 from utils.seed import generator
 
 TEST_CLOUDS = 20  # of each class in a fold, as published

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from datasets.cache import Recipe, cached
-from datasets.cloud_files import FORMATS, cloud_files, read_cloud, resample
 from datasets.clouds import SUBSETS, CloudSet, check_subset
+from datasets.formats.cloud_files import FORMATS, cloud_files, read_cloud, resample
 from datasets.paths import require
 from datasets.registry import DATASETS
 from utils.errors import UserError

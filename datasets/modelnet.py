@@ -8,7 +8,7 @@ import numpy as np
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
-from datasets.hdf5 import inspect, read_chunks
+from datasets.formats.hdf5 import inspect, read_chunks
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError

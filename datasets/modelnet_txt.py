@@ -15,9 +15,9 @@ import torch
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_finite, check_subset
+from datasets.formats.safe_pickle import read_arrays
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
-from datasets.safe_pickle import read_arrays
 from datasets.transforms import normalize_unit_sphere
 from extensions import fps
 from utils.errors import UserError, suggest

@@ -118,8 +118,8 @@ def run_few_shot(args: argparse.Namespace) -> int:
 
 def _source(args: argparse.Namespace, subset: str):
     from datasets import DATASETS
-    from utils.config import with_root
-    from utils.yaml_files import parse_value, read_yaml
+    from utils.config.load import with_root
+    from utils.config.yaml import parse_value, read_yaml
 
     if args.source.endswith((".yaml", ".yml")):
         keys = read_yaml(args.source)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.cache import Recipe, cached
-from datasets.cloud_files import read_cloud
 from datasets.clouds import CloudSet, check_subset
+from datasets.formats.cloud_files import read_cloud
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError

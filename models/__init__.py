@@ -6,7 +6,7 @@ from models import (  # noqa: F401  register their NAMEs
     gm3d_point_m2ae,
     i2p_mae,
     inter_mae,
-    part_segmenter,
+    segmenter,
     point_m2ae,
     point_mae,
 )

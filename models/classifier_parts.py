@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from models.classifier import Classifier, EncoderPart, check_classifier_keys
 from models.complexity import COMPLEXITY_KEYS
-from models.encoder import SingleScaleConfig, build_encoder, check_patches
-from models.hierarchy import HierarchicalEncoder
+from models.hierarchical import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
 from models.layers.gated import GatedPatchEmbed
 from models.layers.group import Pyramid, group_pyramid
 from models.point_m2ae import HierarchyConfig
 from models.registry import MODELS
+from models.single_scale import SingleScaleConfig, build_encoder, check_patches
 
 
 def build_local_encoder(model: nn.Module, config: HierarchyConfig) -> int:

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoder import decoder_blocks, with_placeholders
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.losses import mean_loss, rank_correlation, ranking_loss, regression_loss
 from models.masking import KnownMask, curriculum, guided_mask, hide_groups
+from models.single_scale import decoder_blocks, with_placeholders
 from models.teachers import Complete, FrozenTeacher
 
 # What the branch is called in a checkpoint.

@@ -24,7 +24,6 @@ from models.complexity import (
     guided_losses,
     predict_complexity,
 )
-from models.encoder import POSITION_HIDDEN, MaskedEncoder, beside_patches, decode, decoder_blocks
 from models.layers.embed import position_embed
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
@@ -33,6 +32,7 @@ from models.losses import feature_distance, patch_losses
 from models.masking import KnownMask, split_groups
 from models.point_mae import PointMAEConfig
 from models.registry import MODELS
+from models.single_scale import POSITION_HIDDEN, MaskedEncoder, beside_patches, decode, decoder_blocks
 
 
 @dataclass

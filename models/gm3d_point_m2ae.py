@@ -24,9 +24,9 @@ from models.complexity import (
     guided_losses,
     predict_complexity,
 )
-from models.hierarchy import beside_patches, decode
+from models.hierarchical import beside_patches, decode
 from models.layers.group import Pyramid
-from models.layers.ragged import Rows, rows_of
+from models.layers.packing import Rows, rows_of
 from models.losses import feature_distance, patch_losses
 from models.masking import KnownMask, back_project, split_groups
 from models.point_m2ae import PointM2AE, PointM2AEConfig

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.hierarchy import build_autoencoder, compare_patches, decode, encode_visible
-from models.image_teacher import Seen, TeacherConfig
+from models.hierarchical import build_autoencoder, compare_patches, decode, encode_visible
+from models.images.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
+from models.images.teacher import Seen, TeacherConfig
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
-from models.layers.ragged import Rows, packed_rows, rows_of
+from models.layers.packing import Rows, packed_rows, rows_of
 from models.legacy import legacy_names
 from models.losses import mean_loss
 from models.masking import KnownMask, hide_groups, hide_pyramid, image_guided_mask
 from models.point_m2ae import PointM2AEConfig
-from models.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from models.registry import MODELS
 
 # Published names of image encoders -> timm's.

@@ -12,7 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoder import (
+from models.images.branch import ImageBranchConfig
+from models.layers.gated import GatedPatchEmbed
+from models.layers.group import Pyramid, group_pyramid
+from models.layers.heads import projection_head
+from models.layers.norm import PointwiseConv
+from models.legacy import legacy_names
+from models.losses import nt_xent
+from models.masking import KnownMask, split_groups
+from models.registry import MODELS
+from models.single_scale import (
     MaskedEncoder,
     SingleScaleConfig,
     build_decoder,
@@ -23,15 +32,6 @@ from models.encoder import (
     decode,
     hide,
 )
-from models.images import ImageBranchConfig
-from models.layers.gated import GatedPatchEmbed
-from models.layers.group import Pyramid, group_pyramid
-from models.layers.heads import projection_head
-from models.layers.norm import PointwiseConv
-from models.legacy import legacy_names
-from models.losses import nt_xent
-from models.masking import KnownMask, split_groups
-from models.registry import MODELS
 
 FEATURES = 256  # F
 

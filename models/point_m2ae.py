@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from models.hierarchy import build_autoencoder, compare_patches, decode, encode_visible
+from models.hierarchical import build_autoencoder, compare_patches, decode, encode_visible
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import PointwiseConv
-from models.layers.ragged import rows_of
+from models.layers.packing import rows_of
 from models.legacy import legacy_names
 from models.masking import KnownMask, hide_groups, hide_pyramid
 from models.registry import MODELS

@@ -9,7 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.encoder import (
+from models.layers.group import Pyramid, group_pyramid
+from models.layers.norm import PointwiseConv
+from models.legacy import legacy_names
+from models.masking import KnownMask, split_groups
+from models.registry import MODELS
+from models.single_scale import (
     MaskedEncoder,
     SingleScaleConfig,
     build_decoder,
@@ -20,11 +25,6 @@ from models.encoder import (
     decode,
     hide,
 )
-from models.layers.group import Pyramid, group_pyramid
-from models.layers.norm import PointwiseConv
-from models.legacy import legacy_names
-from models.masking import KnownMask, split_groups
-from models.registry import MODELS
 
 
 @dataclass

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.hierarchy import decode as decode_pyramid
+from models.hierarchical import decode as decode_pyramid
 from models.layers.group import Pyramid
 from models.masking import back_project
 from models.registry import MODELS
 from models.weights import load_weights, method_of
-from utils.checkpoint import read_checkpoint
+from utils.config.merge import to_dict
 from utils.errors import UserError
-from utils.merge import to_dict
+from utils.files import read_checkpoint
 
 
 class EmaTeacher(nn.Module):

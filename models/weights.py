@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 # Where the published programs, and ours, keep the weights inside a checkpoint.
 _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")

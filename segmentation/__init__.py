@@ -1,1 +1,1 @@
-"""Part segmentation: its own runner, metrics and published command; the models are those of `models/part_segmenter.py`."""
+"""Part segmentation: its own runner, metrics and published command; the models are those of `models/segmenter.py`."""

@@ -15,9 +15,9 @@ from datasets.batches import Batch
 from datasets.part_table import owned_parts
 from datasets.transforms import draw_uniform_scale_offset
 from segmentation.metrics import PartScores, restricted_argmax, score_parts
-from tools.classification import PASSES, Vote
 from tools.context import RunContext
 from tools.engine import autocast
+from tools.evaluate import PASSES, Vote
 from utils.errors import UserError
 from utils.seed import generator
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.formats.ply import write_ply
 from segmentation.judge import PartJudge
 from segmentation.metrics import PartScores
 from tools.context import RunContext
-from tools.ply import write_ply
-from tools.report import GalleryItem, Section, write_report
-from tools.report_parts.charts import Series, line_chart
-from tools.report_parts.clouds import CATEGORIES
-from tools.report_parts.confusion import confusion_section
-from tools.report_parts.markup import MISSING, table
-from tools.report_parts.runlog import curve, read_rows
-from utils.checkpoint import write_atomic
+from tools.report.charts import Series, line_chart
+from tools.report.clouds import CATEGORIES
+from tools.report.confusion import confusion_section
+from tools.report.markup import MISSING, table
+from tools.report.page import GalleryItem, Section, write_report
+from tools.report.runlog import curve, read_rows
+from utils.files import write_atomic
 
 MOST_ROWS = 24  # of the gallery, one a category
 

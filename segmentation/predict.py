@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets.cloud_files import cloud_files, read_cloud, resample
+from datasets.formats.cloud_files import cloud_files, read_cloud, resample
 from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
 from datasets.transforms import normalize_unit_sphere
 from segmentation.metrics import restricted_argmax
@@ -16,9 +16,9 @@ from segmentation.pages import part_item, write_parts
 from segmentation.runner import load_segmenter
 from tools.context import RunContext
 from tools.engine import autocast
-from tools.report import write_report
-from utils.checkpoint import write_atomic
+from tools.report.page import write_report
 from utils.errors import UserError, suggest
+from utils.files import write_atomic
 
 MOST_ROWS = 24  # of the gallery
 PUBLISHED = (16, 50)  # categories and parts of ShapeNetPart

@@ -15,13 +15,13 @@ from tools.compile import compile_regions, follows_data
 from tools.context import RunContext
 from tools.engine import StopRequest
 from tools.optim import check_training
-from tools.report_parts.runlog import read_rows
+from tools.report.runlog import read_rows
 from tools.steps import Step
 from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
-from utils.checkpoint import read_checkpoint, save_checkpoint
-from utils.config import save_config
+from utils.config.yaml import save_config
 from utils.dist import is_main
 from utils.errors import UserError
+from utils.files import read_checkpoint, save_checkpoint
 
 DISPLAY = Display(
     scale=1.0, epoch_tag="Loss/Epoch/Loss", batch_tags={"loss": "Loss", "lr": "LR", "accuracy": "TrainAcc"}

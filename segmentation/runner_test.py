@@ -9,8 +9,8 @@ from segmentation.judge import PartJudge, check_set
 from segmentation.pages import write_pages
 from segmentation.runner import SCORES, load_segmenter
 from tools.context import RunContext
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 
 
 def run_test(run: RunContext) -> dict[str, float]:

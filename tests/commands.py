@@ -12,8 +12,8 @@ import torch
 import main
 from datasets import DATASETS
 from models import MODELS, build_model
-from utils.checkpoint import read_checkpoint
-from utils.config import load_config
+from utils.config.load import load_config
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 TIMING = {"seconds", "samples_per_second", "memory_mb"}

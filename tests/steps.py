@@ -14,15 +14,15 @@ from models import MODELS, build_model
 from segmentation.runner import segmentation_step
 from tests.runs import quiet_run
 from tools.augment import augment
-from tools.classification import training_points
 from tools.context import RunContext
 from tools.engine import autocast
+from tools.evaluate import training_points
+from tools.finetune import classification_step
 from tools.guides import Guide, build_guide
-from tools.runner_finetune import classification_step
-from tools.runner_pretrain import pretraining_step
+from tools.pretrain import pretraining_step
 from tools.steps import Step
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config
+from utils.config.load import load_config
+from utils.files import save_checkpoint
 from utils.seed import generator
 
 RECIPES = Path(__file__).parent.parent / "cfgs"

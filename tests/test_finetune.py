@@ -9,9 +9,9 @@ import torch
 
 import main
 from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
-from tools import runner_finetune
-from utils.checkpoint import read_checkpoint
-from utils.yaml_files import read_yaml
+from tools import finetune as runner_finetune
+from utils.config.yaml import read_yaml
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("experiments/fine-tuning/point-mae/debug")

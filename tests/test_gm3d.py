@@ -12,9 +12,9 @@ import main
 import main_finetune
 import main_pretrain
 from tests.commands import run_in_two_processes
-from tools import runner_pretrain
+from tools import pretrain as runner_pretrain
 from tools.guides.gm3d import map_distances
-from utils.checkpoint import read_checkpoint
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SMALLER = [

@@ -11,10 +11,10 @@ import torch
 
 from models import build_model
 from tests.models.small import SMALL
-from utils.checkpoint import save_checkpoint
+from utils.config.yaml import read_yaml
 from utils.errors import UserError
+from utils.files import save_checkpoint
 from utils.recipes import METHODS
-from utils.yaml_files import read_yaml
 
 ROOT = Path(__file__).parent.parent
 KEYS = {key: value for key, value in SMALL.items() if key != "NAME"}

@@ -12,10 +12,11 @@ import yaml
 
 import main
 from models import build_model, load_weights
-from models.clip_layout import clip_keys
+from models.images.clip_layout import clip_keys
 from tests.commands import run_in_two_processes
-from tools import export_published, runner_pretrain
-from utils.checkpoint import read_checkpoint
+from tools import export as export_published
+from tools import pretrain as runner_pretrain
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("experiments/debug/i2p-mae")

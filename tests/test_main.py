@@ -14,8 +14,8 @@ import torch
 
 import main
 from tests.commands import run_in_two_processes
-from tools import runner_pretrain
-from utils.checkpoint import read_checkpoint
+from tools import pretrain as runner_pretrain
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "cfgs" / "debug" / "point-m2ae.yaml"

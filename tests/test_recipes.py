@@ -8,7 +8,8 @@ import torch
 from datasets import DATASETS, build_dataset
 from models import MODELS, build_model
 from tools.optim import build_optimizer, build_schedule, check_training
-from utils.config import load_config, to_dict
+from utils.config.load import load_config
+from utils.config.merge import to_dict
 
 ROOT = Path(__file__).parent.parent
 RECIPES = [path for path in sorted((ROOT / "cfgs").rglob("*.yaml")) if path.parent.name != "dataset"]

@@ -9,8 +9,8 @@ import torch
 from models.masking import hide_groups
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
 from tests.watch import HostWaits
-from tools.classification import subset
 from tools.engine import EpochLog, train_one_epoch, update
+from tools.evaluate import subset
 from tools.optim import build_optimizer
 from utils import transfer
 

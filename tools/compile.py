@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.hierarchy import HierarchicalEncoder
+from models.hierarchical import HierarchicalEncoder
 from models.layers.embed import PatchEmbed
 from models.layers.transformer import Block
 

@@ -11,10 +11,11 @@ from torch import nn
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from models import build_model
-from utils.config import RunConfig, to_dict
+from utils.config.merge import to_dict
+from utils.config.schema import RunConfig
 from utils.dist import rank, world_size
 from utils.errors import UserError
-from utils.logger import Logger
+from utils.log import Logger
 
 
 @dataclass

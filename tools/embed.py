@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.cloud_files import cloud_files
+from datasets.formats.cloud_files import cloud_files
 from tools.context import choose_device
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 
 BEST = 3  # classes of the table of predictions
 _LOG = logging.getLogger("m2ae.embed")

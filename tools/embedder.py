@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from datasets import DATASETS
-from datasets.cloud_files import read_cloud
+from datasets.formats.cloud_files import read_cloud
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
 from models.weights import method_of
-from tools.classification import farthest
 from tools.engine import autocast
-from tools.points import points_needed, points_seen, repeat_points
-from utils.checkpoint import read_checkpoint
-from utils.config import RunConfig, load_config, saved_config
+from tools.evaluate import farthest
+from tools.sampling import points_needed, points_seen, repeat_points
+from utils.config.load import load_config, saved_config
+from utils.config.schema import RunConfig
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 SURFACE_POINTS = 8192  # drawn of a mesh, or as many as the model sees where that is more
 REPORT_SECONDS = 10.0  # between two lines of progress

@@ -11,7 +11,7 @@ from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from extensions import fps
 from models.layers.group import Pyramid
-from tools.report import GalleryItem
+from tools.report.page import GalleryItem
 from utils.seed import generator
 
 

@@ -10,12 +10,13 @@ from models import MODELS
 from models.weights import method_of
 from tools.context import RunContext
 from tools.engine import check_precision
-from utils.checkpoint import read_checkpoint, write_atomic
-from utils.config import load_config, read_yaml, save_config
+from utils.config.cli import experiment_folder
+from utils.config.load import load_config
+from utils.config.yaml import read_yaml, save_config
 from utils.dist import barrier, is_main, rank
 from utils.errors import UserError
-from utils.logger import Logger
-from utils.parser import experiment_folder
+from utils.files import read_checkpoint, write_atomic
+from utils.log import Logger
 from utils.provenance import provenance
 from utils.recipes import find_recipe
 

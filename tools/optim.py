@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from utils.config import OptimizerConfig, RunConfig, SchedulerConfig
+from utils.config.schema import BNMomentumConfig, OptimizerConfig, RunConfig, SchedulerConfig
 from utils.errors import UserError
-from utils.run_config import BNMomentumConfig
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam, "SGD": torch.optim.SGD}
 

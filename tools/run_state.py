@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 FORMAT = 1
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 
-from utils.checkpoint import write_atomic
-from utils.parser import FOLDS, experiment_folder
+from utils.config.cli import FOLDS, experiment_folder
+from utils.files import write_atomic
 from utils.recipes import find_recipe
 
 

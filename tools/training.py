@@ -20,11 +20,11 @@ from tools.graphs import StepGraph, open_graph
 from tools.optim import batch_norm_momentum, build_optimizer, build_schedule
 from tools.run_state import RunState
 from tools.steps import SideStream, Step, map_tensors
-from utils.checkpoint import save_checkpoint
-from utils.config import RunConfig
+from utils.config.schema import RunConfig
 from utils.dist import barrier, is_main, rank, world_size
 from utils.errors import UserError
-from utils.logger import MetricsWriter
+from utils.files import save_checkpoint
+from utils.log import MetricsWriter
 from utils.seed import generator, step_seed
 
 

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils.checkpoint import write_atomic
+from utils.files import write_atomic
 
 
 def drop_scalars(paths: Iterable[Path], tag: str, first_step: int) -> None:

@@ -8,10 +8,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from utils.config.cli import build_parser, parse_args
+from utils.config.yaml import read_yaml
 from utils.errors import UserError
-from utils.parser import build_parser, parse_args
 from utils.recipes import below_cfgs, find_recipe
-from utils.yaml_files import read_yaml
 
 # Class names in published files -> ours: the files repeat those of the base methods.
 PRETRAINING_NAMES = {"Point_MAE": "GM3D", "Point_M2AE": "GM3D_Point_M2AE"}

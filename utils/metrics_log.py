@@ -8,9 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import explain_write, write_atomic
 from utils.errors import UserError
 from utils.event_files import drop_scalars
+from utils.files import explain_write, write_atomic
 
 _LOG = logging.getLogger("m2ae.metrics")
 JUDGEMENTS = ("svm", "val", "vote", "parts", "parts_vote")  # kinds of rows that an evaluation writes

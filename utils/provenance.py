@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from utils.merge import to_dict
+from utils.config.merge import to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 

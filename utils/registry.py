@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from utils.config.merge import merge
 from utils.errors import UserError, suggest
-from utils.merge import merge
 
 
 @dataclasses.dataclass(frozen=True)

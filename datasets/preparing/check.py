@@ -11,12 +11,12 @@ import numpy as np
 from datasets.clouds import SUBSETS, check_labels
 from datasets.few_shot import TEST_CLOUDS
 from datasets.folder import FolderConfig, find_files
-from datasets.hdf5 import inspect, read_labels
+from datasets.formats.hdf5 import inspect, read_labels
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.preparing.layouts import Layout
 from datasets.registry import DATASETS
 from datasets.scanobjectnn import CLASSES, FILES
-from utils.config import with_root
+from utils.config.load import with_root
 from utils.errors import UserError
 
 SETTINGS = [(way, shot) for way in (5, 10) for shot in (10, 20)]

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.cloud_files import cloud_files, is_mesh, read_cloud, resample, sample_surface
 from datasets.clouds import SUBSETS
 from datasets.folder import FolderConfig, find_files
+from datasets.formats.cloud_files import cloud_files, is_mesh, read_cloud, resample, sample_surface
 from datasets.normals import estimate_normals
 from datasets.preparing.progress import Progress
 from datasets.preparing.render import RenderSettings, draw_file, write_pictures
 from datasets.preparing.targets import TARGETS, Cloud, encode, place
-from utils.checkpoint import write_atomic
 from utils.errors import UserError, suggest
+from utils.files import write_atomic
 
 FORMAT = 1  # of what is written; another number makes earlier work stale
 PLAN = ".convert.json"

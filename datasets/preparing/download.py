@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datasets.preparing.progress import Progress
-from utils.checkpoint import explain_write
 from utils.errors import UserError
+from utils.files import explain_write
 
 BLOCK = 1 << 16
 TIMEOUT = (20, 60)  # seconds to connect, and between two pieces

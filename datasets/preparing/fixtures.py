@@ -17,16 +17,16 @@ import torch
 from datasets.clouds import SUBSETS, CloudSet
 from datasets.few_shot import TEST_CLOUDS, write_folds
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
+from datasets.pictures.rendering import orbit, render_clouds
 from datasets.preparing.check import FOLDS, SETTINGS
 from datasets.preparing.layouts import Layout
 from datasets.preparing.render import write_pictures
 from datasets.preparing.targets import encode
-from datasets.rendering import orbit, render_clouds
 from datasets.scanobjectnn import CLASSES, FILES
 from datasets.synthetic import CATEGORIES, PART_IDS, SyntheticConfig, read_synthetic
 from extensions import fps
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 
 DAT_POINTS = 8192
 # Published category and folder of ShapeNetPart, its number of parts, and the built-in category that stands in for it.

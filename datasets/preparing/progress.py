@@ -3,7 +3,7 @@
 import sys
 import time
 
-from utils.logger import format_seconds
+from utils.log import format_seconds
 
 
 class Progress:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.cloud_files import is_mesh, read_cloud, read_mesh
+from datasets.formats.cloud_files import is_mesh, read_cloud, read_mesh
 from datasets.normals import estimate_normals
-from datasets.rendering import Cameras, orbit, render_clouds, render_mesh
-from utils.checkpoint import write_atomic
+from datasets.pictures.rendering import Cameras, orbit, render_clouds, render_mesh
 from utils.errors import UserError
+from utils.files import write_atomic
 
 MOST_POINTS = 32768  # of a cloud that is drawn
 KINDS = ("shaded", "depth")

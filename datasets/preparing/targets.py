@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from utils.checkpoint import write_atomic
 from utils.errors import UserError
+from utils.files import write_atomic
 
 CLOUDS_A_FILE = 2048  # of one HDF5 file, as published
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import image_guidance
 from models import i2p_mae
-from models.projection import lift
+from models.images.projection import lift
 from tests.models.test_i2p_mae import TAUGHT, TEACHER
 
 KEYS = {key: value for key, value in TAUGHT.items() if key not in ("NAME", "teacher")}

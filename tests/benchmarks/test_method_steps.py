@@ -8,7 +8,7 @@ import pytest
 from benchmarks import method_steps, step_cases
 from datasets import DATASETS
 from models import MODELS
-from utils.config import load_config
+from utils.config.load import load_config
 
 PUBLISHED = {
     "pre-training": "cfgs/pre-training/{}.yaml",

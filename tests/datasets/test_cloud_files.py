@@ -5,8 +5,8 @@ import struct
 import numpy as np
 import pytest
 
-from datasets.cloud_files import cloud_files, read_cloud, resample, sample_mesh
-from tools.ply import write_ply
+from datasets.formats.cloud_files import cloud_files, read_cloud, resample, sample_mesh
+from datasets.formats.ply import write_ply
 from utils.errors import UserError
 
 POINTS = np.random.default_rng(0).normal(size=(300, 3)).round(4)

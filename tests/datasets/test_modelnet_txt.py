@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datasets import Batches, build_dataset
+from datasets.formats.safe_pickle import read_arrays
 from datasets.modelnet_txt import ModelNetConfig, read_modelnet_txt
-from datasets.safe_pickle import read_arrays
 from extensions import fps
 from utils.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 from datasets import DATASETS, build_dataset
 from datasets.prepare import main
 from datasets.preparing.layouts import LAYOUTS, find
-from utils.config import with_root
+from utils.config.load import with_root
 from utils.errors import UserError
 
 WRITTEN = [

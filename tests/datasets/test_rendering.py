@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.rendering import FURTHEST, MARGIN, orbit, render_clouds, render_mesh
+from datasets.pictures.rendering import FURTHEST, MARGIN, orbit, render_clouds, render_mesh
 
 
 def square(z, half=0.4):
@@ -98,7 +98,7 @@ def test_shading_depends_on_the_normal_not_on_its_sign():
 def test_equal_input_gives_equal_pictures_however_it_is_cut(monkeypatch):
     clouds = torch.stack([sphere(300) * scale for scale in (0.3, 0.6, 0.9)])
     whole = render_clouds(clouds, orbit(3), 32, kind="depth")
-    monkeypatch.setattr("datasets.rendering.PIXELS_AT_ONCE", 500)
+    monkeypatch.setattr("datasets.pictures.rendering.PIXELS_AT_ONCE", 500)
     assert torch.equal(render_clouds(clouds, orbit(3), 32, kind="depth"), whole)
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     assert torch.equal(render_clouds(clouds[:, order], orbit(3), 32, kind="depth"), whole)
@@ -106,7 +106,7 @@ def test_equal_input_gives_equal_pictures_however_it_is_cut(monkeypatch):
     assert torch.equal(alone, whole)
     vertices, faces = square(0.2)
     cut = render_mesh(vertices, faces, orbit(3), 32)
-    monkeypatch.setattr("datasets.rendering.PIXELS_AT_ONCE", 1 << 24)
+    monkeypatch.setattr("datasets.pictures.rendering.PIXELS_AT_ONCE", 1 << 24)
     assert torch.equal(render_mesh(vertices, faces.flip(0), orbit(3), 32), cut)
 
 

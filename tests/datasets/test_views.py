@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from datasets import build_dataset
+from datasets.pictures.views import choose_views, open_views
 from datasets.prepare import main
-from datasets.views import choose_views, open_views
 from utils.errors import UserError
 from utils.seed import generator
 
@@ -79,7 +79,7 @@ def test_drawn_pictures_come_from_the_cache(monkeypatch, tmp_path):
     assert views.counts.tolist() == [2] * 20
     first = views.load([0, 39])
     assert first.shape == (2, 3, 16, 16) and (first.flatten(1).amax(1) > 100).all()
-    monkeypatch.setattr("datasets.views.render_clouds", None)  # a second time nothing is drawn
+    monkeypatch.setattr("datasets.pictures.views.render_clouds", None)  # a second time nothing is drawn
     assert torch.equal(views_of(clouds).load([0, 39]), first)
     with pytest.raises(TypeError):
         views_of(clouds, size=24)
@@ -109,9 +109,9 @@ def test_every_process_draws_its_rows_of_the_global_batch(rendered, monkeypatch)
     views = views_of(read(rendered))
     rows = torch.tensor([3, 0, 1, 2])
     whole = choose_views(views, rows, 1, generator=generator(0, 0, 0, "views"))
-    monkeypatch.setattr("datasets.views.world_size", lambda: 2)
+    monkeypatch.setattr("datasets.pictures.views.world_size", lambda: 2)
     for place in (0, 1):
-        monkeypatch.setattr("datasets.views.rank", lambda place=place: place)
+        monkeypatch.setattr("datasets.pictures.views.rank", lambda place=place: place)
         own = slice(2 * place, 2 * place + 2)
         part = choose_views(views, rows[own], 1, generator=generator(0, 0, 0, "views"))
         assert torch.equal(part, whole[own])

@@ -19,7 +19,7 @@ from tools.augment import augment
 from tools.engine import autocast
 from tools.guides import build_guide
 from tools.optim import build_optimizer
-from utils.config import load_config
+from utils.config.load import load_config
 from utils.seed import generator
 
 ROOT = Path(__file__).parent.parent.parent

@@ -5,7 +5,7 @@ import torch
 
 from models import build_model
 from models.layers.group import group_pyramid
-from models.layers.ragged import packed_rows, plan_packing, rows_of
+from models.layers.packing import packed_rows, plan_packing, rows_of
 from models.masking import KnownMask, back_project, capacities, hide_pyramid, random_mask
 from tests.models.small import SMALL
 from tests.steps import HIERARCHICAL, Pretraining, fix_shapes

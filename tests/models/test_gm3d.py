@@ -6,7 +6,7 @@ import torch
 from models import build_model, load_weights
 from models.complexity import GuidanceConfig, Targets
 from models.gm3d_point_m2ae import carry_up
-from models.layers.ragged import rows_of
+from models.layers.packing import rows_of
 from models.losses import patch_losses, rank_correlation, ranking_loss, regression_loss
 from models.masking import back_project, curriculum, guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher

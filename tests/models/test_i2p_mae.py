@@ -5,7 +5,7 @@ import torch
 
 from models import build_model, load_weights
 from models.i2p_mae import VISUAL_ENCODERS, guide, look
-from models.image_teacher import build_teacher
+from models.images.teacher import build_teacher
 from tests.models.small import SMALL
 from utils.errors import UserError
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import clip_layout, image_weights
-from models.clip_layout import SETTINGS, find_clip, with_clip
-from models.image_teacher import TeacherConfig, build_teacher
+from models.images import clip_layout
+from models.images import weights as image_weights
+from models.images.clip_layout import SETTINGS, find_clip, with_clip
+from models.images.teacher import TeacherConfig, build_teacher
 from utils.errors import UserError
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 3}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models import MODELS, build_model, load_weights
-from models.images import ImageBranchConfig, build_image_branch
+from models.images.branch import ImageBranchConfig, build_image_branch
 from utils.errors import UserError
 
 PARITY = Path(__file__).parent.parent / "parity" / "data"

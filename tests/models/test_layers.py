@@ -10,16 +10,16 @@ from torch import nn
 
 from extensions import gather
 from extensions.m2ae_ops import backend
-from models import hierarchy
+from models import hierarchical as hierarchy
 from models.layers import attention
 from models.layers import embed as embed_module
 from models.layers.attention import FORBIDDEN, Attention, attention_bias
 from models.layers.embed import PatchEmbed
 from models.layers.group import group_pyramid, neighborly_order
 from models.layers.norm import BatchNorm, PointwiseConv
+from models.layers.packing import pack, plan_packing, unpack
 from models.layers.pool import peak_and_mean
 from models.layers.propagate import interpolate
-from models.layers.ragged import pack, plan_packing, unpack
 from models.layers.transformer import Blocks, DropPath, drop_path_rates
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.projection import VIEWS, draw_depth, find_pixels, fit_frame, lift, turn_to_views
+from models.images.projection import VIEWS, draw_depth, find_pixels, fit_frame, lift, turn_to_views
 
 
 def views_of(points, size=32):

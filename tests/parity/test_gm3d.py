@@ -16,7 +16,8 @@ from models.teachers import EmaTeacher, FrozenTeacher
 from tests.parity.fill import fill_state_dict
 from tests.parity.test_point_mae import check_gradients, optimizer_for
 from tools.optim import build_optimizer, build_schedule
-from utils.config import OptimizerConfig, OptimizerKwargs, SchedulerConfig, SchedulerKwargs, load_config
+from utils.config.load import load_config
+from utils.config.schema import OptimizerConfig, OptimizerKwargs, SchedulerConfig, SchedulerKwargs
 
 DATA = Path(__file__).parent / "data" / "gm3d"
 EPOCHS = 400

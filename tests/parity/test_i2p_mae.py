@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from models import build_model, load_weights
-from models.clip_layout import PREFIX, clip_keys, find_clip, with_clip
 from models.i2p_mae import guide, look
-from models.image_teacher import TeacherConfig, build_teacher
-from models.image_weights import load_tower
+from models.images.clip_layout import PREFIX, clip_keys, find_clip, with_clip
+from models.images.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
+from models.images.teacher import TeacherConfig, build_teacher
+from models.images.weights import load_tower
 from models.masking import image_guided_mask
-from models.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from tests.parity.fill import fill_state_dict, values_for
 
 DATA = Path(__file__).parent / "data" / "i2p-mae"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models import build_model, load_weights
-from models.images import ImageBranchConfig, build_image_branch
+from models.images.branch import ImageBranchConfig, build_image_branch
 from models.losses import nt_xent
 from tests.parity.fill import fill_state_dict
 from tests.parity.test_point_mae import check_gradients, filled, thin

@@ -125,7 +125,7 @@ def test_classifier_forward_and_backward(name):
 def optimizer_for(model, lr, sizes, *, betas=None, token_rule=True):
     """AdamW with the published groups; `sizes` are (tensors, values) without and with decay."""
     from tools.optim import build_optimizer
-    from utils.run_config import OptimizerConfig, OptimizerKwargs
+    from utils.config.schema import OptimizerConfig, OptimizerKwargs
 
     kwargs = OptimizerKwargs(lr=lr, weight_decay=0.05, betas=betas)
     optimizer = build_optimizer(model, OptimizerConfig(kwargs, token_rule=token_rule))

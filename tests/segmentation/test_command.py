@@ -12,9 +12,9 @@ from datasets import DATASETS, prepare
 from models import MODELS
 from segmentation.main import translate
 from tools.optim import build_schedule
-from utils.config import load_config
+from utils.config.cli import parse_args
+from utils.config.load import load_config
 from utils.errors import UserError
-from utils.parser import parse_args
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ["--ckpts", "pre.pth", "--root", "parts", "--learning_rate", "0.0002", "--epoch", "300"]

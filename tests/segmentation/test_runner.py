@@ -10,15 +10,15 @@ import torch
 
 import main
 from datasets import build_dataset
-from datasets.cloud_files import read_cloud
+from datasets.formats.cloud_files import read_cloud
+from datasets.formats.ply import write_ply
 from segmentation import runner
 from segmentation.metrics import restricted_argmax
 from segmentation.predict import segment_cloud
 from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
 from tools.launch import open_run
-from tools.ply import write_ply
-from utils.checkpoint import read_checkpoint
-from utils.parser import parse_args
+from utils.config.cli import parse_args
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path("experiments/segmentation/point-mae/debug")

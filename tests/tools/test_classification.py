@@ -10,7 +10,7 @@ from torch import nn
 from datasets import CloudSet
 from datasets.batches import Batches
 from extensions import fps
-from tools.classification import (
+from tools.evaluate import (
     Judge,
     Vote,
     check_class_names,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import hierarchy
+from models import hierarchical as hierarchy
 from models.layers import attention, embed, norm, pool
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
 from tools.compile import compile_model

@@ -8,10 +8,11 @@ import torch
 
 import main
 from tests.commands import ROOT, check_exact_resume, rows
-from tools import deferred, runner_pretrain
+from tools import deferred
+from tools import pretrain as runner_pretrain
 from tools.deferred import Deferred, goes_beside
-from tools.runner_svm import LinearProbe
-from utils.checkpoint import read_checkpoint
+from tools.svm import LinearProbe
+from utils.files import read_checkpoint
 
 FOLDER = Path("experiments/debug/point-mae")
 SETTINGS = [

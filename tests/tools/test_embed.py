@@ -11,11 +11,12 @@ import torch
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model, load_weights
 from tools import embed
-from tools.classification import farthest
 from tools.embedder import embed_files, open_embedder
-from tools.points import points_needed, points_seen, repeat_points
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config, to_dict
+from tools.evaluate import farthest
+from tools.sampling import points_needed, points_seen, repeat_points
+from utils.config.load import load_config
+from utils.config.merge import to_dict
+from utils.files import save_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 PRETRAINING = ROOT / "cfgs" / "debug" / "point-mae.yaml"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import main
-from models.hierarchy import HierarchicalEncoder
+from models.hierarchical import HierarchicalEncoder
 from tools import training
 from tools.engine import EpochLog, train_one_epoch
 from tools.graphs import WARM_UP, StepGraph, why_not

@@ -15,9 +15,10 @@ from models import MODELS, build_model
 from tests.runs import quiet_run
 from tools.guides import build_guide
 from tools.guides import i2p_mae as module
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config, to_dict
+from utils.config.load import load_config
+from utils.config.merge import to_dict
 from utils.errors import UserError
+from utils.files import save_checkpoint
 from utils.seed import generator
 
 RECIPE = Path(__file__).parent.parent.parent / "cfgs" / "debug" / "i2p-mae.yaml"

@@ -12,7 +12,7 @@ import main
 import main_vis
 from tests.commands import run_in_two_processes
 from tools.guides.inter_mae import FreshBranch, PictureGuide
-from utils.checkpoint import read_checkpoint
+from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "debug" / "inter-mae.yaml"
@@ -79,7 +79,7 @@ def test_resume_is_exact(trained):
 
 
 def test_a_frozen_encoder_stands_outside_and_sees_each_picture_once(monkeypatch, capsys):
-    from models.images import ImageBranch
+    from models.images.branch import ImageBranch
 
     seen, original = [], ImageBranch.encode
     monkeypatch.setattr(ImageBranch, "encode", lambda self, images: seen.append(len(images)) or original(self, images))

@@ -8,7 +8,8 @@ import torch
 
 from models import build_model
 from tools.optim import LOWEST_RATE, build_optimizer, build_schedule, check_training, parameter_groups
-from utils.config import OptimizerConfig, OptimizerKwargs, RunConfig, SchedulerConfig, SchedulerKwargs, merge
+from utils.config.merge import merge
+from utils.config.schema import OptimizerConfig, OptimizerKwargs, RunConfig, SchedulerConfig, SchedulerKwargs
 from utils.errors import UserError
 
 DATA = Path(__file__).parent.parent / "parity" / "data" / "point-m2ae"

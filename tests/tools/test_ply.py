@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tools.ply import write_ply
+from datasets.formats.ply import write_ply
 from utils.errors import UserError
 
 TYPES = {"float": "<f4", "uchar": "<u1", "int": "<i4"}

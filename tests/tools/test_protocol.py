@@ -2,9 +2,9 @@
 
 import pytest
 
-from tools.runner_pretrain import last_epoch
-from tools.runner_svm import DATASET_C, PRETRAINING_C, PUBLISHED_C
-from utils.config import RunConfig
+from tools.pretrain import last_epoch
+from tools.svm import DATASET_C, PRETRAINING_C, PUBLISHED_C
+from utils.config.schema import RunConfig
 
 
 def test_published_c_of_the_linear_svm():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tools.report import GalleryItem, Section, write_report
+from tools.report.page import GalleryItem, Section, write_report
 from utils.errors import UserError
 
 SVM = {"kind": "svm", "data": "modelnet10", "C": 0.01, "seconds": 2.0}

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.report_parts.charts import Level, Mark, Series, line_chart
-from tools.report_parts.runlog import curve, step_curve, svm_curves
-from tools.report_parts.scales import Scale, padded_range, thin_out, tick_text
+from tools.report.charts import Level, Mark, Series, line_chart
+from tools.report.runlog import curve, step_curve, svm_curves
+from tools.report.scales import Scale, padded_range, thin_out, tick_text
 
 FINITE = st.floats(-1e12, 1e12)
 

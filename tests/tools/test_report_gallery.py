@@ -5,11 +5,11 @@ import base64
 import numpy as np
 import pytest
 
-from tools.report import GalleryItem, write_report
-from tools.report_parts import splat
-from tools.report_parts.clouds import MAX_POINTS, prepare
-from tools.report_parts.figure import gallery_figure
-from tools.report_parts.viewer import _pack_row, gallery_section
+from tools.report import splat
+from tools.report.clouds import MAX_POINTS, prepare
+from tools.report.figure import gallery_figure
+from tools.report.page import GalleryItem, write_report
+from tools.report.viewer import _pack_row, gallery_section
 
 
 def cloud(count: int = 50, seed: int = 0) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tools.report_parts.pictures import picture_figure, picture_table
+from tools.report.pictures import picture_figure, picture_table
 
 ROWS = [
     ("first", {"depth": np.eye(4), "cloud": np.zeros((4, 4, 3), np.uint8)}),

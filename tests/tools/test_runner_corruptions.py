@@ -12,11 +12,12 @@ import torch
 import main
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model, load_weights
-from tools.classification import farthest
-from tools.runner_corruptions import Robustness, read_reference, text_table
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config, to_dict
+from tools.corruptions import Robustness, read_reference, text_table
+from tools.evaluate import farthest
+from utils.config.load import load_config
+from utils.config.merge import to_dict
 from utils.errors import UserError
+from utils.files import save_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "fine-tuning" / "point-mae" / "debug.yaml"

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import main_vis
-from datasets.cloud_files import read_cloud
+from datasets.formats.cloud_files import read_cloud
 from models import build_model
 from models.registry import MODELS
-from utils.checkpoint import save_checkpoint
-from utils.config import load_config
+from utils.config.load import load_config
+from utils.files import save_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "debug" / "point-m2ae.yaml"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from utils.checkpoint import read_checkpoint, save_checkpoint, write_atomic
 from utils.errors import UserError
+from utils.files import read_checkpoint, save_checkpoint, write_atomic
 
 STATE = {"base_model": {"w": torch.arange(3000.0)}, "epoch": 3, "best_metrics": {"acc": 0.5}, "format": 1, "ema": None}
 

@@ -8,12 +8,13 @@ import yaml
 
 from datasets import DATASETS
 from models import MODELS
-from utils.config import find_recipe, load_config, save_config, saved_config, to_dict
+from utils.config.load import load_config, saved_config
+from utils.config.merge import to_dict
+from utils.config.schema import RUNNER_LEGACY
+from utils.config.yaml import read_yaml, save_config
 from utils.errors import UserError
-from utils.recipes import ROOT
+from utils.recipes import ROOT, find_recipe
 from utils.registry import Registry
-from utils.run_config import RUNNER_LEGACY
-from utils.yaml_files import read_yaml
 
 RECIPES = [path for path in sorted((ROOT / "cfgs").rglob("*.yaml")) if path.parent != ROOT / "cfgs" / "dataset"]
 

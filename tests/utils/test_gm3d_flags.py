@@ -5,10 +5,11 @@ import yaml
 
 from datasets import DATASETS
 from models import MODELS
-from utils.config import load_config, save_config
+from utils.config.cli import experiment_folder
+from utils.config.load import load_config
+from utils.config.yaml import save_config
 from utils.errors import UserError
 from utils.gm3d_flags import parse_finetune, parse_pretrain
-from utils.parser import experiment_folder
 from utils.recipes import ROOT, find_recipe
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.logger import Logger, MetricsWriter, format_seconds
+from utils.log import Logger, MetricsWriter, format_seconds
 
 tensorboardX = pytest.importorskip("tensorboardX")
 

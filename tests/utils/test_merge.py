@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from easydict import EasyDict
 
+from utils.config.merge import merge, to_dict
 from utils.errors import UserError
-from utils.merge import merge, to_dict
 from utils.registry import Registry
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from utils.config.cli import build_parser, parse_args
 from utils.errors import UserError
-from utils.parser import build_parser, parse_args
 
 CONFIG = ["--config", "cfgs/debug/point-m2ae.yaml"]
 # Flags of the published main programs, in the way their commands use them.

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from utils import recipes
+from utils.config.cli import experiment_folder, parse_args
 from utils.errors import UserError
-from utils.parser import experiment_folder, parse_args
 from utils.recipes import ROOT, dataset_file, find_recipe, lookup, published_paths
 
 SINGLE = ["pretrain", "finetune_modelnet", "finetune_modelnet_8k", "finetune_scan_hardest", "finetune_scan_objbg"]

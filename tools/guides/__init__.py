@@ -17,7 +17,7 @@ from datasets.batches import Batch
 from datasets.clouds import CloudSet
 from models.layers.group import Pyramid
 from tools.context import RunContext
-from tools.report import GalleryItem, Section
+from tools.report.page import GalleryItem, Section
 
 # Method -> module with `build(run, model, clouds) -> Guide`; imported only where the method is trained.
 GUIDES: dict[str, str] = {

@@ -22,14 +22,14 @@ from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
 from tools.guides import Guide
-from tools.report import GalleryItem, Section
-from tools.report_parts.charts import Series, line_chart
-from tools.report_parts.runlog import RunLog, curve, read_metrics
+from tools.report.charts import Series, line_chart
+from tools.report.page import GalleryItem, Section
+from tools.report.runlog import RunLog, curve, read_metrics
 from tools.training import last_epoch
-from utils.checkpoint import read_checkpoint
-from utils.config import save_config
+from utils.config.yaml import save_config
 from utils.dist import is_main
 from utils.errors import UserError
+from utils.files import read_checkpoint
 
 SHOWN = 5  # maps of a cloud in the report, spread over the epochs
 

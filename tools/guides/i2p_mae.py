@@ -16,17 +16,18 @@ from datasets.batches import Batch, Batches
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from models.i2p_mae import I2PMAE, Guidance, guide, look
-from models.image_teacher import ImageTeacher, Seen, build_teacher
+from models.images.projection import VIEWS
+from models.images.teacher import ImageTeacher, Seen, build_teacher
 from models.layers.group import Pyramid
 from models.masking import KnownMask
-from models.projection import VIEWS
 from tools.context import RunContext
 from tools.guides import Guide
-from tools.report import Section
-from utils.checkpoint import read_checkpoint
-from utils.config import save_config, to_dict
+from tools.report.page import Section
+from utils.config.merge import to_dict
+from utils.config.yaml import save_config
 from utils.dist import is_main
 from utils.errors import UserError
+from utils.files import read_checkpoint
 from utils.transfer import send
 
 CHUNK = 32  # clouds that the teacher sees at a time when the cache is filled
@@ -113,7 +114,7 @@ class ImageGuide(Guide):
 
     def sections(self, model: I2PMAE) -> list[Section]:
         """Return what the teacher saw of some clouds, and what it made of it."""
-        from tools.report_parts.guidance import guidance_section
+        from tools.report.guidance import guidance_section
 
         return [guidance_section(self, model)]
 

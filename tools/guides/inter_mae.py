@@ -13,8 +13,8 @@ from datasets import build_dataset
 from datasets.batches import Batch, Batches
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
-from datasets.views import Views, choose_views, open_views
-from models.images import ImageBranch, ImageBranchConfig, build_image_branch, build_vit
+from datasets.pictures.views import Views, choose_views, open_views
+from models.images.branch import ImageBranch, ImageBranchConfig, build_image_branch, build_vit
 from models.inter_mae import FEATURES
 from models.layers.group import Pyramid
 from models.layers.norm import convert_sync_batchnorm
@@ -22,7 +22,7 @@ from models.legacy import legacy_names
 from tools.context import RunContext
 from tools.guides import Guide
 from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
-from tools.report import Section
+from tools.report.page import Section
 from utils.errors import UserError
 from utils.seed import generator
 from utils.transfer import send

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from datasets.clouds import CloudSet
-from tools.report import Section
-from tools.report_parts.markup import table
-from tools.report_parts.thumbnails import cloud_picture, matrix_picture, picture, picture_rows
+from tools.report.markup import table
+from tools.report.page import Section
+from tools.report.thumbnails import cloud_picture, matrix_picture, picture, picture_rows
 from tools.retrieval import retrieval, similarity
 
 SHOWN = 256  # pairs that the report judges

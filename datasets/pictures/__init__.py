@@ -1,0 +1,1 @@
+"""Pictures of clouds: read from files or drawn."""

@@ -1,0 +1,99 @@
+"""The gallery as a PNG figure."""
+
+import numpy as np
+
+from tools.report.clouds import (
+    CATEGORIES,
+    COLUMN_COLORS,
+    HEIGHT_SCALE,
+    VALUE_SCALE,
+    Cloud,
+    GalleryItem,
+    Row,
+    equal_count,
+    prepare,
+    scale_colors,
+)
+from tools.report.splat import draw
+
+CELL = 1.9  # inches of one cloud
+PIXELS = 480  # each cloud is drawn at this size and scaled down, which smooths its edges
+
+
+def gallery_figure(rows: list[Row]):
+    """Return a matplotlib figure with one line of clouds per row; many rows stand in two or three blocks, side by side.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = list(dict.fromkeys(cloud.name for row in rows for cloud in row.clouds))
+    blocks = 1 if len(rows) <= 5 else 2 if len(rows) <= 12 else 3
+    lines = -(-len(rows) // blocks)
+    wide, high = 0.35 + CELL * len(columns), CELL + 0.22
+    figure = Figure(figsize=(wide * blocks, high * lines + 0.5), dpi=170, facecolor="white")
+    FigureCanvasAgg(figure)
+    total_width, total_height = figure.get_size_inches()
+
+    def place(x: float, y: float, width: float, height: float) -> list[float]:
+        """Inches from the top left corner -> matplotlib's shares from the bottom left."""
+        return [x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height]
+
+    for index, row in enumerate(rows):
+        block, line = divmod(index, lines)
+        left, top = block * wide, 0.42 + line * high
+        if line == 0:
+            for position, name in enumerate(columns):
+                x, y = place(left + 0.35 + CELL * (position + 0.5), 0.28, 0, 0)[:2]
+                figure.text(x, y, name, ha="center", va="center", fontsize=10, color="#1d2433", weight="bold")
+        x, y = place(left + 0.2, top + high / 2, 0, 0)[:2]
+        figure.text(x, y, row.name, ha="center", va="center", rotation=90, fontsize=8, color="#5b6475")
+        for cloud in row.clouds:
+            position = columns.index(cloud.name)
+            axes = figure.add_axes(place(left + 0.35 + CELL * position, top, CELL, CELL))
+            axes.axis("off")
+            axes.imshow(_image(cloud, row), interpolation="antialiased")
+            x, y = place(left + 0.35 + CELL * (position + 0.5), top + CELL + 0.06, 0, 0)[:2]
+            figure.text(x, y, _caption(cloud, row), ha="center", va="center", fontsize=6, color="#8a92a3")
+    return figure
+
+
+def shown_count(cloud: Cloud, row: Row) -> int:
+    """Return how many of the points are drawn: no more than of the first cloud, so that densities compare."""
+    return min(len(cloud.points), equal_count(row) or len(cloud.points))
+
+
+def cloud_images(item: GalleryItem) -> list[np.ndarray]:
+    """Draw the clouds of an item as (PIXELS, PIXELS, 3) uint8 images, in order.
+
+    Raises:
+        ValueError: as `prepare`.
+    """
+    row = prepare(item)
+    return [_image(cloud, row) for cloud in row.clouds]
+
+
+def _caption(cloud: Cloud, row: Row) -> str:
+    count = shown_count(cloud, row)
+    return f"{count:,} points" if count == cloud.total else f"{count:,} of {cloud.total:,} points"
+
+
+def _image(cloud: Cloud, row: Row) -> np.ndarray:
+    count = shown_count(cloud, row)
+    return draw(cloud.points[:count], _colors(cloud, row)[:count], PIXELS)
+
+
+def _colors(cloud: Cloud, row: Row) -> np.ndarray:
+    """Return (n, 3) RGB: by category or value if the row has any (clouds without are grey), else by height."""
+    if cloud.values is None and any(other.values is not None for other in row.clouds):
+        return scale_colors(COLUMN_COLORS[:1] * 2, np.zeros(len(cloud.points)))
+    if cloud.values is not None and row.legend is not None:
+        anchors = [CATEGORIES[index % len(CATEGORIES)] for index in range(max(len(row.legend), 1))]
+        return scale_colors(anchors, cloud.values / max(len(anchors) - 1, 1))
+    if cloud.values is not None:
+        return scale_colors(VALUE_SCALE, cloud.values / 255)
+    heights = row.clouds[0].points[:, 1]
+    low, high = (float(heights.min()), float(heights.max())) if len(heights) else (-1.0, 1.0)
+    return scale_colors(HEIGHT_SCALE, (cloud.points[:, 1] - low) / max(high - low, 1e-6))

@@ -1,0 +1,157 @@
+"""Linear SVM on frozen features: during pre-training, and on demand with `--test_svm`."""
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+from datasets import build_dataset
+from models import load_weights
+from tools.context import RunContext, build_pretraining_model
+from tools.features import SVMResult, extract_features, linear_svm
+from tools.probes import PROBES
+from tools.report.page import write_report
+from utils.errors import UserError
+from utils.files import write_atomic
+from utils.metrics import confusion_matrix
+
+# C as published for each method and data set; where nothing is published, that of the data set, else that of pre-training.
+PRETRAINING_C = 0.01
+PUBLISHED_C = {
+    ("Point_M2AE", "modelnet40"): 0.012,
+    ("I2P_MAE", "modelnet40"): 0.0093,
+    ("I2P_MAE", "scan"): 0.018,
+}
+DATASET_C = {"scan": 0.042}
+# Data set that each name of --test_svm stands for, by the NAME of its reader.
+TEST_SETS = {
+    "modelnet40": "ModelNet40_SVM",
+    "scan": "ScanObjectNN",
+    "modelnet10": "ModelNet10",
+    "synthetic": "Synthetic",
+}
+
+
+class LinearProbe:
+    """Judge a model by a linear SVM on the train and test sets of `dataset.svm`."""
+
+    def __init__(self, run: RunContext, C: float):
+        self.run, self.C = run, C
+        self.train = build_dataset(run.config.dataset.svm.train)
+        self.test = build_dataset(run.config.dataset.svm.test)
+        self.name = self.train.name
+        self._predictions = None
+        for clouds in (self.train, self.test):
+            if clouds.labels is None:
+                raise UserError(
+                    f"dataset.svm: {clouds.name} has no labels; use a labelled set such as ModelNet40_SVM or Synthetic"
+                )
+
+    @classmethod
+    def from_config(cls, run: RunContext) -> "LinearProbe | None":
+        """Return the probe of a pre-training run, or None where the configuration has no `dataset.svm`."""
+        if run.config.dataset.svm is None:
+            run.log.warning("dataset.svm is missing: no linear SVM, and no ckpt-best.pth")
+            return None
+        return cls(run, PRETRAINING_C if run.config.svm.C is None else run.config.svm.C)
+
+    def judge(self, model, *, choose: bool = False) -> SVMResult:
+        """Fit on the training features and judge on the test features; `choose` also cross-validates C."""
+        return self.judge_features(self.features(model), choose=choose)
+
+    def features(self, model) -> tuple:
+        """Return training features and labels, test features and labels."""
+        config = self.run.config.svm
+        options = {
+            "batch_size": config.batch_size,
+            "seed": self.run.seed,
+            "device": self.run.device,
+            "precision": self.run.config.precision,
+        }
+        return *extract_features(model, self.train, **options), *extract_features(model, self.test, **options)
+
+    def judge_features(self, features: tuple, *, choose: bool) -> SVMResult:
+        """Fit and judge the linear SVM on what `features` returned."""
+        result = linear_svm(*features, C=self.C, choose=choose and self.run.config.svm.cross_validate)
+        self._predictions = result.predictions
+        return result
+
+    def confusion(self):
+        """Return (matrix, class names) of the last judgement, or None before the first."""
+        if self._predictions is None:
+            return None
+        names = self.test.class_names or [str(i) for i in range(int(self.test.labels.max()) + 1)]
+        return confusion_matrix(self._predictions, self.test.labels, len(names)), names
+
+    def describe(self, result: SVMResult) -> str:
+        """Say a result in one line, with the words of the published logs."""
+        text = f"Linear Accuracy : {result.accuracy:.4f} ({self.name}, C {result.C:g})"
+        if result.chosen_C is not None:
+            text += f", {result.chosen_accuracy:.4f} at C {result.chosen_C:g} chosen by cross-validation on the training features"
+        return text
+
+
+def run_svm(run: RunContext) -> dict[str, float]:
+    """Judge a pre-trained checkpoint (`--test_svm`), and write a time-stamped folder with the report.
+
+    Returns accuracies in percent by what they are.
+
+    Raises:
+        UserError: the configuration's data set is another one than `--test_svm` names, or the checkpoint does not fit.
+    """
+    config, args = run.config, run.args
+    if config.dataset.svm is None:
+        raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
+    model = build_pretraining_model(run)
+    run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
+    usual = DATASET_C.get(args.test_svm, PRETRAINING_C)
+    C = PUBLISHED_C.get((config.model.NAME, args.test_svm), usual) if config.svm.C is None else config.svm.C
+    probe = LinearProbe(run, C)
+    if not probe.name.startswith(TEST_SETS[args.test_svm]):
+        raise UserError(
+            f"--test_svm {args.test_svm}: the configuration judges on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
+        )
+    started = time.perf_counter()
+    features = probe.features(model)
+    result = probe.judge_features(features, choose=True)
+    run.log.info(probe.describe(result))
+    others = {}
+    for name in args.probe:
+        others[f"{name} on {probe.name}"], setting = PROBES[name](*features)
+        run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
+    _write(run, probe, result, others, time.perf_counter() - started)
+    results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
+    if result.chosen_C is not None:
+        results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
+    return results | {name: 100 * value for name, value in others.items()}
+
+
+def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
+    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+    folder = Path(run.folder) / f"svm_{run.args.test_svm}_{stamp}"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(
+        f"{name} {label} {guess}"
+        for name, label, guess in zip(probe.test.names, probe.test.labels, result.predictions, strict=True)
+    )
+    write_atomic(
+        folder / "predictions.txt", lambda file: file.write(f"# cloud, true class, predicted class\n{lines}\n".encode())
+    )
+    summary = {
+        "Linear SVM accuracy": f"{100 * result.accuracy:.2f} %",
+        "C": f"{result.C:g}",
+        "Accuracy at cross-validated C": f"{100 * result.chosen_accuracy:.2f} % (C {result.chosen_C:g})"
+        if result.chosen_C
+        else "not computed",
+        **{f"Accuracy of {name}": f"{100 * value:.2f} %" for name, value in others.items()},
+        "Test clouds": str(len(probe.test)),
+        "Checkpoint": str(run.args.ckpts),
+        "Seconds": f"{seconds:.1f}",
+    }
+    path = write_report(
+        folder,
+        config=run.config_dict(),
+        confusion=probe.confusion(),
+        summary=summary,
+        title=f"Linear SVM on {probe.name}: {run.args.exp_name}",
+    )
+    run.log.info(f"report: {path}")

@@ -1,0 +1,129 @@
+"""Pictures of a pre-trained model: clouds of a data set or of one's own files, what the encoder saw, what was rebuilt."""
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from datasets import CloudSet, build_dataset
+from datasets.formats.cloud_files import cloud_files, read_cloud
+from datasets.formats.ply import write_ply
+from models import load_weights
+from tools.compile import compile_regions
+from tools.context import RunContext, build_pretraining_model
+from tools.engine import autocast
+from tools.gallery_items import reconstruction_gallery
+from tools.report.page import GalleryItem, write_report
+from utils.errors import UserError
+from utils.files import write_atomic
+
+DEFAULT_COUNT = 8
+CHUNK = 32  # clouds that the model sees at a time
+# Cloud of a gallery row -> the name that the published program gives its text file.
+PUBLISHED_NAMES = {"input": "gt.txt", "visible": "vis.txt", "rebuilt": "dense_points.txt"}
+
+
+def run_vis(run: RunContext) -> Path:
+    """Mask and rebuild clouds with a checkpoint; returns the folder with the page, the picture and the files of points.
+
+    Raises:
+        UserError: the checkpoint does not fit, the configuration is of no pre-training model, or clouds cannot be read.
+    """
+    args = run.args
+    model = build_pretraining_model(run)
+    if not hasattr(model, "group"):
+        raise UserError(
+            f"--config: {run.config.model.NAME} rebuilds nothing; use a recipe of cfgs/pre-training/ with a pre-trained model"
+        )
+    run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
+    if hasattr(model, "picture_hint"):
+        run.log.warning(model.picture_hint)
+    if args.compile:
+        compile_regions(model)
+    if args.input:
+        source, items = str(args.input), _own_items(run, model)
+    else:
+        source, items = _dataset_items(run, model)
+    folder = run.folder / f"vis_{datetime.now():%Y%m%d_%H%M%S}"
+    folder.mkdir(parents=True)
+    for index, item in enumerate(items):
+        _write_clouds(folder / f"{index:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', item.name)}", item)
+    path = write_report(
+        folder,
+        config=run.config_dict(),
+        gallery=items,
+        summary={"Checkpoint": str(args.ckpts), "Clouds": f"{len(items)} of {source}", "Seed of the masks": run.seed},
+        title=f"{run.config.model.NAME} rebuilds: {args.exp_name}",
+    )
+    run.log.info(f"{len(items)} clouds of {source}, report: {path}")
+    return folder
+
+
+def _dataset_items(run: RunContext, model: nn.Module) -> tuple[str, list[GalleryItem]]:
+    """Rebuild clouds spread evenly over the test, validation or training set of the recipe."""
+    entries = run.config.dataset
+    name = next((name for name in ("test", "val", "train") if getattr(entries, name) is not None), None)
+    if name is None:
+        raise UserError("dataset: has no test, val or train entry; add one, or give clouds with --input")
+    if name == "train":
+        run.log.info("dataset has neither test nor val: these are clouds of the training set")
+    clouds = build_dataset(getattr(entries, name))
+    chosen = _spread(len(clouds), run.args.count or DEFAULT_COUNT)
+    items = []
+    for begin in range(0, len(chosen), CHUNK):
+        part = clouds.select(chosen[begin : begin + CHUNK])
+        items += _rebuild(run, model, part, seed=run.seed + begin)
+    return f"{clouds.name} ({clouds.subset})", items
+
+
+def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
+    """Rebuild the clouds of `--input`, one at a time, because they may differ in size."""
+    files = cloud_files(run.args.input)
+    entries = run.config.dataset
+    entry = next((entry for entry in (entries.test, entries.val, entries.train) if entry is not None), None)
+    npoints = getattr(entry, "npoints", 0) or getattr(entry, "num_points", 0) or run.config.npoints
+    up_axis = getattr(entry, "UP_AXIS", "y")
+    items = []
+    for index in _spread(len(files), run.args.count or len(files)):
+        points = read_cloud(files[index])
+        # In double precision: map coordinates are large, and single precision would round their differences.
+        points = (points - points.mean(axis=0)).astype(np.float32)
+        sampled = bool(npoints) and len(points) > npoints
+        clouds = CloudSet(
+            points[None],
+            name=str(files[index]),
+            subset="input",
+            names=[files[index].stem],
+            npoints=npoints if sampled else 0,
+            sampling="random" if sampled else "all",
+            normalize=True,
+            up_axis=up_axis,
+        )
+        try:
+            items += _rebuild(run, model, clouds, seed=run.seed + index)
+        except ValueError as error:
+            raise UserError(f"{files[index]}: its {len(points)} points do not fit this model: {error}") from error
+    return items
+
+
+def _rebuild(run: RunContext, model: nn.Module, clouds: CloudSet, *, seed: int) -> list[GalleryItem]:
+    with autocast(run.device, run.config.precision):
+        return reconstruction_gallery(model, clouds, seed, run.device, count=len(clouds))
+
+
+def _spread(total: int, count: int) -> np.ndarray:
+    """Choose `count` of `total` indices, first and last included, evenly spaced."""
+    return np.linspace(0, total - 1, min(count, total)).astype(int)
+
+
+def _write_clouds(folder: Path, item: GalleryItem) -> None:
+    """Write each cloud of a gallery row as PLY and, under the published names, as text."""
+    folder.mkdir()
+    for name, points in item.clouds.items():
+        write_ply(folder / f"{name}.ply", points)
+        write_atomic(
+            folder / PUBLISHED_NAMES[name],
+            lambda file, points=points: np.savetxt(file, points, fmt="%.9g", delimiter=";"),
+        )

@@ -1,0 +1,1 @@
+"""From YAML files, flags and dataclasses to one resolved configuration."""

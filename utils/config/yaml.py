@@ -1,0 +1,122 @@
+"""YAML files: read with clear errors, numbers as people write them; written in block style."""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.config.merge import to_dict
+from utils.errors import UserError
+from utils.files import write_atomic
+
+# YAML 1.1 asks for a dot and a signed exponent, so that plain YAML readers take 1e-3 for text.
+_FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+        |[-+]?\.(?:inf|Inf|INF)
+        |\.(?:nan|NaN|NAN))$""",
+    re.VERBOSE,
+)
+
+
+class Loader(yaml.SafeLoader):
+    """Plain data only; `1e-3` is a number, and a key that stands twice is reported."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = getattr(key_node, "value", None)
+            if isinstance(key, str) and key in seen:
+                mark = key_node.start_mark
+                # As published readers do, the last one counts; but nobody should have to find that out.
+                _LOG.warning("%s, line %d: key %r stands twice; the last one counts", mark.name, mark.line + 1, key)
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_LOG = logging.getLogger("m2ae.config")
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, with short lists of plain values on one line."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list) -> yaml.Node:
+    plain = all(not isinstance(value, list | dict) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
+def parse_value(text: str, where: str) -> Any:
+    """Parse the value of `--set key=value` as YAML.
+
+    Raises:
+        UserError: it is no YAML, such as an unclosed bracket.
+    """
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise UserError(f"{where}: value {text!r} is malformed ({problem}); quote text, close brackets") from error
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read the mapping in a YAML file, in block or flow style.
+
+    Raises:
+        UserError: the file is missing, unreadable, malformed (with the line) or holds no mapping.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: configuration does not exist") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); is it a YAML file?") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    loader = Loader(text) if "\0" not in text else None
+    if loader is None:
+        raise UserError(f"{path}: holds binary data; is it a YAML file?")
+    loader.name = str(path)
+    try:
+        tree = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(_explain(path, error)) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is malformed YAML ({error})") from error
+    finally:
+        loader.dispose()
+    if not isinstance(tree, dict):
+        kind = "nothing" if tree is None else f"a {type(tree).__name__}"
+        raise UserError(f"{path}: holds {kind}; expected keys with values")
+    return tree
+
+
+def _explain(path: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).split("\n")[0]
+    context = getattr(error, "context", None)
+    return f"{path}{place}: is malformed YAML: {problem}" + (f" {context}" if context else "")
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write a resolved configuration as block-style YAML, atomically; `load_config` reads it back unchanged.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
