@@ -26,6 +26,7 @@ from .m2ae_ops import (
     spread_winners,
     three_interpolate,
     three_nn,
+    visible_first,
 )
 
 __all__ = [
@@ -54,4 +55,5 @@ __all__ = [
     "spread_winners",
     "three_interpolate",
     "three_nn",
+    "visible_first",
 ]

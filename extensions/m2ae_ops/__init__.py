@@ -12,6 +12,7 @@ from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .mini_pointnet import mini_pointnet
 from .neighbors import ball_query, knn, three_nn
+from .packing import visible_first
 from .patches import (
     group_max,
     join_rows,
@@ -52,4 +53,5 @@ __all__ = [
     "spread_winners",
     "three_interpolate",
     "three_nn",
+    "visible_first",
 ]
