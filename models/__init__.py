@@ -6,9 +6,9 @@ from models import (  # noqa: F401  register their NAMEs
     gm3d_point_m2ae,
     i2p_mae,
     inter_mae,
-    segmenter,
     point_m2ae,
     point_mae,
+    segmenter,
 )
 from models.registry import MODELS
 from models.weights import load_weights
