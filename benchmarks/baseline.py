@@ -1,4 +1,4 @@
-"""A plain Point-M2AE, the yardstick of `train_step.py`: what one writes from the paper in ordinary PyTorch. Never optimised.
+"""A plain Point-M2AE, the yardstick of the step's speed: what one writes from the paper in ordinary PyTorch. Never optimised.
 
 Laid out as published: patches are embedded channels first by `Conv1d` and `BatchNorm1d` with the group feature repeated and
 concatenated, every scale runs a farthest point sampling of its own, attention is written out. The loops of the published code over the

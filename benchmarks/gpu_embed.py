@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.embed_traffic import SHAPES, Shape, table
-from benchmarks.timing import CudaClock, interleave, machine, median
+from benchmarks.ops.embed_traffic import SHAPES, Shape, table
+from benchmarks.ops.timing import CudaClock, interleave, machine, median
 from models.layers.embed import PatchEmbed
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

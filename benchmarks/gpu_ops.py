@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import DISTRIBUTIONS, run_case, version
-from benchmarks.cases import GPU_SIZES, build_cases
-from benchmarks.clouds import KINDS, Clouds
-from benchmarks.ops import check_rows, finish, summary
-from benchmarks.timing import CudaClock, machine
+from benchmarks.ops.case import DISTRIBUTIONS, run_case, version
+from benchmarks.ops.cases import GPU_SIZES, build_cases
+from benchmarks.ops.clouds import KINDS, Clouds
+from benchmarks.ops.cpu import check_rows, finish, summary
+from benchmarks.ops.timing import CudaClock, machine
 from extensions.m2ae_ops.loader import has_kernel
 
 OPS = ("fps", "knn", "ball_query", "gather", "gather_backward", "group", "three_nn", "three_interpolate", "chamfer")

@@ -41,9 +41,9 @@ if [ "$device" = cuda ]; then
   stage ops 70 "$python" -m benchmarks.gpu_ops --quick --budget 3 --repeats 15 --out "$out/ops-gpu.json"
   stage embed 50 "$python" -m benchmarks.gpu_embed --precisions bf16 --rounds 10 --budget 1 --out "$out/embed-gpu.json"
 else
-  stage ops 90 "$python" -m benchmarks.ops --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
+  stage ops 90 "$python" -m benchmarks.ops.cpu --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
 fi
-timed=("$python" -m benchmarks.method_steps --device $device --limit 60)
+timed=("$python" -m benchmarks.steps.method_steps --device $device --limit 60)
 stage steps $limit "${timed[@]}" "${steps[@]}" --out "$out/method-steps-$device.json"
 stage others $rest "${timed[@]}" --tasks fine-tuning,segmentation "${others[@]}" --out "$out/method-steps-others-$device.json"
 "$python" -m benchmarks.gpu_suite "$out"

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import embed_traffic, gpu_embed
-from benchmarks.embed_traffic import Shape, fused_passes, megabytes, plain_passes
-from benchmarks.timing import wall_clock
+from benchmarks import gpu_embed
+from benchmarks.ops import embed_traffic
+from benchmarks.ops.embed_traffic import Shape, fused_passes, megabytes, plain_passes
+from benchmarks.ops.timing import wall_clock
 
 POINTS, TOKENS = Shape("points", 6, 4, 3, 16, 24, 32, 12), Shape("tokens", 6, 4, 8, 16, 24, 32, 12)
 

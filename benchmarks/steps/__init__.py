@@ -1,0 +1,1 @@
+"""What a training step costs, by method, task, number of processes, and against another checkout."""

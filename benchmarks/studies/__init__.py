@@ -1,0 +1,1 @@
+"""What was measured on real data, and what the code itself is like."""
