@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from extensions import gather
-from models.layers.attention import attention_bias, can_fuse
+from extensions import gather, near_first
 from models.layers.embed import PatchEmbed, position_embed
-from models.layers.group import Pyramid, neighborly_order
+from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.packing import Packing, Rows, pack, pack_everything, plan_packing, unpack
 from models.layers.propagate import TokenPropagation
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import reconstruction_loss
 from models.masking import capacities, hide_pyramid
-
-WORTH_ORDERING = 128  # tokens of a sample from which on it pays to bring near ones together
 
 
 class Encoded(NamedTuple):
@@ -119,33 +116,23 @@ class HierarchicalEncoder(nn.Module):
         if local:
             return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers))
         tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
-        bias = attention_bias(self._visible_pairs(scale, centers, packing))
-        counts = None if self._sees_padding(scale) else packing.valid.sum(1)  # (B,), says what the bias says
-        return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), bias, counts)
-
-    def _encode_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
-        """Encode with attention as far as the local radius; near tokens side by side where the kernel passes over the others."""
-        fused = can_fuse(tokens)
-        order = neighborly_order(centers) if fused and centers.shape[1] >= WORTH_ORDERING else None
-        if order is not None:
-            tokens, centers = gather(tokens, order), gather(centers, order)
-        position = self.encoder_pos_embeds[scale](centers)
-        attend = pairwise_distance(centers) < self.local_radius[scale]  # (B, G, G)
-        if not fused:
-            return self.encoder_blocks[scale](tokens, position, attention_bias(attend))
-        tokens = self.encoder_blocks[scale](tokens, position, attend=attend)
-        return tokens if order is None else gather(tokens, order.argsort(1))
-
-    def _sees_padding(self, scale: int) -> bool:
-        return self.near_padding and self.local_radius[scale] > 0
-
-    def _visible_pairs(self, scale: int, centers: Tensor, packing: Packing) -> Tensor:
-        valid = packing.valid
+        valid, attend = packing.valid, None
         if self._sees_padding(scale):
             # Padding sits at the origin, so the published code hides it from distant tokens only.
             near = pairwise_distance(centers) < self.local_radius[scale]
-            return (valid.unsqueeze(2) & valid.unsqueeze(1)) | near  # (B, V, V)
-        return valid.unsqueeze(1)  # (B, 1, V)
+            valid, attend = None, (valid.unsqueeze(2) & valid.unsqueeze(1)) | near  # (B, V, V)
+        return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), valid, attend)
+
+    def _encode_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
+        """Encode with attention as far as the local radius."""
+        order = near_first(centers)
+        tokens, centers = gather(tokens, order), gather(centers, order)
+        attend = pairwise_distance(centers) < self.local_radius[scale]  # (B, G, G)
+        tokens = self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), attend=attend)
+        return gather(tokens, order.argsort(1))
+
+    def _sees_padding(self, scale: int) -> bool:
+        return self.near_padding and self.local_radius[scale] > 0
 
 
 def pairwise_distance(centers: Tensor) -> Tensor:

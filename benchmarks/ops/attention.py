@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.ops.timing import machine
 from datasets import build_dataset
-from extensions import attention, fps, gather
-from models.hierarchical import WORTH_ORDERING, pairwise_distance
-from models.layers.attention import attention_bias
-from models.layers.group import neighborly_order
+from extensions import attention, fps, gather, near_first
+from extensions.m2ae_ops.private.attention import by_pytorch
+from models.hierarchical import pairwise_distance
 from utils.memory import keep_freed_memory
 from utils.provenance import provenance
 
@@ -59,29 +57,24 @@ SHAPES = (
 
 
 class Inputs(NamedTuple):
-    """A joint projection (B, L, 3, H, D), a gradient (B, L, H * D), and what forbids pairs, if anything does.
-
-    Real tokens of each sample (B,), or who attends to whom (B, L, L); either of them once more as a bias.
-    """
+    """A joint projection (B, L, 3, H, D), a gradient (B, L, H * D), real tokens (B, L) and who attends to whom (B, L, L)."""
 
     qkv: Tensor
     grad: Tensor
-    counts: Tensor | None = None
+    valid: Tensor | None = None
     attend: Tensor | None = None
-    bias: Tensor | None = None
 
 
 def draw(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
     qkv = torch.randn(shape.B, shape.L, 3, shape.H, shape.D, generator=generator).to(dtype).requires_grad_()
     grad = torch.randn(shape.B, shape.L, shape.H * shape.D, generator=generator).to(dtype)
     if shape.radius:
-        attend = near_pairs(shape.B, shape.L, shape.radius)
-        return Inputs(qkv, grad, attend=attend, bias=attention_bias(attend))
+        return Inputs(qkv, grad, attend=near_pairs(shape.B, shape.L, shape.radius))
     if shape.fewest == shape.L:
         return Inputs(qkv, grad)
     counts = torch.linspace(shape.fewest, shape.L, shape.B).long()
     real = torch.arange(shape.L) < counts.unsqueeze(1)  # (B, L)
-    return Inputs(qkv, grad * real.unsqueeze(-1), counts, bias=attention_bias(real.unsqueeze(1)))
+    return Inputs(qkv, grad * real.unsqueeze(-1), real)
 
 
 @functools.cache
@@ -90,20 +83,17 @@ def near_pairs(B: int, L: int, radius: float) -> Tensor:
     clouds = build_dataset({"NAME": "Synthetic", "clouds": max(B, 20)})
     points = torch.from_numpy(clouds.points[:B, :1024].copy())
     centers = gather(points, fps(points, L))
-    if L >= WORTH_ORDERING:
-        centers = gather(centers, neighborly_order(centers))
+    centers = gather(centers, near_first(centers))
     return pairwise_distance(centers) < radius
 
 
 def ours(given: Inputs) -> Tensor:
-    return attention(given.qkv, given.counts, given.attend)
+    return attention(given.qkv, given.valid, given.attend)
 
 
 def fused(given: Inputs) -> Tensor:
     """PyTorch's fused form, in fp32 for bf16, which is faster and more exact."""
-    B, L, _, H, D = given.qkv.shape
-    x = F.scaled_dot_product_attention(*given.qkv.float().permute(2, 0, 3, 1, 4), attn_mask=given.bias)
-    return x.transpose(1, 2).reshape(B, L, H * D).to(given.qkv.dtype)
+    return by_pytorch(given.qkv, given.valid, given.attend)
 
 
 SIDES: dict[str, Callable[[Inputs], Tensor]] = {"fused": fused, "ours": ours}
@@ -123,9 +113,8 @@ def difference(given: Inputs) -> float:
     found = {name: step(form, given)[:2] for name, form in SIDES.items()}
     worst = 0.0
     for a, b in zip(found["ours"], found["fused"], strict=True):
-        if given.counts is not None:
-            real = torch.arange(a.shape[1]) < given.counts.unsqueeze(1)
-            a, b = a[real], b[real]
+        if given.valid is not None:
+            a, b = a[given.valid], b[given.valid]
         worst = max(worst, float((a.double() - b.double()).norm() / b.double().norm()))
     return worst
 

@@ -12,7 +12,7 @@ from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .mini_pointnet import mini_pointnet
 from .neighbors import ball_query, knn, three_nn
-from .packing import visible_first
+from .ordering import near_first, visible_first
 from .patches import (
     group_max,
     join_rows,
@@ -44,6 +44,7 @@ __all__ = [
     "lift_rows",
     "lift_rows_sums",
     "mini_pointnet",
+    "near_first",
     "norm_relu",
     "norm_relu_backward",
     "norm_relu_sums",

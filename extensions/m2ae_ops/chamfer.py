@@ -2,9 +2,9 @@
 
 import torch
 
-from .checks import check_points
+from .private.checks import check_points
+from .private.registration import register
 from .reference import chamfer as reference
-from .registration import register
 
 KINDS = ("cdl1", "cdl2")
 

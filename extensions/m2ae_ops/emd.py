@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from .checks import check_points
+from .private.checks import check_points
+from .private.registration import register
 from .reference import emd as reference
-from .registration import register
 
 EPS_LIMIT = 1e30
 ITERS_LIMIT = 1 << 31

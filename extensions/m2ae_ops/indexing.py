@@ -2,9 +2,9 @@
 
 import torch
 
-from .checks import check_alike, check_device, check_float, check_index, check_size, check_values
+from .private.checks import check_alike, check_device, check_float, check_index, check_size, check_values
+from .private.registration import register
 from .reference import indexing as reference
-from .registration import register
 
 
 def gather(values: torch.Tensor, idx: torch.Tensor) -> torch.Tensor:

@@ -6,11 +6,11 @@ Legend: R = G * k members, the k of group 0 first; P channels of a member, A, W 
 import torch
 from torch import Tensor
 
-from .checks import FLOATS, check_float
 from .fused import compose
 from .fused.limits import KERNEL_DTYPES, LARGEST_GROUP, has_triton
+from .private.checks import FLOATS, check_float
+from .private.registration import register
 from .reference import embedding as reference
-from .registration import register
 
 
 def mini_pointnet(

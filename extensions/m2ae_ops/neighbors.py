@@ -2,9 +2,9 @@
 
 import torch
 
-from .checks import check_count, check_points, check_radius, check_size
+from .private.checks import check_count, check_points, check_radius, check_size
+from .private.registration import register
 from .reference import neighbors as reference
-from .registration import register
 
 
 def knn(query: torch.Tensor, support: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

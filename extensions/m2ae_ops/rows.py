@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .checks import check_device, check_float
+from .private.checks import check_device, check_float
+from .private.registration import register
 from .reference import rows as reference
-from .registration import register
 
 
 def row_sums(x: Tensor, y: Tensor, shift: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .checks import check_count, check_points, check_size
+from .private.checks import check_count, check_points, check_size
+from .private.registration import register
 from .reference import sampling as reference_sampling
-from .registration import register
 
 TIE_BREAKS = ("lowest", "pointnet2")
 

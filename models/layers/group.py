@@ -47,16 +47,6 @@ def group_pyramid(points: Tensor, num_groups: Sequence[int], group_sizes: Sequen
     return pyramid
 
 
-def neighborly_order(centers: Tensor) -> Tensor:
-    """Return an order (B, G) int64 of centres (B, G, 3) in which near ones tend to stand together: along a Z-curve of 1024 cells a side."""
-    low = centers.amin(1, keepdim=True)
-    extent = (centers - low).flatten(1).amax(1).clamp(min=torch.finfo(centers.dtype).tiny).view(-1, 1, 1)
-    cells = ((centers - low) / extent * 1023).long()
-    for step, kept in ((16, 0x030000FF), (8, 0x0300F00F), (4, 0x030C30C3), (2, 0x09249249)):  # two zeros after each bit
-        cells = (cells | cells << step) & kept
-    return (cells[..., 0] | cells[..., 1] << 1 | cells[..., 2] << 2).argsort(1)
-
-
 def _check_sizes(members: int, num_groups: Sequence[int], group_sizes: Sequence[int]) -> None:
     """Raise a ValueError where a scale has fewer members than the groups or neighbours asked of it."""
     for scale, (groups, size) in enumerate(zip(num_groups, group_sizes, strict=True)):

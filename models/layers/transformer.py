@@ -68,10 +68,9 @@ class Block(nn.Module):
         if not timm_order:
             self.attn = Attention(channels, num_heads)
 
-    def forward(
-        self, x: Tensor, bias: Tensor | None = None, counts: Tensor | None = None, attend: Tensor | None = None
-    ) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), bias, counts, attend))
+    def forward(self, x: Tensor, valid: Tensor | None = None, attend: Tensor | None = None) -> Tensor:
+        """Run (B, L, C); masks as in `Attention`."""
+        x = x + self.drop_path(self.attn(self.norm1(x), valid, attend))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -97,8 +96,7 @@ class Blocks(nn.Module):
         self,
         x: Tensor,
         position: Tensor,
-        bias: Tensor | None = None,
-        counts: Tensor | None = None,
+        valid: Tensor | None = None,
         attend: Tensor | None = None,
         *,
         first: int = 0,
@@ -106,7 +104,7 @@ class Blocks(nn.Module):
     ) -> Tensor:
         """Run (B, L, C) with positions of the same shape through the blocks `first` to before `stop`; others as in `Attention`."""
         for block in islice(self.blocks, first, stop):
-            x = block(x + position, bias, counts, attend)
+            x = block(x + position, valid, attend)
         return x
 
 

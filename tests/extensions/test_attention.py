@@ -10,6 +10,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from extensions import attention
 from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.private import choice
+from extensions.m2ae_ops.private.attention import by_kernel, by_pytorch
 from extensions.m2ae_ops.reference import attention as reference
 
 compiled = pytest.mark.skipif(not backend().startswith("compiled"), reason="of the compiled kernels")
@@ -72,7 +74,7 @@ def usual(qkv, counts, pairs):
 def test_agrees_with_the_reference(sizes, local, dtype, device):
     qkv, counts, grad = operands(sizes, dtype, device)
     attend = near(sizes, device) if local else None
-    ours = run(attention, qkv, counts, grad, attend)
+    ours = run(by_kernel, qkv, counts, grad, attend)
     exact = run(lambda *given: reference.attention(*given)[0], qkv.double(), counts, grad.double(), attend)
     for found, expected in zip(ours, exact, strict=True):
         assert found.dtype == dtype and found.is_contiguous()
@@ -88,7 +90,7 @@ def test_agrees_with_pytorch(sizes, local):
     attend = near(sizes) if local else None
     if local:  # PyTorch has NaN where a query attends to nothing
         attend = attend | torch.eye(sizes[0], dtype=torch.bool)
-    ours, theirs = (run(form, qkv, counts, torch.where(real, grad, 0), attend) for form in (attention, usual))
+    ours, theirs = (run(form, qkv, counts, torch.where(real, grad, 0), attend) for form in (by_kernel, usual))
     torch.testing.assert_close(ours[0], torch.where(real, theirs[0], 0), rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-11, atol=1e-11)
 
@@ -96,12 +98,12 @@ def test_agrees_with_pytorch(sizes, local):
 def test_by_hand():
     """Two tokens, one head of one channel: weights 1 / (1 + e^-x) and its rest, x the difference of the logits."""
     q, k, v = torch.tensor([[1.0, 2.0], [0.5, -0.5], [10.0, 20.0]])
-    out = attention(torch.stack([q, k, v], 1).view(1, 2, 3, 1, 1))
+    out = by_kernel(torch.stack([q, k, v], 1).view(1, 2, 3, 1, 1))
     first = 1 / (1 + torch.exp(-(q * 0.5 - q * -0.5)))
     torch.testing.assert_close(out.flatten(), first * 10 + (1 - first) * 20)
 
 
-@pytest.mark.parametrize("form", [attention, lambda *given: reference.attention(*given)[0]], ids=["op", "reference"])
+@pytest.mark.parametrize("form", [by_kernel, lambda *given: reference.attention(*given)[0]], ids=["op", "reference"])
 def test_who_attends_to_whom(form):
     """All pairs attend as if nothing had been said; of one key, its value; of none, zero, and nothing flows back."""
     qkv, _, grad = operands((40, (40, 40), 2, 16), torch.float32)
@@ -120,15 +122,15 @@ def test_who_attends_to_whom(form):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_padding_is_neither_read_nor_differentiated(dtype):
     qkv, counts, grad = operands((40, (17, 0), 2, 16), dtype)
-    alone = run(attention, qkv[:1, :17], counts[:1], grad[:1, :17])
+    alone = run(by_kernel, qkv[:1, :17], counts[:1], grad[:1, :17])
     qkv[0, 17:], grad[0, 17:], qkv[1] = float("nan"), float("inf"), float("nan")
-    out, to_qkv = run(attention, qkv, counts, grad)
+    out, to_qkv = run(by_kernel, qkv, counts, grad)
     for found, expected in ((out, alone[0]), (to_qkv, alone[1])):
         torch.testing.assert_close(found[0, :17], expected[0])
         assert not found[0, 17:].any() and not found[1].any()
     beyond = torch.tensor([99, -5])  # as 40 and 0
-    assert torch.equal(attention(qkv.nan_to_num(), beyond)[0], attention(qkv.nan_to_num())[0])
-    assert not attention(qkv, beyond)[1].any()
+    assert torch.equal(by_kernel(qkv.nan_to_num(), beyond)[0], by_kernel(qkv.nan_to_num())[0])
+    assert not by_kernel(qkv, beyond)[1].any()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
@@ -137,12 +139,12 @@ def test_extreme_logits(dtype):
     qkv = torch.zeros(1, 20, 3, 1, 16, dtype=dtype)
     qkv[0, :, 0, 0, 0], qkv[0, 7, 1, 0, 0] = 1e4, 1e4
     qkv[0, :, 2, 0, 0] = torch.arange(20.0)
-    out, to_qkv = run(attention, qkv, None, torch.ones(1, 20, 16, dtype=dtype))
+    out, to_qkv = run(by_kernel, qkv, None, torch.ones(1, 20, 16, dtype=dtype))
     assert (out[0, :, 0] == 7).all() and to_qkv.isfinite().all()
     qkv[0, 3, 0, 0, 5] = float("nan")
-    assert attention(qkv)[0].isnan().any(1).nonzero().flatten().tolist() == [3]
+    assert by_kernel(qkv)[0].isnan().any(1).nonzero().flatten().tolist() == [3]
     qkv[0, 4, 1, 0, 5] = float("nan")
-    assert attention(qkv).isnan().all()
+    assert by_kernel(qkv).isnan().all()
 
 
 def test_exponentials_are_exact_to_the_last_places():
@@ -150,7 +152,7 @@ def test_exponentials_are_exact_to_the_last_places():
     gap = torch.cat([torch.linspace(0, 126 * 0.69, 2000), torch.rand(2000) * 4])
     qkv = torch.zeros(len(gap), 2, 3, 1, 1)
     qkv[:, 0, 0, 0, 0], qkv[:, 1, 1, 0, 0], qkv[:, 1, 2, 0, 0] = gap, -1.0, 1.0
-    found, exact = attention(qkv)[:, 0, 0].double(), torch.sigmoid(-gap.double())
+    found, exact = by_kernel(qkv)[:, 0, 0].double(), torch.sigmoid(-gap.double())
     # The gap times log2(e) is rounded before it is an exponent.
     assert ((found - exact).abs() / exact < 2.0**-23 * (2 + gap.double() * 1.5)).all()
 
@@ -162,7 +164,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(run(attention, qkv, counts, grad, near((150,))))
+            found.append(run(by_kernel, qkv, counts, grad, near((150,))))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -177,12 +179,13 @@ def test_other_instruction_sets_agree(isa, local, monkeypatch, tmp_path):
     qkv, counts, grad = operands((150, (150, 129), 2, 24), torch.float32)
     torch.save((qkv, counts, grad, attend := near((150,)) if local else None), tmp_path / "in.pt")
     script = (
-        "import sys, torch; from extensions import attention; qkv, counts, grad, attend = torch.load(sys.argv[1]); "
-        "out = attention(qkv.requires_grad_(), counts, attend); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
+        "import sys, torch; from extensions.m2ae_ops.private.attention import by_kernel; "
+        "qkv, counts, grad, attend = torch.load(sys.argv[1]); "
+        "out = by_kernel(qkv.requires_grad_(), counts, attend); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
     )
     monkeypatch.setenv("M2AE_CPU", isa)
     subprocess.run([sys.executable, "-c", script, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
-    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(attention, qkv, counts, grad, attend), strict=True):
+    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(by_kernel, qkv, counts, grad, attend), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
 
 
@@ -202,14 +205,53 @@ def test_gradcheck(device):
     qkv, counts, _ = operands((5, (5, 3), 2, 3), torch.float64, device)
     qkv.requires_grad_()
     for given in ((counts, None), (None, None), (counts, near((5,), device))):
-        assert gradcheck(attention, (qkv, *given)) and gradgradcheck(attention, (qkv, *given))
+        assert gradcheck(by_kernel, (qkv, *given)) and gradgradcheck(by_kernel, (qkv, *given))
 
 
 def test_strided_and_empty():
     qkv, counts, _ = operands((13, (13, 13), 2, 64), torch.float32)
-    assert torch.equal(attention(qkv.flip(0).transpose(0, 1).contiguous().transpose(0, 1)), attention(qkv.flip(0)))
-    assert attention(qkv[:0], counts[:0]).shape == (0, 13, 128) and attention(qkv[:, :0]).shape == (2, 0, 128)
-    assert attention(torch.empty(2, 9, 3, 4, 16, device="meta")).shape == (2, 9, 64)
+    assert torch.equal(by_kernel(qkv.flip(0).transpose(0, 1).contiguous().transpose(0, 1)), by_kernel(qkv.flip(0)))
+    assert by_kernel(qkv[:0], counts[:0]).shape == (0, 13, 128) and by_kernel(qkv[:, :0]).shape == (2, 0, 128)
+    assert by_kernel(torch.empty(2, 9, 3, 4, 16, device="meta")).shape == (2, 9, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("masks", ["none", "valid", "attend", "both"])
+def test_every_form_is_the_same_function(masks, dtype, monkeypatch):
+    """Our kernel, PyTorch's attention and the reference, on real tokens that attend to something."""
+    qkv, counts, grad = operands((40, (40, 23), 2, 16), dtype)
+    real = torch.arange(40) < counts.unsqueeze(1)
+    valid = real if masks in ("valid", "both") else None
+    attend = near((40,)) | torch.eye(40, dtype=torch.bool) if masks in ("attend", "both") else None
+    if valid is not None:
+        grad = grad * real.unsqueeze(-1)
+    exact = run(
+        lambda q, *_: reference.attention(q, counts if valid is not None else None, attend)[0],
+        qkv.double(),
+        None,
+        grad.double(),
+    )
+    for serves in (True, False):
+        monkeypatch.setattr(choice, "eager_cpu", lambda x, serves=serves: serves)
+        out, to_qkv = run(lambda q, *_: attention(q, valid, attend), qkv, None, grad)
+        assert out.dtype == dtype
+        out = out if valid is None else out * real.unsqueeze(-1)
+        for found, expected in ((out, exact[0]), (to_qkv, exact[1])):
+            assert (found.double() - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
+
+def test_the_kernel_serves_where_it_is_faster(monkeypatch):
+    qkv = torch.zeros(1, 2, 3, 1, 4)
+    assert choice.own_attention(qkv) == (backend() in choice.VECTORS)
+    assert not choice.own_attention(qkv.half()) and not choice.own_attention(qkv.to("meta"))
+
+
+@pytest.mark.parametrize("form", [attention, by_pytorch], ids=["own", "pytorch"])
+def test_what_attends_to_nothing_is_finite(form):
+    qkv, _, _ = operands((13, (13, 13), 2, 64), torch.float32)
+    out, to_qkv = run(lambda q, *_: form(q, None, torch.zeros(2, 13, 13).bool()), qkv, None, torch.ones(2, 13, 128))
+    assert out.isfinite().all() and to_qkv.isfinite().all()
+    assert form(qkv, torch.zeros(2, 13).bool()).isfinite().all()
 
 
 def test_errors():
@@ -220,10 +262,10 @@ def test_errors():
         attention(qkv.flatten(2))
     with pytest.raises(ValueError, match=r"attention: qkv must be float16, .* got torch\.int64"):
         attention(qkv.long())
-    with pytest.raises(ValueError, match=r"attention: counts must be int64 \(2,\), got torch.int32 \(2,\)"):
-        attention(qkv, torch.zeros(2, dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"attention: counts must be int64 \(2,\), got torch.int64 \(3,\)"):
-        attention(qkv, torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"attention: valid must be bool \(2, 4\), got torch.int64 \(2,\)"):
+        attention(qkv, torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"attention: valid must be bool \(2, 4\), got torch.bool \(3, 4\)"):
+        attention(qkv, torch.zeros(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"attention: attend must be bool \(2, 4, 4\), got torch.float32 \(2, 4, 4\)"):
         attention(qkv, None, torch.ones(2, 4, 4))
     with pytest.raises(ValueError, match=r"attention: attend must be bool \(2, 4, 4\), got torch.bool \(4, 4\)"):

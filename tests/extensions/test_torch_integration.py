@@ -126,7 +126,9 @@ def test_a_second_copy_of_the_package_shares_the_ops():
         points = torch.randn(1, 20, 3)
         assert copy.fps is not fps and torch.equal(copy.fps(points, 5), fps(points, 5))
         with pytest.raises(ImportError, match="declared by another version"):
-            sys.modules["m2ae_ops_copy.registration"].register("fps", "(Tensor x) -> Tensor", reference=None, fake=None)
+            sys.modules["m2ae_ops_copy.private.registration"].register(
+                "fps", "(Tensor x) -> Tensor", reference=None, fake=None
+            )
     finally:
         for name in [name for name in sys.modules if name.startswith("m2ae_ops_copy")]:
             del sys.modules[name]

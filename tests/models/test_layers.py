@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from extensions import gather
-from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.private import choice
 from models import hierarchical as hierarchy
-from models.layers import attention
 from models.layers import embed as embed_module
-from models.layers.attention import FORBIDDEN, Attention, attention_bias
+from models.layers.attention import Attention
 from models.layers.embed import PatchEmbed
-from models.layers.group import group_pyramid, neighborly_order
+from models.layers.group import group_pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.packing import pack, plan_packing, unpack
 from models.layers.pool import peak_and_mean
@@ -195,30 +193,30 @@ def test_patch_embed_in_bfloat16_stays_near():
 
 def test_attention_in_bfloat16_stays_near():
     torch.manual_seed(0)
-    attention, x, attend = Attention(12, 3), torch.randn(2, 5, 12), torch.arange(5).view(1, 1, 5) < 4
-    expected = attention(x, attention_bias(attend))
+    attention, x, valid = Attention(12, 3), torch.randn(2, 5, 12), (torch.arange(5) < 4).expand(2, 5)
+    expected = attention(x, valid)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attention(x, attention_bias(attend))
-    assert found.dtype == torch.bfloat16 and (found - expected).norm() < 0.02 * expected.norm()
+        found = attention(x, valid)
+    assert found.dtype == torch.bfloat16 and (found - expected)[valid].norm() < 0.02 * expected[valid].norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_attention_by_counts_equals_attention_by_bias(dtype, monkeypatch):
-    """Our kernel skips what the bias forbids; output and all gradients of real tokens are the same."""
+def test_attention_of_real_tokens_is_the_same_in_every_form(dtype, monkeypatch):
+    """Our kernel skips the padding, PyTorch's forbids it; output and all gradients of real tokens agree."""
     torch.manual_seed(0)
-    layer, x, counts = attention.Attention(96, 6), torch.randn(3, 40, 96), torch.tensor([40, 23, 1])
+    layer, x, counts = Attention(96, 6), torch.randn(3, 40, 96), torch.tensor([40, 23, 1])
     real = torch.arange(40) < counts.unsqueeze(1)
-    bias, flow = attention_bias(real.unsqueeze(1)), torch.randn(3, 40, 96) * real.unsqueeze(-1)
+    flow = torch.randn(3, 40, 96) * real.unsqueeze(-1)
 
     def run():
         tokens = x.clone().requires_grad_()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
-            out = layer(tokens, bias, counts)
+            out = layer(tokens, real)
         grads = torch.autograd.grad(out, (tokens, *layer.parameters()), flow.to(out.dtype))
         return (torch.where(real.unsqueeze(-1), out, 0), *grads)
 
     ours = run()
-    monkeypatch.setattr(attention, "can_fuse", lambda qkv: False)
+    monkeypatch.setattr(choice, "eager_cpu", lambda x: False)
     for found, expected in zip(ours, run(), strict=True):
         error = {torch.float32: 1e-6, torch.bfloat16: 6e-3}[dtype]
         assert found.dtype == expected.dtype and (found - expected).norm() <= error * expected.norm()
@@ -242,39 +240,20 @@ def test_local_attention_in_our_kernel_equals_pytorchs(groups, dtype, monkeypatc
         return tokens.detach(), *torch.autograd.grad(tokens, parameters, flow.to(tokens.dtype))
 
     ours = run()
-    for module in (attention, hierarchy):
-        monkeypatch.setattr(module, "can_fuse", lambda tokens: False)
+    monkeypatch.setattr(choice, "eager_cpu", lambda x: False)
     error = {torch.float32: 2e-6, torch.bfloat16: 4e-2}[dtype]
     for found, expected in zip(ours, run(), strict=True):
         assert (found - expected).norm() <= error * expected.norm() + 1e-9
 
 
-def test_near_centers_stand_together():
-    centers = torch.randn(2, 300, 3)
-    order = neighborly_order(centers)
-    assert torch.equal(order.sort(1).values, torch.arange(300).expand(2, 300))
-    step = lambda chosen: (chosen[:, 1:] - chosen[:, :-1]).norm(dim=-1).mean()  # noqa: E731
-    assert step(gather(centers, order)) < 0.5 * step(centers)
-    corners = torch.tensor([[x, y, z] for z in (0.0, 1.0) for y in (0.0, 1.0) for x in (0.0, 1.0)])
-    assert neighborly_order(corners[torch.arange(7, -1, -1)].unsqueeze(0)).tolist() == [list(range(7, -1, -1))]
-    assert neighborly_order(torch.ones(1, 3, 3)).sort(1).values.tolist() == [[0, 1, 2]]
-
-
-def test_attention_uses_our_kernel_where_it_is_faster():
-    qkv = torch.zeros(1, 2, 3, 1, 4)
-    assert attention.can_fuse(qkv) == (backend() in ("compiled (avx2)", "compiled (avx512)"))
-    assert not attention.can_fuse(qkv.half()) and not attention.can_fuse(qkv.to("meta"))
-
-
-def test_attention_equals_the_formula_and_stays_finite_where_everything_is_forbidden():
+def test_attention_equals_the_formula():
     torch.manual_seed(0)
     attention = Attention(12, 3)
-    x, attend = torch.randn(2, 5, 12), torch.rand(2, 5, 5) < 0.6
-    attend[0, 0] = False
+    x, attend = torch.randn(2, 5, 12), (torch.rand(2, 5, 5) < 0.6) | torch.eye(5).bool()
     q, k, v = attention.qkv(x).view(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
-    logits = q @ k.transpose(-1, -2) * 4**-0.5 + (~attend).unsqueeze(1) * FORBIDDEN
+    logits = (q @ k.transpose(-1, -2) * 4**-0.5).masked_fill(~attend.unsqueeze(1), -torch.inf)
     expected = attention.proj((logits.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, 12))
-    torch.testing.assert_close(attention(x, attention_bias(attend)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(attention(x, attend=attend), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="12 channels do not divide by 5 heads"):
         Attention(12, 5)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import loader
+from .. import loader
 
 NAMESPACE = "m2ae"
 # A fragment may be opened by several copies of this package (`extensions.m2ae_ops` and an installed `m2ae_ops`) and by

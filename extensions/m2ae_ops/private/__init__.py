@@ -1,0 +1,1 @@
+"""What the public functions are made of; nothing outside this package imports it, and anything may change."""
