@@ -43,7 +43,7 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
     from tools.launch import open_run
     from tools.sweep import summarise, variants
     from utils import dist
-    from utils.memory import keep_freed_memory
+    from utils.device import keep_freed_memory
     from utils.seed import seed_everything
 
     device = choose_device(args.device)

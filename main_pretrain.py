@@ -3,7 +3,7 @@
 import sys
 
 from main import dispatch, run_command
-from utils.gm3d_flags import parse_pretrain
+from tools.published.gm3d import parse_pretrain
 
 
 def main(argv: list[str] | None = None) -> int:

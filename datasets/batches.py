@@ -11,9 +11,9 @@ from torch import Tensor
 
 from datasets.clouds import CloudSet
 from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices, sample_with_replacement
+from utils.device import send
 from utils.errors import UserError
 from utils.seed import generator
-from utils.transfer import send
 
 DRAWN = ("random", "replacement")  # samplings that need random numbers
 RESIDENT_SHARE = 0.4  # of the free device memory that a resident set may take

@@ -7,7 +7,7 @@ GPU runs see the same numbers) and moved to the device of `points`.
 import torch
 from torch import Tensor
 
-from utils.transfer import send
+from utils.device import send
 
 AXES = {"x": 0, "y": 1, "z": 2}
 SCALE_RANGE = (2.0 / 3.0, 3.0 / 2.0)

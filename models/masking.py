@@ -11,8 +11,8 @@ from torch import Tensor
 
 from extensions import gather, knn
 from models.layers.group import Pyramid
+from utils.device import send
 from utils.dist import rank, world_size
-from utils.transfer import send
 
 
 class KnownMask(NamedTuple):

@@ -11,10 +11,10 @@ import torch
 
 from models import build_model
 from tests.models.small import SMALL
-from utils.config.yaml import read_yaml
+from tools.launch import methods
+from utils.config.load import read_recipe
 from utils.errors import UserError
 from utils.files import save_checkpoint
-from utils.recipes import METHODS
 
 ROOT = Path(__file__).parent.parent
 KEYS = {key: value for key, value in SMALL.items() if key != "NAME"}
@@ -39,11 +39,11 @@ def test_keys_override_the_published_defaults():
         load(mask_ration=0.5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_every_method_has_an_entry(method):
     keys = {
         key: value
-        for key, value in read_yaml(ROOT / "cfgs" / "debug" / f"{method}.yaml")["model"].items()
+        for key, value in read_recipe(ROOT / "cfgs" / "debug" / f"{method}.yaml")["model"].items()
         if key != "NAME"
     }
     model = torch.hub.load(str(ROOT), method.replace("-", "_"), source="local", **keys)

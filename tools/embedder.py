@@ -21,8 +21,9 @@ from models import MODELS, build_model, load_weights
 from models.weights import method_of
 from tools.engine import autocast
 from tools.evaluate import farthest
+from tools.launch import load_recipe
 from tools.sampling import points_needed, points_seen, repeat_points
-from utils.config.load import load_config, saved_config
+from utils.config.load import saved_config
 from utils.config.schema import RunConfig
 from utils.errors import UserError
 from utils.files import read_checkpoint
@@ -170,7 +171,7 @@ def _configuration(ckpts: str | Path, checkpoint: dict, path: str | Path | None,
             f"{ckpts}: says nothing about its model, as published checkpoints do; give its recipe, "
             f"for example --config cfgs/pre-training/{method or 'point-m2ae'}.yaml"
         )
-    config = load_config(path, overrides=overrides, models=MODELS, datasets=DATASETS, method=method)
+    config = load_recipe(path, overrides=overrides, method=method)
     config.class_names = config.class_names or saved.get("class_names")
     return config
 

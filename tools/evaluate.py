@@ -15,10 +15,10 @@ from extensions import fps, gather
 from tools.augment import augment
 from tools.context import RunContext
 from tools.engine import autocast
+from utils.device import send
 from utils.errors import UserError
 from utils.metrics import accuracy, confusion_matrix
 from utils.seed import generator
-from utils.transfer import send
 
 PASSES = 10  # augmented passes of a round of voting, as published
 # Rounds of voting that the published programs run, reporting the best of them.

@@ -10,15 +10,18 @@ from models import MODELS
 from models.weights import method_of
 from tools.context import RunContext
 from tools.engine import check_precision
-from utils.config.cli import experiment_folder
-from utils.config.load import load_config
-from utils.config.yaml import read_yaml, save_config
+from tools.published.keys import OLD_NAMES
+from tools.published.paths import Recipe, find_recipe
+from tools.run_folder import check_folder, experiment_folder, is_training
+from utils.config.load import load_config, read_recipe
+from utils.config.schema import RunConfig
+from utils.config.yaml import save_config
 from utils.dist import barrier, is_main, rank
-from utils.errors import UserError
+from utils.errors import UserError, suggest
 from utils.files import read_checkpoint, write_atomic
 from utils.log import Logger
 from utils.provenance import provenance
-from utils.recipes import find_recipe
+from utils.registry import import_file
 
 
 def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
@@ -27,16 +30,16 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     Raises:
         UserError: bad flags, configuration or checkpoint; a folder that holds a run already or cannot be written.
     """
+    for file in args.imports:
+        import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
     method = _method(args)
     recipe = find_recipe(args.config, method)
     if args.transfer and recipe.task == "segmentation":
         raise UserError("--transfer: is not for part segmentation; leave it out, or use another recipe")
     overrides = [*args.set, *_few_shot(args, recipe.path)]
-    config = load_config(
-        args.config, overrides=overrides, models=MODELS, datasets=DATASETS, method=method, data_root=args.data_root
-    )
+    config = load_recipe(recipe, overrides=overrides, imports=args.imports, data_root=args.data_root)
     folder = experiment_folder(args, recipe.path)
-    _check_folder(args, folder)
+    check_folder(args, folder)
     barrier()  # every process has looked before one writes
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,13 +59,30 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     return run
 
 
-def is_training(args: argparse.Namespace) -> bool:
-    return not (args.test or args.test_svm or args.predict)
+def load_recipe(recipe: Recipe | str | Path, *, method: str | None = None, **options) -> RunConfig:
+    """Load a recipe, any YAML file or a published path, with the models and data sets that are registered.
+
+    Args:
+        method: chooses among the methods that share a published path.
+        options: as in `load_config`.
+
+    Raises:
+        UserError: naming file, key and remedy.
+    """
+    file = recipe.path if isinstance(recipe, Recipe) else find_recipe(recipe, method).path
+    return load_config(file, models=MODELS, datasets=DATASETS, old=OLD_NAMES, **options)
+
+
+def methods() -> list[str]:
+    """Return the methods that are registered, as `--method` calls them."""
+    return sorted({target.method for target in MODELS.targets() if hasattr(target, "method")})
 
 
 def _method(args: argparse.Namespace) -> str | None:
     """Return the method that a path without one stands for: `--method`, else that of the checkpoint."""
     path = args.ckpts or args.start_ckpts
+    if args.method and args.method not in methods():
+        raise UserError(f"--method {args.method}: is unknown; {suggest(args.method, methods())}")
     if args.method or not path:
         return args.method
     return method_of(read_checkpoint(path))
@@ -72,21 +92,8 @@ def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:
     """Return what --way, --shot and --fold say to the data-set entries of a recipe."""
     if args.way == -1:
         return []
-    entries = [name for name in ("train", "val", "test") if name in (read_yaml(path).get("dataset") or {})]
+    entries = [name for name in ("train", "val", "test") if name in (read_recipe(path, OLD_NAMES).get("dataset") or {})]
     return [f"dataset.{entry}.{key}={getattr(args, key)}" for entry in entries for key in ("way", "shot", "fold")]
-
-
-def _check_folder(args: argparse.Namespace, folder: Path) -> None:
-    last = folder / "ckpt-last.pth"
-    if is_training(args) and last.exists() and not (args.resume or args.overwrite):
-        raise UserError(
-            f"{folder}: holds a run already; go on with --resume, replace it with --overwrite, or choose another --exp_name"
-        )
-    # A run that was killed before its first checkpoint has a configuration only, and starts over.
-    if args.resume and not last.exists() and not (folder / "config.yaml").exists():
-        raise UserError(
-            f"--resume: there is no {last}; start the run without --resume, or check --config and --exp_name"
-        )
 
 
 def _write_config(run: RunContext) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
 
-from utils.config.cli import FOLDS, experiment_folder
+from tools.published.paths import find_recipe
+from tools.run_folder import experiment_folder
+from utils.config.cli import FOLDS
 from utils.files import write_atomic
-from utils.recipes import find_recipe
 
 
 def variants(args: argparse.Namespace) -> list[tuple[str, argparse.Namespace]]:

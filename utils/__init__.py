@@ -1,1 +1,5 @@
-"""Configuration, checkpoints, logs, seeds and process groups: what every room uses and what knows none of them."""
+"""What every other package builds on: configuration, files, log, processes, devices, seeds."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent  # the repository

@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from utils import ROOT
 from utils.config.merge import to_dict
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, str]:

@@ -1,7 +1,11 @@
 """Names in YAML files to classes or functions, each with the dataclass of its keys."""
 
 import dataclasses
+import importlib.util
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from utils.config.merge import merge
@@ -43,6 +47,9 @@ class Registry:
 
         return decorate
 
+    def __contains__(self, name: Any) -> bool:
+        return isinstance(name, str) and name in self._canonical
+
     def names(self) -> list[str]:
         """Return the registered names, sorted, without aliases."""
         return sorted(self._entries)
@@ -83,3 +90,39 @@ class Registry:
         """Return `target(config, **kwargs)` of what `config`, a mapping or the dataclass of its NAME, stands for."""
         config = self.config(config)
         return self.entry(config.NAME).target(config, **kwargs)
+
+    def targets(self) -> list[Callable]:
+        """Return what is registered, in the order of `names()`."""
+        return [self._entries[name].target for name in self.names()]
+
+
+def import_file(path: Path | None, where: str) -> None:
+    """Run a Python file that registers NAMEs, once in a process.
+
+    Args:
+        path: the file; None where there is none.
+        where: what named it, for messages.
+
+    Raises:
+        UserError: there is no such file, it raises anything, or it registers a NAME that is taken.
+    """
+    if path is None or path.suffix != ".py":
+        raise UserError(f"{where}: is no Python file; give the path of one that registers models or data sets")
+    name = f"imported{path.resolve().with_suffix('')}".replace("/", ".")
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the code of a stranger raises
+        del sys.modules[name]
+        line = next(
+            (f", line {frame.lineno}" for frame in reversed(_frames(error)) if Path(frame.filename) == path), ""
+        )
+        raise UserError(f"{where}: {path}{line} does not import: {type(error).__name__}: {error}") from error
+
+
+def _frames(error: BaseException) -> traceback.StackSummary:
+    return traceback.extract_tb(error.__traceback__)

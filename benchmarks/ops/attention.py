@@ -25,7 +25,7 @@ from datasets import build_dataset
 from extensions import attention, fps, gather, near_first
 from extensions.m2ae_ops.private.attention import by_pytorch
 from models.hierarchical import pairwise_distance
-from utils.memory import keep_freed_memory
+from utils.device import keep_freed_memory
 from utils.provenance import provenance
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -20,10 +20,11 @@ from tools.context import RunContext, build_pretraining_model
 from tools.engine import StopRequest
 from tools.finetune import build_classifier, classification_step
 from tools.guides import Guide, build_guide
+from tools.launch import load_recipe
 from tools.pretrain import DISPLAY, pretraining_step
 from tools.steps import Step
 from tools.training import Training, open_state
-from utils.config.yaml import read_yaml
+from utils.config.merge import to_dict
 from utils.provenance import ROOT
 
 METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
@@ -72,8 +73,8 @@ SIZES = tuple(TASKS["pre-training"].recipes)
 
 def write_recipe(method: str, batch: int, clouds: int, size: str = "published", task: str = "pre-training") -> None:
     """Write `recipe.yaml`, one of `size` on the built-in set for two epochs, and the weights of a frozen teacher."""
-    recipe = read_yaml(ROOT / "cfgs" / TASKS[task].recipes[size].format(method))
-    drawn = recipe["dataset"]["train"]["others"].get("npoints", 0)
+    recipe = to_dict(load_recipe(ROOT / "cfgs" / TASKS[task].recipes[size].format(method)))
+    drawn = recipe["dataset"]["train"].get("npoints", 0)
     data = {"NAME": "Synthetic", "N_POINTS": STORED_POINTS, "clouds": clouds, "npoints": drawn}
     sets = {"train": data}
     if task != "pre-training":  # what these tasks judge after the last epoch, which takes no part in the time

@@ -28,7 +28,7 @@ from tools.augment import augment
 from tools.engine import AUTOCAST_DTYPES, autocast, update
 from tools.optim import build_optimizer, parameter_groups
 from utils.config.schema import OptimizerConfig, OptimizerKwargs
-from utils.memory import keep_freed_memory
+from utils.device import keep_freed_memory
 from utils.provenance import provenance
 
 PHASES = ("augmentation", "grouping", "masking", "embedding", "encoder", "decoder", "loss", "backward", "optimizer")

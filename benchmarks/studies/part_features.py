@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from datasets import DATASETS, Batches, CloudSet, build_dataset
+from datasets import Batches, CloudSet, build_dataset
 from datasets.part_table import owned_parts
-from models import MODELS, build_model, load_weights
+from models import build_model, load_weights
 from models.layers.propagate import interpolate
 from segmentation.metrics import PartScores, score_parts
-from utils.config.load import load_config
+from tools.launch import load_recipe
 
 NEIGHBORS = 5
 POINTS = 256  # of each cloud that are compared; the encoder sees all
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", required=True, type=Path)
     args = parser.parse_args(arguments)
-    config = load_config(args.config, overrides=args.set, models=MODELS, datasets=DATASETS, data_root=args.data_root)
+    config = load_recipe(args.config, overrides=args.set, data_root=args.data_root)
     train, test = build_dataset(config.dataset.train), build_dataset(config.dataset.test)
     found: dict[str, list[PartScores]] = {"coordinates": [evaluate(None, train, test)], "random": [], "pretrained": []}
     for seed, path in enumerate(args.ckpts):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from models.losses import nt_xent
-from utils.recipes import ROOT
+from utils import ROOT
 
 WORKER = """
 import sys, torch

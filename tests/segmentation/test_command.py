@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from datasets import DATASETS, prepare
-from models import MODELS
-from segmentation.main import translate
+from datasets import prepare
+from tools.launch import load_recipe
 from tools.optim import build_schedule
+from tools.published.segmentation import translate
 from utils.config.cli import parse_args
-from utils.config.load import load_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -22,9 +21,7 @@ PUBLISHED = ["--ckpts", "pre.pth", "--root", "parts", "--learning_rate", "0.0002
 
 def resolved(argv, method=None):
     args = parse_args(translate(argv))
-    return args, load_config(
-        args.config, overrides=args.set, models=MODELS, datasets=DATASETS, method=args.method or method
-    )
+    return args, load_recipe(args.config, overrides=args.set, method=args.method or method)
 
 
 def test_published_flags():

@@ -8,9 +8,8 @@ import sys
 import pytest
 import torch
 
-from utils import dist
+from utils import ROOT, dist
 from utils.errors import UserError
-from utils.recipes import ROOT
 
 WORKER = """
 import torch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.recipes import ROOT
+from utils import ROOT
 from utils.seed import generator, seed_everything, step_seed
 
 # Written down once: these must never change, or checkpoints would not resume bit for bit.

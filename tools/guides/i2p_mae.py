@@ -25,10 +25,10 @@ from tools.guides import Guide
 from tools.report.page import Section
 from utils.config.merge import to_dict
 from utils.config.yaml import save_config
+from utils.device import send
 from utils.dist import is_main
 from utils.errors import UserError
 from utils.files import read_checkpoint
-from utils.transfer import send
 
 CHUNK = 32  # clouds that the teacher sees at a time when the cache is filled
 HASHED_CLOUDS = 64  # spread over the set, whose points say which set the cache is of

@@ -23,9 +23,9 @@ from tools.context import RunContext
 from tools.guides import Guide
 from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
 from tools.report.page import Section
+from utils.device import send
 from utils.errors import UserError
 from utils.seed import generator
-from utils.transfer import send
 
 CHUNK = 64  # pictures or clouds encoded at once
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.recipes import METHODS, below_cfgs
 
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
@@ -64,7 +63,11 @@ def _add_config(group) -> None:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE",
         help="override a key of the recipe; may be repeated: --set optimizer.kwargs.lr=1e-4",
     )  # fmt: skip
-    group.add_argument("--method", choices=METHODS, help="method, where a published path does not say it")
+    group.add_argument("--method", metavar="NAME", help="method, where a published path does not say it")
+    group.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="FILE.py",
+        help="Python file that registers further models or data sets; may be repeated, as the key imports of a recipe",
+    )  # fmt: skip
     group.add_argument(
         "--data_root", metavar="DIR", help="folder that replaces a leading data/ in the paths of data sets"
     )
@@ -266,21 +269,3 @@ def _check_seeds(args: argparse.Namespace) -> None:
     for seed in [args.seed, *(args.seeds or [])]:
         if seed is not None and seed < 0:
             raise UserError(f"seed {seed}: must not be negative")
-
-
-def experiment_folder(args: argparse.Namespace, recipe_path: str | Path) -> Path:
-    """Return the folder of a run, `experiments/<path below cfgs/ without .yaml>/<exp_name>/`.
-
-    It is relative to the working directory; `--output_dir` of GM3D's programs replaces it. A recipe that
-    stands elsewhere gives its parent folder and its stem.
-    `--mode` is appended to the name.
-    """
-    if getattr(args, "output_dir", None):
-        return Path(args.output_dir)
-    path = Path(recipe_path)
-    below = below_cfgs(path)
-    if below is None:
-        parent = path.resolve().parent.name
-        below = Path(parent, path.name) if parent else Path(path.name)
-    name = args.exp_name + (f"_{args.mode}" if args.mode else "")
-    return Path("experiments") / below.with_suffix("") / name

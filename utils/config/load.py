@@ -1,83 +1,78 @@
-"""From a YAML file, `--set` overrides and the registered NAMEs to a resolved `RunConfig`."""
+"""From a YAML file, its bases, `--set` overrides and the registered NAMEs to a resolved `RunConfig`."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils.config.merge import merge, to_dict
-from utils.config.schema import (
-    DatasetsConfig,
-    OptimizerConfig,
-    OptimizerKwargs,
-    RunConfig,
-    SchedulerConfig,
-    SchedulerKwargs,
-    SVMConfig,
-    SVMDatasets,
-)
-from utils.config.yaml import parse_value, read_yaml, save_config
+from utils import ROOT
+from utils.config.merge import merge
+from utils.config.schema import DatasetsConfig, RunConfig
+from utils.config.yaml import parse_value, read_yaml
 from utils.errors import UserError
-from utils.recipes import DEAD_KEYS, ROOT, Recipe, dataset_file, find_recipe
-from utils.registry import Registry
-
-__all__ = [
-    "DatasetsConfig",
-    "OptimizerConfig",
-    "OptimizerKwargs",
-    "Recipe",
-    "RunConfig",
-    "SVMConfig",
-    "SVMDatasets",
-    "SchedulerConfig",
-    "SchedulerKwargs",
-    "find_recipe",
-    "load_config",
-    "merge",
-    "read_yaml",
-    "save_config",
-    "saved_config",
-    "to_dict",
-]
+from utils.registry import Registry, import_file
 
 _LOG = logging.getLogger("m2ae.config")
-_ENTRIES = tuple(field.name for field in fields(DatasetsConfig) if field.name != "svm")
+_ENTRIES = tuple(entry.name for entry in fields(DatasetsConfig) if entry.name != "svm")
 # GM3D's names of the two sets of the linear SVM.
 _SVM_NAMES = {"extra_train_svm": "train", "extra_test_svm": "test"}
+# Keys that an earlier version wrote into the configuration of every run.
+RETIRED = ("dataset.extra_train",)
+
+
+@dataclass(frozen=True)
+class OldNames:
+    """What other programs' files say that this one does not know (tools/published/keys.py has them).
+
+    Args:
+        dead_keys: dotted paths of keys that are left out with a line in the log; `*` is any one key.
+        dataset_files: file name of a data set there -> that in cfgs/dataset/.
+    """
+
+    dead_keys: Collection[str] = ()
+    dataset_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_config(
     path: str | Path,
     *,
     overrides: Sequence[str] = (),
+    imports: Sequence[str] = (),
     models: Registry,
     datasets: Registry,
-    method: str | None = None,
     data_root: str | Path | None = None,
+    old: OldNames | None = None,
 ) -> RunConfig:
     """Load a recipe, ours or a published file, and check it.
 
     Args:
-        path: a file, or a published path (`find_recipe`).
+        path: a file.
         overrides: "key.path=value" each, the value as YAML; over the file, before anything is checked. Keys of a
             data-set entry are set directly (`dataset.train.npoints=1024`).
+        imports: Python files that register further NAMEs, besides those of the key `imports`.
         models, datasets: registers of NAMEs.
-        method: chooses among the methods that share a published path.
         data_root: replaces a leading `data/` in the paths of data sets.
 
     Raises:
         UserError: naming file, key and remedy.
     """
-    file = find_recipe(path, method).path
-    return _resolve(read_yaml(file), file, _short(file), overrides, models, datasets, data_root)
+    file = Path(path)
+    old = old or OldNames()
+    where = _short(file) + (f" (with --set {' '.join(overrides)})" if overrides else "")
+    tree = read_recipe(file, old)
+    _override(tree, overrides, file, where, datasets, old)
+    tree["imports"] = _import(tree.get("imports"), imports, file, where)
+    return _build(tree, where, models, datasets, data_root, old)
 
 
 def saved_config(
     tree: Mapping, where: str, *, overrides: Sequence[str] = (), models: Registry, datasets: Registry
 ) -> RunConfig:
     """Check a resolved configuration, such as a checkpoint holds, as `load_config` checks a file.
+
+    Its `imports` are not imported: a checkpoint runs no code.
 
     Args:
         tree: what `to_dict` made of a `RunConfig`; it is left as it is.
@@ -86,33 +81,124 @@ def saved_config(
     Raises:
         UserError: naming key and remedy.
     """
-    return _resolve(deepcopy(dict(tree)), ROOT, where, overrides, models, datasets, None)
+    tree = deepcopy(dict(tree))
+    name = tree["model"].get("NAME") if isinstance(tree.get("model"), Mapping) else None
+    if tree.get("imports") and name not in models:
+        raise UserError(
+            f"{where}: model {name!r} is registered by {', '.join(map(str, tree['imports']))}, and a checkpoint runs no code: "
+            "give that file with --import"
+        )
+    where += f" (with --set {' '.join(overrides)})" if overrides else ""
+    _override(tree, overrides, ROOT, where, datasets, OldNames())
+    return _build(tree, where, models, datasets, None, OldNames())
 
 
-def _resolve(
-    tree: dict, file: Path, name: str, overrides: Sequence[str], models: Registry, datasets: Registry, data_root
-) -> RunConfig:
-    """Set the overrides in a raw tree and check it; bases are looked for beside `file`."""
-    where = name + (f" (with --set {' '.join(overrides)})" if overrides else "")
+def read_recipe(file: str | Path, old: OldNames | None = None) -> dict:
+    """Read a YAML file and its bases into one mapping.
+
+    `_base_` at the top is another recipe, or a list of them: mappings are merged key by key, everything else, lists included, is
+    replaced. A data-set entry that has a `_base_`, and a mapping with another NAME, replace the one of the base whole. A base is
+    looked for from the working directory, the file and the repository.
+
+    Raises:
+        UserError: a file is missing or malformed, or is its own base.
+    """
+    return _read_recipe(Path(file), old or OldNames(), ())
+
+
+def _read_recipe(file: Path, old: OldNames, below: tuple[Path, ...]) -> dict:
+    if file.resolve() in below:
+        raise UserError(f"{_short(file)}: is its own _base_, through {_short(below[-1])}; take one of the two away")
+    tree, where = read_yaml(file), _short(file)
+    bases = tree.pop("_base_", None)
+    if tree.get("dataset") is not None:
+        tree["dataset"] = _each_set(
+            _plain_datasets(tree["dataset"], f"{where}: dataset"), _plain_entry(file, old), where
+        )
+    if isinstance(tree.get("imports"), list):
+        tree["imports"] = [str(_find(name, file) or name) for name in tree["imports"]]
+    merged: dict = {}
+    for base in [] if bases is None else bases if isinstance(bases, list) else [bases]:
+        found = _find(base, file) if isinstance(base, str) else None
+        if found is None:
+            raise UserError(f"{where}: _base_: {base!r} is no file; give the path of a recipe")
+        merged = _over(merged, _read_recipe(found, old, (*below, file.resolve())))
+    return _over(merged, tree)
+
+
+def _over(base: Any, tree: Any) -> Any:
+    """Return `tree` merged over `base`."""
+    if not isinstance(base, Mapping) or not isinstance(tree, Mapping):
+        return tree
+    if "_base_" in tree or ("NAME" in tree and base.get("NAME", tree["NAME"]) != tree["NAME"]):
+        return tree
+    return {**base, **{key: _over(base.get(key), value) for key, value in tree.items()}}
+
+
+def _find(name: str, file: Path) -> Path | None:
+    """Find a file that another one names: from the working directory, beside it, from the repository."""
+    return next((path for path in (Path(name), file.parent / name, ROOT / name) if path.is_file()), None)
+
+
+def _import(named: Any, flags: Sequence[str], file: Path, where: str) -> list[str]:
+    """Import the Python files of the key `imports` and of --import; returns their paths, for the configuration of the run."""
+    if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+        raise UserError(f"{where}: imports: is {named!r}; expected a list of Python files such as [methods/mine.py]")
+    paths = [(name, _find(name, file), f"{where}: imports: {name}") for name in named or ()]
+    paths += [(name, Path(name) if Path(name).is_file() else None, f"--import {name}") for name in flags]
+    for _, path, place in paths:
+        import_file(path, place)
+    return list(dict.fromkeys(_portable(path) for _, path, _ in paths))
+
+
+def _portable(path: Path) -> str:
+    """Return the path of a file relative to the repository, or absolute where it is outside."""
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+def _override(tree: dict, overrides: Sequence[str], file: Path, where: str, datasets: Registry, old: OldNames) -> None:
+    """Set "key.path=value" each in a raw tree, and give its data-set entries the keys of their bases."""
     pairs = [_split(override) for override in overrides]
-    # A new base must be known before entries are resolved; everything else is set over the resolved entries.
+    changes = [pair for pair in pairs if pair[0][0] == "dataset" and pair[0][-1] in ("_base_", "NAME")]
+    for keys, value in changes:  # which set it is, before its keys are set
+        _change_set(tree, keys, value, file, where, datasets, old)
+    if tree.get("dataset") is not None:
+        tree["dataset"] = _each_set(tree["dataset"], _flat_entry, where)
     for keys, value in pairs:
-        if keys[-1] == "_base_":
-            _set(tree, keys, value)
-    dataset = tree.get("dataset")
-    if dataset is not None:
-        tree["dataset"] = _flatten_datasets(dataset, file, f"{where}: dataset")
-    for keys, value in pairs:
-        if keys[-1] != "_base_":
+        if (keys, value) not in changes:
             _set(tree, [key for key in keys if not (key == "others" and keys[0] == "dataset")], value)
-    return _build(tree, where, models, datasets, data_root)
 
 
-def _build(tree: dict, where: str, models: Registry, datasets: Registry, data_root) -> RunConfig:
+def _change_set(
+    tree: dict, keys: list[str], value: Any, file: Path, where: str, datasets: Registry, old: OldNames
+) -> None:
+    """Make a data-set entry one of another base or NAME.
+
+    Of the entry's own keys those stay that say how clouds are drawn, which are in lower case, where the new set has them.
+    """
+    place = ".".join(keys[:-1])
+    entry = tree
+    for key in keys[:-1]:
+        entry = (entry.get(key) if isinstance(entry, Mapping) else None) or {}
+    changed = _plain_entry(file, old)({keys[-1]: value}, f"{where}: {place}")
+    name = _flat_entry(changed, place).get("NAME")
+    own = {key: kept for key, kept in entry.items() if key not in ("_base_", "NAME")}
+    if name != _flat_entry(entry, place).get("NAME"):
+        known = {known.name for known in fields(datasets.entry(name, f"{where}: {place}").config)}
+        if "num_points" not in known and "num_points" in own:  # what published sets of the linear SVM call npoints
+            own["npoints"] = own["num_points"]
+        own = {key: kept for key, kept in own.items() if key in known and not key.isupper()}
+    _set(tree, keys[:-1], {**own, **changed})
+
+
+def _build(
+    tree: dict, where: str, models: Registry, datasets: Registry, data_root: str | Path | None, old: OldNames
+) -> RunConfig:
     """Turn a raw tree into dataclasses, strictly."""
     if "model" not in tree:
         raise UserError(f"{where}: has no model; add model.NAME, one of {', '.join(models.names())}")
-    tree, ignored = _without_dead_keys(tree, _declared(tree, models, where))
+    tree, ignored = _without_dead_keys(tree, (*RETIRED, *old.dead_keys), _declared(tree, models, where))
     tree["model"] = models.config(tree["model"], f"{where}: model")
     tree["dataset"] = _build_datasets(tree.get("dataset", {}), f"{where}: dataset", datasets, data_root)
     if hasattr(tree["model"], "published_augmentation"):
@@ -146,56 +232,76 @@ def _set(tree: dict, keys: list[str], value: Any) -> None:
     node[keys[-1]] = value
 
 
-def _flatten_datasets(dataset: Any, file: Path, where: str) -> dict:
-    """Replace `{_base_, others}` entries by their keys, and give the SVM's two sets one name."""
+def _plain_datasets(dataset: Any, where: str) -> dict:
+    """Return data-set entries with one name for the SVM's two sets."""
     if not isinstance(dataset, Mapping):
         raise UserError(f"{where}: is {dataset!r}; expected the entries train, val, test, svm")
-    flat = dict(dataset)
-    if flat.get("svm") is not None and not isinstance(flat["svm"], Mapping):
-        raise UserError(f"{where}.svm: is {flat['svm']!r}; expected the entries train and test")
-    for name in [name for name in _SVM_NAMES if name in flat]:
-        flat["svm"] = {**(flat.get("svm") or {}), _SVM_NAMES[name]: flat.pop(name)}
+    plain = dict(dataset)
+    if plain.get("svm") is not None and not isinstance(plain["svm"], Mapping):
+        raise UserError(f"{where}.svm: is {plain['svm']!r}; expected the entries train and test")
+    for name in [name for name in _SVM_NAMES if name in plain]:
+        plain["svm"] = {**(plain.get("svm") or {}), _SVM_NAMES[name]: plain.pop(name)}
+    return plain
+
+
+def _each_set(dataset: Mapping, change: Callable[[Any, str], dict], where: str) -> dict:
+    """Return data-set entries, each changed by `change(entry, where)`."""
+    changed = dict(dataset)
     for name in _ENTRIES:
-        if flat.get(name) is not None:
-            flat[name] = _flatten_entry(flat[name], file, f"{where}.{name}")
-    if isinstance(flat.get("svm"), Mapping):
-        flat["svm"] = {
-            name: _flatten_entry(entry, file, f"{where}.svm.{name}") if name in ("train", "test") else entry
-            for name, entry in flat["svm"].items()
+        if changed.get(name) is not None:
+            changed[name] = change(changed[name], f"{where}: dataset.{name}")
+    if isinstance(changed.get("svm"), Mapping):
+        changed["svm"] = {
+            name: change(entry, f"{where}: dataset.svm.{name}") if name in ("train", "test") else entry
+            for name, entry in changed["svm"].items()
         }
-    return flat
+    return changed
 
 
-def _flatten_entry(entry: Any, file: Path, where: str) -> dict:
+def _plain_entry(file: Path, old: OldNames) -> Callable[[Any, str], dict]:
+    """Return what turns `{_base_, others}` of a file into one mapping of keys, in which the base is found."""
+
+    def plain(entry: Any, where: str) -> dict:
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{where}: is {entry!r}; expected _base_ and others, or NAME and its keys")
+        keys = dict(entry)
+        others = keys.pop("others", None)
+        if others is not None and not isinstance(others, Mapping):
+            raise UserError(f"{where}.others: is {others!r}; expected keys with values")
+        if keys.get("_base_") is None:
+            keys.pop("_base_", None)
+        elif not isinstance(keys["_base_"], Mapping):  # A mapping is what the published programs leave in memory.
+            keys["_base_"] = str(_find_set(keys["_base_"], file, where, old))
+        return {**keys, **(others or {})}
+
+    return plain
+
+
+def _flat_entry(entry: Any, where: str) -> dict:
+    """Replace the base of an entry, a file or a mapping, by its keys."""
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: is {entry!r}; expected _base_ and others, or NAME and its keys")
-    keys = dict(entry)
-    base, others = keys.pop("_base_", None), keys.pop("others", None)
-    if isinstance(base, Mapping):  # As the published programs leave it in memory.
-        flat = dict(base)
-    else:
-        flat = read_yaml(_find_base(base, file, where)) if base is not None else {}
-    if others is not None and not isinstance(others, Mapping):
-        raise UserError(f"{where}.others: is {others!r}; expected keys with values")
-    return {**flat, **keys, **(others or {})}
+    base = entry.get("_base_", {})
+    flat = base if isinstance(base, Mapping) else read_yaml(base)
+    return {**flat, **{key: value for key, value in entry.items() if key != "_base_"}}
 
 
-def _find_base(base: Any, file: Path, where: str) -> Path:
+def _find_set(base: Any, file: Path, where: str, old: OldNames) -> Path:
+    """Find the file of a data set: as any base, else by its name in cfgs/dataset/."""
     if not isinstance(base, str):
         raise UserError(f"{where}._base_: is {base!r}; expected the path of a data-set file")
-    for candidate in (Path(base), file.parent / base, ROOT / base):
-        if candidate.is_file():
-            return candidate
-    named = dataset_file(base)
-    if named is None:
-        there = ", ".join(sorted(entry.name for entry in (ROOT / "cfgs" / "dataset").glob("*.yaml")))
+    folder, name = ROOT / "cfgs" / "dataset", Path(base.replace("\\", "/")).name
+    named = folder / old.dataset_files.get(name, name)
+    found = _find(base, file) or (named if named.is_file() else None)
+    if found is None:
+        there = ", ".join(sorted(entry.name for entry in folder.glob("*.yaml")))
         raise UserError(
             f"{where}._base_: {base} does not exist, and cfgs/dataset/ has no such file; there are: {there}"
         )
-    return named
+    return found
 
 
-def _build_datasets(tree: Any, where: str, datasets: Registry, data_root) -> dict:
+def _build_datasets(tree: Any, where: str, datasets: Registry, data_root: str | Path | None) -> dict:
     def build(entry: Any, name: str) -> Any:
         return with_root(datasets.config(entry, f"{where}.{name}"), data_root)
 
@@ -217,10 +323,10 @@ def with_root(config: Any, data_root: str | Path | None) -> Any:
     if data_root is None:
         return config
     changed = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, str) and field.name.isupper() and Path(value).parts[:1] == ("data",):
-            changed[field.name] = Path(data_root, *Path(value).parts[1:]).as_posix()
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if isinstance(value, str) and entry.name.isupper() and Path(value).parts[:1] == ("data",):
+            changed[entry.name] = Path(data_root, *Path(value).parts[1:]).as_posix()
     return replace(config, **changed)
 
 
@@ -229,18 +335,20 @@ def _declared(tree: dict, models: Registry, where: str) -> set[str]:
     model = tree.get("model")
     if not isinstance(model, Mapping) or "NAME" not in model:
         return set()
-    return {f"model.{field.name}" for field in fields(models.entry(model["NAME"], f"{where}: model").config)}
+    return {f"model.{entry.name}" for entry in fields(models.entry(model["NAME"], f"{where}: model").config)}
 
 
-def _without_dead_keys(tree: dict, declared: set[str], prefix: tuple = ()) -> tuple[dict, list[str]]:
-    """Return a copy without the known dead keys of published files, and their paths."""
+def _without_dead_keys(
+    tree: dict, dead_keys: Collection[str], declared: set[str], prefix: tuple = ()
+) -> tuple[dict, list[str]]:
+    """Return a copy without the known dead keys, and the paths of those that had a value."""
     kept, ignored = {}, []
     for key, value in tree.items():
         path = (*prefix, str(key))
-        if ".".join(path) not in declared and any(_matches(path, dead) for dead in DEAD_KEYS):
-            ignored.append(".".join(path))
+        if ".".join(path) not in declared and any(_matches(path, dead) for dead in dead_keys):
+            ignored += [] if value is None else [".".join(path)]
         elif isinstance(value, Mapping):
-            kept[key], below = _without_dead_keys(value, declared, path)
+            kept[key], below = _without_dead_keys(value, dead_keys, declared, path)
             ignored += below
         else:
             kept[key] = value

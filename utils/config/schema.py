@@ -127,14 +127,14 @@ class DatasetsConfig:
     svm: SVMDatasets | None = (
         None  # the linear SVM; GM3D's extra_train_svm and extra_test_svm are read as its two entries
     )
-    extra_train: Any = None  # second training set of published files; methods that use it say so
 
 
 @dataclass
 class SVMConfig:
     """How the linear SVM judges features."""
 
-    C: float | None = None  # None = the published value of method and data set
+    # None: 0.01 while pre-training; with --test_svm what was published for method and data set, else 0.01, and 0.042 for scan.
+    C: float | None = None
     cross_validate: bool = True  # also report the accuracy at a C chosen on the training features
     random_weights: bool = True  # judge the untrained encoder before pre-training, to compare with
     batch_size: int = 128  # clouds encoded at a time
@@ -180,6 +180,7 @@ class RunConfig:
     log_every: int = 20  # steps between lines of the log and rows of metrics.jsonl
     keep_from: int = 250  # from this epoch on a checkpoint is kept ...
     keep_every: int = 25  # ... whenever the epoch divides by this
+    imports: list[str] = field(default_factory=list)  # Python files that register further NAMEs; --import adds to them
     seed: int = 0  # --seed sets it
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # --precision sets it
     # Dead keys of published files that were left out; not a key itself.

@@ -9,7 +9,6 @@ import yaml
 
 from utils.config.merge import to_dict
 from utils.errors import UserError
-from utils.files import write_atomic
 
 # YAML 1.1 asks for a dot and a signed exponent, so that plain YAML readers take 1e-3 for text.
 _FLOAT = re.compile(
@@ -118,5 +117,7 @@ def save_config(config: Any, path: str | Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    from utils.files import write_atomic  # imports torch, which reading needs not
+
     text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))

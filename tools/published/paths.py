@@ -1,17 +1,13 @@
-"""The one table of published configuration paths: task, data set and method of each, and where its recipe stands here.
-
-Also the one list of keys in published files that nothing reads.
-"""
+"""Published configuration paths: task, data set and method of each, and where its recipe is here."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from utils import ROOT
 from utils.errors import UserError, suggest
 
-ROOT = Path(__file__).resolve().parent.parent
-
-METHODS = ("point-m2ae", "point-mae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
 TASKS = ("pre-training", "linear-svm", "fine-tuning", "few-shot", "segmentation", "ablation")
+NO_RECIPES = ("base", "dataset")  # folders of cfgs/ whose files are parts of recipes
 DEFAULT_METHOD = "point-m2ae"
 
 # Published path -> (task, data set, method). Several programs share these names: task and data set are sure, the method
@@ -38,27 +34,19 @@ SHARED_PATHS = {
 OWN_PATHS = {
     "cfgs/pre-training/point-m2ae.yaml": ("pre-training", None, "point-m2ae"),
     "cfgs/pre-training/i2p-mae.yaml": ("pre-training", None, "i2p-mae"),
-}
-# GM3D keeps one folder a base method, with the names of that method's files in it.
-GM3D_FOLDERS = {"Point-MAE_SA3D": "gm3d", "Point-M2AE_SA3D": "gm3d-point-m2ae"}
-# Names of published data-set files whose set has another file name in cfgs/dataset/.
-DATASET_FILES = {
-    "ScanObjectNN_hardest.yaml": "Scan_PB.yaml",
-    "ScanObjectNN_objectbg.yaml": "Scan_OBJ-BG.yaml",
-    "ScanObjectNN_objectonly.yaml": "Scan_OBJ.yaml",
-}
-# Keys of published files that no program reads, the published ones included: dotted path -> why. `*` is any one key.
-# A key is dead only where nothing here declares it.
-DEAD_KEYS = {
-    "consider_metric": "left over from an earlier code base",
-    "scheduler.kwargs.t_mul": "restarts of the cosine; there is one cycle",
-    "scheduler.kwargs.decay_rate": "decay over restarts; there is one cycle",
-    "scheduler.kwargs.cycle_mul": "restarts of the cosine; there is one cycle",
-    "scheduler.kwargs.cycle_decay": "decay over restarts; there is one cycle",
-    "scheduler.kwargs.cycle_limit": "restarts of the cosine; there is one cycle",
-    "optimizer.part": "left over from an earlier code base",
-    "model.type": "the published models have one type",
-    "dataset.*.class_choice": "never read by the published readers",
+    # GeoMask3D keeps one folder a base method.
+    "Point-MAE_SA3D/cfgs/config.yaml": ("pre-training", None, "gm3d"),
+    "Point-MAE_SA3D/cfgs/finetune_modelnet.yaml": ("fine-tuning", "modelnet40", "gm3d"),
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_hardest.yaml": ("fine-tuning", "scan_pb", "gm3d"),
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_objonly.yaml": ("fine-tuning", "scan_obj", "gm3d"),
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_objbg.yaml": ("fine-tuning", "scan_obj-bg", "gm3d"),
+    "Point-MAE_SA3D/cfgs/fewshot.yaml": ("few-shot", "modelnet40", "gm3d"),
+    "Point-M2AE_SA3D/cfgs/config_Point_M2AE.yaml": ("pre-training", None, "gm3d-point-m2ae"),
+    "Point-M2AE_SA3D/cfgs/finetune_modelnet_PointM2AE.yaml": ("fine-tuning", "modelnet40", "gm3d-point-m2ae"),
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_hardest_PointM2AE.yaml": ("fine-tuning", "scan_pb", "gm3d-point-m2ae"),
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_objonly_PointM2AE.yaml": ("fine-tuning", "scan_obj", "gm3d-point-m2ae"),
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_objbg_PointM2AE.yaml": ("fine-tuning", "scan_obj-bg", "gm3d-point-m2ae"),
+    "Point-M2AE_SA3D/cfgs/fewshot-Point-M2AE.yaml": ("few-shot", "modelnet40", "gm3d-point-m2ae"),
 }
 
 
@@ -83,8 +71,6 @@ def find_recipe(path: str | Path, method: str | None = None) -> Recipe:
     Raises:
         UserError: no such file and no such published path (with the close ones), or a recipe that this version lacks.
     """
-    if method is not None and method not in METHODS:
-        raise UserError(f"--method {method}: is unknown; {suggest(method, METHODS)}")
     given = Path(path)
     for candidate in (given, ROOT / given):
         if candidate.is_file():
@@ -104,19 +90,11 @@ def find_recipe(path: str | Path, method: str | None = None) -> Recipe:
 def lookup(path: str | Path, method: str | None = None) -> Recipe | None:
     """Return the recipe of a published path, relative to the repository, whether or not it is there; else None."""
     name = _relative(Path(path))
-    folder, _, rest = name.partition("/")
-    if folder in GM3D_FOLDERS:
-        owner, name = GM3D_FOLDERS[folder], rest
-        entry = SHARED_PATHS.get(name) or OWN_PATHS.get(name)
-    elif name in OWN_PATHS:
-        entry = OWN_PATHS[name]
-        owner = entry[2]
-    else:
-        entry = SHARED_PATHS.get(name)
-        owner = method or (entry[2] if entry else None)
+    entry = OWN_PATHS.get(name) or SHARED_PATHS.get(name)
     if entry is None:
         return None
-    task, dataset, _ = entry
+    task, dataset, owner = entry
+    owner = owner if name in OWN_PATHS else method or owner
     return Recipe(recipe_path(task, owner, dataset), owner, task, dataset)
 
 
@@ -128,24 +106,15 @@ def recipe_path(task: str, method: str, dataset: str | None) -> Path:
 
 
 def published_paths() -> list[str]:
-    """Return every published path that resolves, GM3D's included."""
-    shared = [*OWN_PATHS, *SHARED_PATHS]
-    gm3d = [f"{folder}/{name}" for folder in GM3D_FOLDERS for name in shared]
-    return shared + gm3d
+    """Return every published path that resolves."""
+    return [*OWN_PATHS, *SHARED_PATHS]
 
 
 def available(task: str | None = None) -> list[str]:
     """List the recipes of this version, of one task or all, relative to the repository."""
     folder = ROOT / "cfgs"
     found = [file.relative_to(ROOT) for file in sorted(folder.rglob("*.yaml"))]
-    return [file.as_posix() for file in found if file.parts[1] != "dataset" and task in (None, file.parts[1])]
-
-
-def dataset_file(name: str | Path) -> Path | None:
-    """Return the file in cfgs/dataset/ that a published `_base_` path means by its file name; None if there is none."""
-    file = PurePosixPath(str(name).replace("\\", "/")).name
-    path = ROOT / "cfgs" / "dataset" / DATASET_FILES.get(file, file)
-    return path if path.is_file() else None
+    return [file.as_posix() for file in found if file.parts[1] not in NO_RECIPES and task in (None, file.parts[1])]
 
 
 def below_cfgs(path: str | Path) -> Path | None:
@@ -156,21 +125,20 @@ def below_cfgs(path: str | Path) -> Path | None:
 
 
 def _describe(file: Path) -> Recipe:
-    """Read method, task and data set off the place of a file below cfgs/."""
+    """Read method, task and data set off the place of a file: cfgs/<task>/<method>.yaml, cfgs/<task>/<method>/<data set>.yaml."""
     below = below_cfgs(file)
     parts = below.with_suffix("").parts if below is not None else ()
-    if len(parts) == 2 and parts[1] in METHODS:  # cfgs/pre-training/<method>.yaml, cfgs/debug/<method>.yaml
-        return Recipe(file, method=parts[1], task=parts[0] if parts[0] in TASKS else None)
-    if len(parts) == 3 and parts[1] in METHODS:
-        return Recipe(file, method=parts[1], task=parts[0] if parts[0] in TASKS else None, dataset=parts[2])
-    return Recipe(file)
+    if len(parts) not in (2, 3) or parts[0] in NO_RECIPES:
+        return Recipe(file)
+    task = parts[0] if parts[0] in TASKS else None
+    return Recipe(file, method=parts[1], task=task, dataset=parts[2] if len(parts) == 3 else None)
 
 
 def _relative(path: Path) -> str:
-    """Bring a path to the form of the table: relative, forward slashes, no leading dot."""
+    """Bring a path to the form of the table: relative, forward slashes, no leading dot or slash."""
     if path.is_absolute() and path.is_relative_to(ROOT):
         path = path.relative_to(ROOT)
-    return PurePosixPath(*(part for part in path.as_posix().split("/") if part != ".")).as_posix()
+    return PurePosixPath(*(part for part in path.as_posix().split("/") if part not in (".", ""))).as_posix()
 
 
 def _hint(given: Path) -> str:

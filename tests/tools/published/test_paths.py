@@ -4,11 +4,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from utils import recipes
-from utils.config.cli import experiment_folder, parse_args
+from tools.launch import methods, open_run
+from tools.published import paths
+from tools.published.paths import find_recipe, lookup, published_paths
+from tools.run_folder import experiment_folder
+from utils import ROOT
+from utils.config.cli import parse_args
 from utils.errors import UserError
-from utils.recipes import ROOT, dataset_file, find_recipe, lookup, published_paths
 
 SINGLE = ["pretrain", "finetune_modelnet", "finetune_modelnet_8k", "finetune_scan_hardest", "finetune_scan_objbg"]
 SINGLE += ["finetune_scan_objonly", "fewshot"]
@@ -31,18 +35,23 @@ EXPECTED = {
     "cfgs/finetune_scan_hardest.yaml": "cfgs/fine-tuning/point-m2ae/scan_pb.yaml",
     "cfgs/finetune_scan_objbg.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj-bg.yaml",
     "cfgs/finetune_scan_objonly.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj.yaml",
-    "Point-MAE_SA3D/cfgs/pretrain.yaml": "cfgs/pre-training/gm3d.yaml",
+    "Point-MAE_SA3D/cfgs/config.yaml": "cfgs/pre-training/gm3d.yaml",
     "Point-MAE_SA3D/cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/gm3d/modelnet40.yaml",
-    "Point-MAE_SA3D/cfgs/finetune_scan_hardest.yaml": "cfgs/fine-tuning/gm3d/scan_pb.yaml",
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_hardest.yaml": "cfgs/fine-tuning/gm3d/scan_pb.yaml",
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_objonly.yaml": "cfgs/fine-tuning/gm3d/scan_obj.yaml",
+    "Point-MAE_SA3D/cfgs/config_finetune_scan_objbg.yaml": "cfgs/fine-tuning/gm3d/scan_obj-bg.yaml",
     "Point-MAE_SA3D/cfgs/fewshot.yaml": "cfgs/few-shot/gm3d/modelnet40.yaml",
-    "Point-M2AE_SA3D/cfgs/pretrain.yaml": "cfgs/pre-training/gm3d-point-m2ae.yaml",
-    "Point-M2AE_SA3D/cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/modelnet40.yaml",
-    "Point-M2AE_SA3D/cfgs/finetune_scan_objbg.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/scan_obj-bg.yaml",
+    "Point-M2AE_SA3D/cfgs/config_Point_M2AE.yaml": "cfgs/pre-training/gm3d-point-m2ae.yaml",
+    "Point-M2AE_SA3D/cfgs/finetune_modelnet_PointM2AE.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/modelnet40.yaml",
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_hardest_PointM2AE.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/scan_pb.yaml",
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_objonly_PointM2AE.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/scan_obj.yaml",
+    "Point-M2AE_SA3D/cfgs/config_finetune_scan_objbg_PointM2AE.yaml": "cfgs/fine-tuning/gm3d-point-m2ae/scan_obj-bg.yaml",
+    "Point-M2AE_SA3D/cfgs/fewshot-Point-M2AE.yaml": "cfgs/few-shot/gm3d-point-m2ae/modelnet40.yaml",
 }
 
 
 @pytest.mark.parametrize("path", EXPECTED)
-@pytest.mark.parametrize("prefix", ["", "./"])
+@pytest.mark.parametrize("prefix", ["", "./", "/"])
 def test_published_path(path, prefix):
     assert lookup(prefix + path).path.as_posix() == EXPECTED[path]
 
@@ -53,7 +62,7 @@ def test_the_table_is_complete():
 
 
 @pytest.mark.parametrize("path", published_paths())
-@pytest.mark.parametrize("method", [None, *recipes.METHODS])
+@pytest.mark.parametrize("method", [None, *methods()])
 def test_every_published_path_is_found_or_said_to_be_missing(path, method):
     expected = lookup(path, method)
     if (ROOT / expected.path).is_file():
@@ -74,12 +83,16 @@ def test_checkpoint_or_method_decides():
     assert lookup("cfgs/pre-training/i2p-mae.yaml", "point-mae").method == "i2p-mae"
     assert lookup("Point-MAE_SA3D/cfgs/finetune_modelnet.yaml", "point-mae").method == "gm3d"
     with pytest.raises(UserError, match="--method point-m2e: is unknown; did you mean point-m2ae"):
-        find_recipe("cfgs/pretrain.yaml", "point-m2e")
+        open_run(parse_args(["--config", "cfgs/pretrain.yaml", "--method", "point-m2e"]), torch.device("cpu"))
+
+
+def test_names_that_geomask3d_does_not_have():
+    assert not any(lookup(f"Point-MAE_SA3D/cfgs/{name}.yaml") for name in ("pretrain", "finetune_scan_hardest"))
 
 
 def test_recipes_not_there_yet(monkeypatch, tmp_path):
     shutil.copytree(ROOT / "cfgs" / "debug", tmp_path / "cfgs" / "debug")
-    monkeypatch.setattr(recipes, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     message = (
         r"cfgs/pretrain.yaml: resolves to cfgs/pre-training/inter-mae.yaml, .* not have yet; available for .*: none"
@@ -93,12 +106,6 @@ def test_place_of_a_recipe_says_method_task_and_data_set():
     assert (recipe.method, recipe.task, recipe.dataset) == ("point-m2ae", "linear-svm", "modelnet10")
     recipe = find_recipe(ROOT / "cfgs/pre-training/point-m2ae.yaml", "point-mae")
     assert (recipe.method, recipe.task, recipe.dataset) == ("point-m2ae", "pre-training", None)
-
-
-def test_data_set_files_by_name():
-    assert dataset_file("./cfgs/dataset_configs/ModelNet40_SVM.yaml") == ROOT / "cfgs/dataset/ModelNet40_SVM.yaml"
-    assert dataset_file("cfgs/dataset_configs/ScanObjectNN_hardest.yaml") == ROOT / "cfgs/dataset/Scan_PB.yaml"
-    assert dataset_file("cfgs/dataset_configs/Nothing.yaml") is None
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,7 @@ def test_missing_config():
         parse_args([])
 
 
-@pytest.mark.parametrize(
-    "flags", [["--test_svm", "shapenet"], ["--exp_nam", "a"], ["--seed", "x"], ["--method", "mae"]]
-)
+@pytest.mark.parametrize("flags", [["--test_svm", "shapenet"], ["--exp_nam", "a"], ["--seed", "x"]])
 def test_unknown_flags_and_values_exit_with_2(flags, capsys):
     with pytest.raises(SystemExit) as stopped:
         parse_args([*CONFIG, *flags])

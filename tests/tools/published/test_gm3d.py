@@ -3,14 +3,13 @@
 import pytest
 import yaml
 
-from datasets import DATASETS
-from models import MODELS
-from utils.config.cli import experiment_folder
-from utils.config.load import load_config
+from tools.launch import load_recipe
+from tools.published.gm3d import parse_finetune, parse_pretrain
+from tools.published.paths import find_recipe
+from tools.run_folder import experiment_folder
+from utils import ROOT
 from utils.config.yaml import save_config
 from utils.errors import UserError
-from utils.gm3d_flags import parse_finetune, parse_pretrain
-from utils.recipes import ROOT, find_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def at_the_root(monkeypatch):
 
 
 def resolved(args):
-    return load_config(args.config, overrides=args.set, models=MODELS, datasets=DATASETS, method=args.method)
+    return load_recipe(args.config, overrides=args.set, method=args.method)
 
 
 def published_file(tmp_path, model, bs=64):

@@ -8,10 +8,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from tools.published.keys import OLD_NAMES
+from tools.published.paths import below_cfgs, find_recipe
 from utils.config.cli import build_parser, parse_args
-from utils.config.yaml import read_yaml
+from utils.config.load import read_recipe
 from utils.errors import UserError
-from utils.recipes import below_cfgs, find_recipe
 
 # Class names in published files -> ours: the files repeat those of the base methods.
 PRETRAINING_NAMES = {"Point_MAE": "GM3D", "Point_M2AE": "GM3D_Point_M2AE"}
@@ -207,7 +208,7 @@ def _recipe(
     if path is None:
         raise UserError("--config is missing; give a recipe, for example --config cfgs/pre-training/gm3d.yaml")
     file = find_recipe(path, method or "gm3d").path
-    tree = read_yaml(file)
+    tree = read_recipe(file, OLD_NAMES)
     # A resolved configuration of ours has every key, this one too; published files never do.
     foreign = below_cfgs(file) is None and "keep_every" not in tree
     flags = ["--config", str(path)]
@@ -217,9 +218,9 @@ def _recipe(
     if foreign and name in names:
         name = names[name]
         flags += ["--set", f"model.NAME={name}"]
-    batch = ((tree.get("dataset") or {}).get("train") or {}).get("others") or {}
-    if foreign and batch.get("bs"):
-        flags += ["--set", f"total_bs={batch['bs']}"]
+    batch = ((tree.get("dataset") or {}).get("train") or {}).get("bs")
+    if foreign and batch:
+        flags += ["--set", f"total_bs={batch}"]
     if foreign:
         kind = [
             "optimizer.type=AdamW",
