@@ -64,7 +64,7 @@ def test_checkpoint_runs_no_code(tmp_path):
     file = write(tmp_path / "toy.py", "OfCheckpoint")
     (tmp_path / "a.yaml").write_text("imports: [toy.py]\nmodel: {NAME: OfCheckpoint}\n")
     tree = to_dict(load_recipe(tmp_path / "a.yaml"))
-    with pytest.raises(UserError, match=f"a.pth: model 'OfCheckpoint' is registered by {file}.*--import"):
+    with pytest.raises(UserError, match=rf"a\.pth: model 'OfCheckpoint' is registered by {file}.*--import"):
         saved_config(tree, "a.pth", models=Registry("model"), datasets=Registry("data set"))
     assert saved_config(tree, "a.pth", models=MODELS, datasets=Registry("data set")).imports == [file.as_posix()]
 
@@ -103,5 +103,5 @@ def test_what_is_no_python_file(tmp_path, imports, message):
 
 
 def test_flag_that_names_no_file():
-    with pytest.raises(UserError, match="--import none.py: is no Python file"):
+    with pytest.raises(UserError, match=r"--import none\.py: is no Python file"):
         load_recipe("cfgs/debug/point-mae.yaml", imports=["none.py"])
