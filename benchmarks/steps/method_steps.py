@@ -43,6 +43,7 @@ from utils.provenance import ROOT, git_revision, provenance
 
 PHASES = ("augmentation", "grouping", "guidance", "embedding", "blocks", "rest of forward", "backward", "optimizer")
 STEPS_BY_PHASE = 3
+MODULES = ("benchmarks.steps.method_steps", "benchmarks.method_steps")  # this script, here and in older checkouts
 COUNTED_CLOUDS = 4
 
 
@@ -89,7 +90,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def alone(case: dict, limit: float, root: Path = ROOT) -> dict:
     """Measure a case in a process of its own, in a checkout; of one that fails, say why."""
-    command = [sys.executable, "-m", "benchmarks.steps.method_steps", "--case", json.dumps(case)]
+    module = next(name for name in MODULES if (root / f"{name.replace('.', '/')}.py").exists() or name == MODULES[-1])
+    command = [sys.executable, "-m", module, "--case", json.dumps(case)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, cwd=root)
     except subprocess.TimeoutExpired:
