@@ -1,6 +1,6 @@
 """The Chamfer losses under the import path of published code."""
 
-from ..m2ae_ops.compat.chamfer_dist import (
+from ..m2ae_ops.compat.served.chamfer_dist import (
     ChamferDistanceL1,
     ChamferDistanceL1_PM,
     ChamferDistanceL2,

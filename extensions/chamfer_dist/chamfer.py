@@ -1,5 +1,5 @@
 """The module `chamfer` that `python setup.py install` in this folder installs."""
 
-from m2ae_ops.compat.chamfer import backward, forward
+from m2ae_ops.compat.served.chamfer import backward, forward
 
 __all__ = ["backward", "forward"]

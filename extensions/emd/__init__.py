@@ -7,7 +7,7 @@ the module can be called like the op.
 import sys
 from types import ModuleType
 
-from ..m2ae_ops.compat.emd_module import emdFunction, emdModule
+from ..m2ae_ops.compat.served.emd_module import emdFunction, emdModule
 from ..m2ae_ops.emd import emd as _op
 
 __all__ = ["emdFunction", "emdModule"]

@@ -1,4 +1,4 @@
-"""python -m m2ae_ops.compat run [--device cpu] script.py ..."""
+"""python -m m2ae_ops.compat run [--device cpu] [--shims] main.py ..."""
 
 import sys
 

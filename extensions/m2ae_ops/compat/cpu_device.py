@@ -1,8 +1,9 @@
 """Let code that is written for CUDA run on the CPU: `.cuda()`, `device="cuda"`, torch.cuda and their like mean the CPU.
 
-The names are replaced in PyTorch itself, for the whole process, before the script starts: that also reaches threads and
-worker processes. Devices other than CUDA are left alone. A tensor's `.cuda()` is the tensor itself, as `.to(device)` is
-on the device where it is, and `.is_cuda` stays False.
+The names are replaced in PyTorch itself, for the whole process, before the script starts: that reaches threads and forked
+workers too; processes that start afresh are reached by `start/sitecustomize.py`. Devices other than CUDA are left alone.
+A tensor's `.cuda()` is the tensor itself, as `.to(device)` is on the device where it is. `torch.cuda.is_available()` and
+`.is_cuda` are True for the script, but PyTorch's own modules, when they ask, are told the truth.
 """
 
 import functools
@@ -10,8 +11,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils import _device as device_context
 
-from .cuda_stand_ins import Autocast, CudaAutocast, PassingScaler, cuda_names
+from .cuda_stand_ins import Autocast, CudaAutocast, PassingScaler, asked_by_torch, cuda_names
 
 CPU = torch.device("cpu")
 FACTORIES = [
@@ -56,6 +58,7 @@ NEW_METHODS = ("new_empty", "new_full", "new_ones", "new_tensor", "new_zeros")
 @functools.cache
 def map_cuda_to_cpu() -> None:
     """Replace CUDA by the CPU in this process, once and for good."""
+    _map_factories()
     _map_tensors()
     _map_modules()
     _map_loading()
@@ -92,13 +95,28 @@ def _itself(value, *args, **kwargs):
     return value
 
 
-def _map_tensors() -> None:
+def _map_factories() -> None:
+    device_context._device_constructors()  # remembers the functions that `with torch.device(...)` acts on, before they change
     for name in FACTORIES:
-        setattr(torch, name, _with_cpu(getattr(torch, name)))
+        original = getattr(torch, name)
+        mapped = _with_cpu(original)
+        setattr(torch, name, mapped)
+        builtin = torch.jit._builtins._find_builtin(original)
+        if builtin is not None:  # let TorchScript compile a call of the new function as one of the old
+            torch.jit._builtins._register_builtin(mapped, builtin)
+    for name in ("fftfreq", "rfftfreq"):
+        setattr(torch.fft, name, _with_cpu(getattr(torch.fft, name)))
+    # `with torch.device("cuda"):` and torch.set_default_device
+    context = device_context.DeviceContext
+    context.__init__ = _with_cpu(context.__init__, first=True)
+
+
+def _map_tensors() -> None:
     for name in NEW_METHODS:
         setattr(torch.Tensor, name, _with_cpu(getattr(torch.Tensor, name)))
     torch.Tensor.to = _with_cpu(torch.Tensor.to, first=True)
     torch.Tensor.cuda = torch.Tensor.pin_memory = _itself
+    torch.Tensor.is_cuda = property(lambda tensor: tensor.device.type == "cpu" and not asked_by_torch())
     as_type = torch.Tensor.type
 
     @functools.wraps(as_type)
@@ -109,11 +127,10 @@ def _map_tensors() -> None:
 
     torch.Tensor.type = mapped_type
     torch.Generator = Generator
-    set_type, set_device = torch.set_default_tensor_type, torch.set_default_device
+    set_type = torch.set_default_tensor_type
     torch.set_default_tensor_type = lambda kind: set_type(
         kind.replace("torch.cuda.", "torch.") if isinstance(kind, str) else kind
     )
-    torch.set_default_device = lambda device: set_device(to_cpu(device))
 
 
 class _AnyGenerator(type):
@@ -138,26 +155,36 @@ class DataParallel(nn.DataParallel):
         self.module, self.dim, self.device_ids, self.output_device = module, dim, [], None
 
 
+def _call_once(module, inputs, device_ids=None, output_device=None, dim=0, module_kwargs=None):
+    """nn.parallel.data_parallel over no device."""
+    return module(*(inputs if isinstance(inputs, tuple) else (inputs,)), **(module_kwargs or {}))
+
+
 def _map_modules() -> None:
     nn.Module.to = _with_cpu(nn.Module.to, first=True)
     nn.Module.cuda = _itself
     nn.DataParallel = nn.parallel.DataParallel = DataParallel
+    nn.parallel.data_parallel = _call_once
     nn.SyncBatchNorm.convert_sync_batchnorm = staticmethod(_itself)  # the CPU has no synchronised batch norm
 
 
 def _map_loading() -> None:
-    load, init = torch.load, torch.utils.data.DataLoader.__init__
+    load, load_archive, init = torch.load, torch.jit.load, torch.utils.data.DataLoader.__init__
 
     @functools.wraps(load)
     def mapped_load(f, map_location=None, *args, **kwargs):
         # Whatever it is, a function included, it names a device that stands for the CPU.
         return load(f, "cpu", *args, **kwargs)
 
+    @functools.wraps(load_archive)
+    def mapped_load_archive(f, map_location=None, *args, **kwargs):
+        return load_archive(f, "cpu", *args, **kwargs)
+
     @functools.wraps(init)
     def mapped_init(self, *args, **kwargs):
         init(self, *args, **{**kwargs, "pin_memory": False} if "pin_memory" in kwargs else kwargs)
 
-    torch.load = mapped_load
+    torch.load, torch.jit.load = mapped_load, mapped_load_archive
     torch.utils.data.DataLoader.__init__ = mapped_init
 
 

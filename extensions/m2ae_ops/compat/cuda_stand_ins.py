@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+
+from .advice import PAGE
 
 TENSOR_TYPES = ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
 NOTHING_TO_DO = [
@@ -31,6 +34,39 @@ COUNTS_OF_NOTHING = [
     "memory_reserved",
     "utilization",
 ]
+WITHOUT_COUNTERPART = [
+    "CUDAGraph",
+    "_lazy_init",
+    "cudart",
+    "graph",
+    "make_graphed_callables",
+]  # the second is what PyTorch starts CUDA with
+
+
+def asked_by_torch() -> bool:
+    """Say whether PyTorch's own code calls the caller of this function."""
+    name = sys._getframe(2).f_globals.get("__name__", "")
+    return name == "torch" or name.startswith("torch.")
+
+
+def is_available() -> bool:
+    """Say yes to a script, and no to PyTorch itself, parts of which would go to the driver then, such as torch.compile."""
+    return not asked_by_torch()
+
+
+is_available._dynamo_marked_constant = True  # torch.compile asks once, instead of looking into the function
+
+
+def _refuse(*args, **kwargs):
+    """Stand for what cannot mean the CPU.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError(
+        "--device cpu: this call needs a CUDA device and has no counterpart on the CPU (a CUDA graph, or a function that is "
+        f"not mapped and was given device='cuda'; device='cpu' would do). What is mapped is in {PAGE}"
+    )
 
 
 def cuda_names() -> dict:
@@ -40,7 +76,6 @@ def cuda_names() -> dict:
         name="CPU", major=0, minor=0, total_memory=memory, multi_processor_count=os.cpu_count() or 1
     )
     answers = {
-        "is_available": True,
         "is_initialized": True,
         "is_bf16_supported": True,
         "is_current_stream_capturing": False,  # optimizers ask before every step
@@ -59,6 +94,8 @@ def cuda_names() -> dict:
         **{name: _always(answer) for name, answer in answers.items()},
         **{f"{name}Tensor": getattr(torch, f"{name}Tensor") for name in TENSOR_TYPES},
         **_random_functions(),
+        **dict.fromkeys(WITHOUT_COUNTERPART, _refuse),
+        "is_available": is_available,
         "Event": Event,
         "Stream": Stream,
         "current_stream": Stream,

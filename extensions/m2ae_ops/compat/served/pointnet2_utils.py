@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
+from ... import knn
 from . import pointnet2_ext as _ext
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "GatherOperation",
     "GroupAll",
     "GroupingOperation",
+    "KNNQuery",
     "QueryAndGroup",
     "ThreeInterpolate",
     "ThreeNN",
@@ -22,6 +24,7 @@ __all__ = [
     "furthest_point_sample",
     "gather_operation",
     "grouping_operation",
+    "knn_query",
     "three_interpolate",
     "three_nn",
 ]
@@ -104,31 +107,69 @@ class BallQuery(Function):
         return None, None, None, None
 
 
+class KNNQuery(Function):
+    """apply(nsample, xyz (B, N, 3), new_xyz (B, S, 3) or None) -> (B, S, K) int32, the nearest first; None: xyz itself."""
+
+    @staticmethod
+    def forward(ctx, nsample, xyz, new_xyz=None):
+        idx = knn(xyz if new_xyz is None else new_xyz, xyz, nsample)[1].int()
+        ctx.mark_non_differentiable(idx)
+        return idx
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None, None, None
+
+
 furthest_point_sample = FurthestPointSampling.apply
 gather_operation = GatherOperation.apply
 three_nn = ThreeNN.apply
 three_interpolate = ThreeInterpolate.apply
 grouping_operation = GroupingOperation.apply
 ball_query = BallQuery.apply
+knn_query = KNNQuery.apply
 
 
 class QueryAndGroup(nn.Module):
-    """Group the points within a radius of each centre.
+    """Group the points within a radius of each centre, or the nearest ones.
 
     Args:
-        radius: of the balls.
-        nsample: K points a ball.
+        radius: of the balls; None: the K nearest points instead.
+        nsample: K points a group.
         use_xyz: put the centre-relative coordinates before the features.
     """
 
-    def __init__(self, radius, nsample, use_xyz=True):
+    def __init__(self, radius=None, nsample=32, use_xyz=True):
         super().__init__()
         self.radius, self.nsample, self.use_xyz = radius, nsample, use_xyz
 
-    def forward(self, xyz: torch.Tensor, new_xyz: torch.Tensor, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Return (B, 3 + C, S, K) of xyz (B, N, 3), new_xyz (B, S, 3), features (B, C, N); without xyz or features less."""
-        _require_something(features, self.use_xyz, "QueryAndGroup")
-        idx = ball_query(self.radius, self.nsample, xyz, new_xyz)
+    def forward(
+        self,
+        xyz: torch.Tensor,
+        new_xyz: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        idx: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return (B, 3 + C, S, K); without use_xyz or without features less.
+
+        Args:
+            xyz: (B, N, 3).
+            new_xyz: centres (B, S, 3); None: xyz.
+            features: (B, C, N) or None.
+            idx: groups (B, S, K) that are known already, or None.
+        """
+        if features is None and not self.use_xyz:
+            raise ValueError(
+                "QueryAndGroup: without features there is nothing to group when use_xyz=False; pass use_xyz=True"
+            )
+        new_xyz = xyz if new_xyz is None else new_xyz
+        if idx is None:
+            nearest = self.radius is None
+            idx = (
+                knn_query(self.nsample, xyz, new_xyz)
+                if nearest
+                else ball_query(self.radius, self.nsample, xyz, new_xyz)
+            )
         parts = []
         if self.use_xyz:
             parts.append(grouping_operation(xyz.transpose(1, 2), idx) - new_xyz.transpose(1, 2).unsqueeze(-1))
@@ -147,14 +188,11 @@ class GroupAll(nn.Module):
     def forward(
         self, xyz: torch.Tensor, new_xyz: torch.Tensor | None, features: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Return (B, 3 + C, 1, N) of xyz (B, N, 3) and features (B, C, N); new_xyz is not used."""
-        _require_something(features, self.use_xyz, "GroupAll")
-        parts = [xyz.transpose(1, 2)] if self.use_xyz else []
+        """Return (B, 3 + C, 1, N) of xyz (B, N, 3) and features (B, C, N); without features the coordinates alone.
+
+        new_xyz is not used.
+        """
+        parts = [xyz.transpose(1, 2)] if self.use_xyz or features is None else []
         if features is not None:
             parts.append(features)
         return torch.cat(parts, dim=1).unsqueeze(2)
-
-
-def _require_something(features: torch.Tensor | None, use_xyz: bool, name: str) -> None:
-    if features is None and not use_xyz:
-        raise ValueError(f"{name}: without features there is nothing to group when use_xyz=False; pass use_xyz=True")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ..neighbors import knn as nearest
+from ... import knn as nearest
 
 __all__ = ["KNN", "knn"]
 QUERIES_AT_A_TIME = 256  # bounds the memory for more than three coordinates

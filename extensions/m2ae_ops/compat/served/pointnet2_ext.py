@@ -5,11 +5,10 @@ Shape legend: B batch, N points, S samples, K neighbours, C channels.
 
 import torch
 
-from ..indexing import gather
-from ..indexing import three_interpolate as interpolate
-from ..neighbors import ball_query as find_in_ball
-from ..neighbors import three_nn as find_three
-from ..sampling import fps
+from ... import ball_query as find_in_ball
+from ... import fps, gather
+from ... import three_interpolate as interpolate
+from ... import three_nn as find_three
 
 __all__ = [
     "ball_query",

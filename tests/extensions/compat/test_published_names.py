@@ -1,10 +1,7 @@
-"""Published module names: scripts of ours in the place of another repository's main.py, then the numbers."""
+"""What the served modules give, by hand and against the real ones."""
 
 import importlib
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,78 +9,21 @@ import torch
 import extensions
 from extensions import fps, knn
 from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2, ChamferFunction
-from extensions.m2ae_ops.compat import ALIASES, knn_cuda, pointnet2_ext, pointnet2_modules, pointnet2_utils
+from extensions.m2ae_ops.compat import ALIASES
 from extensions.m2ae_ops.compat.hook import AliasFinder
+from extensions.m2ae_ops.compat.served import knn_cuda, pointnet2_ext, pointnet2_modules, pointnet2_utils
 
-ROOT = Path(__file__).parents[2]
-SCRIPTS = Path(__file__).parent / "compat_scripts"
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-INSTALLED = ["-m", "m2ae_ops.compat"], ROOT / "extensions"
-IN_REPOSITORY = ["-m", "extensions.m2ae_ops.compat"], ROOT
-
-
-@pytest.fixture
-def other_repository(tmp_path) -> Path:
-    """Make another repository, whose own extensions cannot be imported without being built."""
-    for folder in ("extensions/chamfer_dist", "extensions/emd", "models"):
-        (tmp_path / folder).mkdir(parents=True)
-    for folder in ("chamfer_dist", "emd"):
-        (tmp_path / "extensions" / folder / "__init__.py").write_text("raise ImportError('not built')\n")
-    (tmp_path / "extensions" / "own.py").write_text("WHERE = 'their folder'\n")
-    (tmp_path / "models" / "net.py").write_text("WHERE = 'their models'\n")
-    return tmp_path
-
-
-def run(folder: Path, script: str, way: tuple[list[str], Path], options: list[str], *arguments: str):
-    """Run a script as the other repository's main.py."""
-    (folder / "main.py").write_text((SCRIPTS / script).read_text())
-    command, path = way
-    env = {**os.environ, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *command, "run", *options, "main.py", *arguments]
-    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("way", [INSTALLED, IN_REPOSITORY], ids=["installed", "in the repository"])
-@pytest.mark.parametrize("device", DEVICES)
-def test_every_import_and_call_form_runs(other_repository, way, device):
-    if way is INSTALLED:  # with a regular package, ours could not be found under this name at all
-        (other_repository / "extensions" / "__init__.py").write_text("")
-    answer = run(other_repository, "uses_ops.py", way, [], device, "--flag", "--device", "x")
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == f"all forms ran on {device}\n"
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_auction_runs_under_its_published_names(other_repository, device):
-    answer = run(other_repository, "uses_emd.py", INSTALLED, [], device)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == f"matched on {device}\n"
-
-
-def test_cuda_means_the_cpu_when_asked_for(other_repository):
-    answer = run(other_repository, "uses_cuda.py", INSTALLED, ["--device", "cpu"], "--device", "cuda")
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == "mapped --device cuda\n"
-
-
-def test_a_missing_script_is_told(tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-m", "extensions.m2ae_ops.compat", "run", str(tmp_path / "main.py")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 2 and f"there is no script {tmp_path / 'main.py'}" in answer.stderr
 
 
 def test_every_name_has_a_module():
     for module in set(ALIASES.values()):
-        importlib.import_module(f"extensions.m2ae_ops.compat.{module}")
-    assert AliasFinder().find_spec("numpy") is None
+        importlib.import_module(f"extensions.m2ae_ops.compat.served.{module}")
+    assert AliasFinder(ALIASES).find_spec("numpy") is None
 
 
 def test_the_published_paths_lead_to_the_same_classes_in_this_repository():
-    assert ChamferFunction is importlib.import_module("extensions.m2ae_ops.compat.chamfer_dist").ChamferFunction
+    assert ChamferFunction is importlib.import_module("extensions.m2ae_ops.compat.served.chamfer_dist").ChamferFunction
 
 
 def test_extensions_emd_is_op_and_module():

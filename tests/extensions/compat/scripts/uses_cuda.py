@@ -88,6 +88,44 @@ with tempfile.TemporaryDirectory() as folder:
     ):
         assert torch.load(path, map_location=where)["base_model"]["module.0.weight"].device.type == "cpu"
 
+    # An archive, as CLIP's is: TorchScript, with functions that were mapped before it was compiled.
+    @torch.jit.script
+    def shift(values):
+        return values + torch.ones([3]) * torch.arange(3)
+
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1 = nn.Linear(3, 3)
+
+        def forward(self, values):
+            return torch.zeros_like(values) + shift(self.conv1(values))
+
+    torch.jit.save(torch.jit.script(Tower().cuda()), folder + "/clip.pt")
+    archive = torch.jit.load(folder + "/clip.pt", map_location="cuda:0").eval().cuda()
+    assert archive(x.cuda()).shape == (4, 3) and "conv1.weight" in archive.state_dict()
+    traced = torch.jit.trace(lambda: torch.ones([]).to(torch.device("cuda")), example_inputs=[])
+    assert traced().device.type == "cpu"
+
+# What the script is told, and what PyTorch's own code is told.
+assert x.is_cuda and x.cuda().is_cuda and not torch.zeros(2, device="meta").is_cuda
+assert isinstance(torch.backends.cudnn.version(), int) or torch.backends.cudnn.version() is None
+compiled = torch.compile(lambda values: values.cuda().sin() + torch.arange(3, device=values.device), backend="eager")
+assert torch.equal(compiled(x), x.sin() + torch.arange(3))
+with torch.device("cuda"):
+    assert torch.zeros(2).device.type == "cpu"
+with torch.device("meta"):
+    assert torch.zeros(2).device.type == "meta"
+assert torch.fft.fftfreq(4, device="cuda").device.type == "cpu"
+assert torch.equal(nn.parallel.data_parallel(nn.Identity(), x, [0, 1]), x)
+for call in (torch.cuda.CUDAGraph, lambda: torch.UntypedStorage(4, device="cuda")):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "has no counterpart on the CPU" in str(error) and "docs/published-code.md" in str(error)
+    else:
+        raise AssertionError("this cannot run")
+
 # One process of a distributed run.
 if torch.distributed.is_available():
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,6 @@
 
 from . import pointnet2_ext as _ext
 from . import pointnet2_modules, pointnet2_utils
+from .pointnet2_version import __version__
 
-__version__ = "3.0.0"
-__all__ = ["_ext", "pointnet2_modules", "pointnet2_utils"]
+__all__ = ["__version__", "_ext", "pointnet2_modules", "pointnet2_utils"]

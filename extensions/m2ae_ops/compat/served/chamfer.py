@@ -2,7 +2,7 @@
 
 import torch
 
-from ..chamfer import chamfer_distance
+from ... import chamfer_distance
 
 __all__ = ["backward", "forward"]
 

@@ -27,7 +27,34 @@ def build_shared_mlp(mlp_spec: Sequence[int], bn: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class PointnetSAModuleMSG(nn.Module):
+class _PointnetSAModuleBase(nn.Module):
+    """Set abstraction; a subclass fills in how many centres, how to group, and what to do with a group."""
+
+    def __init__(self):
+        super().__init__()
+        self.npoint: int | None = None
+        self.groupers: nn.ModuleList | None = None
+        self.mlps: nn.ModuleList | None = None
+
+    def forward(self, xyz: torch.Tensor, features: torch.Tensor | None = None):
+        """Return the centres (B, S, 3), None with one group, and their features (B, C of all scales, S).
+
+        Args:
+            xyz: (B, N, 3).
+            features: (B, C, N) or None.
+        """
+        new_xyz = None
+        if self.npoint is not None:
+            idx = pointnet2_utils.furthest_point_sample(xyz, self.npoint)
+            new_xyz = pointnet2_utils.gather_operation(xyz.transpose(1, 2), idx).transpose(1, 2).contiguous()
+        scales = []
+        for grouper, mlp in zip(self.groupers, self.mlps, strict=True):
+            grouped = mlp(grouper(xyz, new_xyz, features))  # (B, C, S, K)
+            scales.append(grouped.amax(dim=-1))
+        return new_xyz, torch.cat(scales, dim=1)
+
+
+class PointnetSAModuleMSG(_PointnetSAModuleBase):
     """Set abstraction with several radii; `npoint=None` makes one group of everything.
 
     Args:
@@ -51,23 +78,6 @@ class PointnetSAModuleMSG(nn.Module):
             )
             self.groupers.append(grouper)
             self.mlps.append(build_shared_mlp([first + 3 if use_xyz else first, *rest], bn))
-
-    def forward(self, xyz: torch.Tensor, features: torch.Tensor | None = None):
-        """Return the centres (B, S, 3), None with one group, and their features (B, C of all scales, S).
-
-        Args:
-            xyz: (B, N, 3).
-            features: (B, C, N) or None.
-        """
-        new_xyz = None
-        if self.npoint is not None:
-            idx = pointnet2_utils.furthest_point_sample(xyz, self.npoint)
-            new_xyz = pointnet2_utils.gather_operation(xyz.transpose(1, 2), idx).transpose(1, 2).contiguous()
-        scales = []
-        for grouper, mlp in zip(self.groupers, self.mlps, strict=True):
-            grouped = mlp(grouper(xyz, new_xyz, features))  # (B, C, S, K)
-            scales.append(grouped.amax(dim=-1))
-        return new_xyz, torch.cat(scales, dim=1)
 
 
 class PointnetSAModule(PointnetSAModuleMSG):

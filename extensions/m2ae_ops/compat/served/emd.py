@@ -1,10 +1,11 @@
-"""The extension module emd: the auction's calls, which fill tensors of the caller."""
+"""The module emd: the auction's raw calls, which fill tensors of the caller, and the soft matching's function."""
 
 import torch
 
-from ..emd import emd as match
+from ... import emd as match
+from .earth_mover import earth_mover_distance
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "earth_mover_distance", "forward"]
 
 
 @torch.no_grad()

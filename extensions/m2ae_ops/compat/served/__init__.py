@@ -1,0 +1,1 @@
+"""The modules that `../hook.py` serves under published names, one file each."""
