@@ -1,15 +1,19 @@
 """Every recipe of ours builds, and those of pre-training take a step."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from datasets import DATASETS, build_dataset
 from models import MODELS, build_model
 from tools.optim import build_optimizer, build_schedule, check_training
 from utils.config.load import load_config
 from utils.config.merge import to_dict
+from utils.config.yaml import Loader
+from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 RECIPES = [path for path in sorted((ROOT / "cfgs").rglob("*.yaml")) if path.parent.name != "dataset"]
@@ -35,6 +39,51 @@ def test_recipe_builds_and_survives_a_round_trip(path):
         model = build_model(config.model)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
     assert to_dict(MODELS.config(to_dict(config.model))) == to_dict(config.model)
+
+
+def keys(tree, above=()):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from keys(value, (*above, key))
+        if key not in ("NAME", "_base_"):
+            yield (*above, key)
+
+
+def without(tree, path):
+    return {
+        key: without(value, path[1:]) if path[1:] and key == path[0] else value
+        for key, value in tree.items()
+        if path != (key,)
+    }
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_recipe_says_only_what_differs_from_its_base_and_the_defaults(path, monkeypatch):
+    """Without any one of its keys a recipe is another one, or none."""
+    files = {}
+
+    def read(file):
+        file = Path(file).resolve()
+        files.setdefault(file, yaml.load(file.read_text(), Loader))
+        return dict(files[file])
+
+    monkeypatch.setattr("utils.config.load.read_yaml", read)
+    whole, tree = load(path), yaml.load(path.read_text(), Loader)
+    for key in keys(tree):
+        files[path] = without(tree, key)
+        with contextlib.suppress(UserError):
+            assert load(path) != whole, f"{'.'.join(key)} says again what the base or the default says"
+
+
+DATA_SETS = sorted((ROOT / "cfgs" / "dataset").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", DATA_SETS, ids=name)
+def test_data_set_file_says_only_what_differs_from_the_defaults(path):
+    tree = yaml.load(path.read_text(), Loader)
+    whole = DATASETS.config(tree)
+    for key in keys(tree):
+        assert DATASETS.config(without(tree, key)) != whole, key
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=name)

@@ -98,7 +98,7 @@ def read_recipe(file: str | Path, old: OldNames | None = None) -> dict:
 
     `_base_` at the top is another recipe, or a list of them: mappings are merged key by key, everything else, lists included, is
     replaced. A data-set entry that has a `_base_`, and a mapping with another NAME, replace the one of the base whole. A base is
-    looked for from the working directory, the file and the repository.
+    looked for next to the file, from the working directory and from the repository.
 
     Raises:
         UserError: a file is missing or malformed, or is its own base.
@@ -136,8 +136,8 @@ def _over(base: Any, tree: Any) -> Any:
 
 
 def _find(name: str, file: Path) -> Path | None:
-    """Find a file that another one names: from the working directory, beside it, from the repository."""
-    return next((path for path in (Path(name), file.parent / name, ROOT / name) if path.is_file()), None)
+    """Find a file that another one names: next to it, from the working directory, from the repository."""
+    return next((path for path in (file.parent / name, Path(name), ROOT / name) if path.is_file()), None)
 
 
 def _import(named: Any, flags: Sequence[str], file: Path, where: str) -> list[str]:
@@ -287,12 +287,13 @@ def _flat_entry(entry: Any, where: str) -> dict:
 
 
 def _find_set(base: Any, file: Path, where: str, old: OldNames) -> Path:
-    """Find the file of a data set: as any base, else by its name in cfgs/dataset/."""
+    """Find the file of a data set: from the working directory, the file, the repository, else by its name in cfgs/dataset/."""
     if not isinstance(base, str):
         raise UserError(f"{where}._base_: is {base!r}; expected the path of a data-set file")
     folder, name = ROOT / "cfgs" / "dataset", Path(base.replace("\\", "/")).name
     named = folder / old.dataset_files.get(name, name)
-    found = _find(base, file) or (named if named.is_file() else None)
+    # As published programs do, first from the working directory.
+    found = next((path for path in (Path(base), file.parent / base, ROOT / base, named) if path.is_file()), None)
     if found is None:
         there = ", ".join(sorted(entry.name for entry in folder.glob("*.yaml")))
         raise UserError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -39,7 +40,7 @@ def merge(dataclass_type: type, mapping: Any, where: str) -> Any:
     for key in values:
         if key not in fields:
             raise UserError(f"{where}: unknown key {key!r}; {suggest(key, fields, what='keys here')}")
-    hints = typing.get_type_hints(dataclass_type)
+    hints = _hints(dataclass_type)
     arguments = {key: convert(value, hints[key], _below(where, key)) for key, value in values.items()}
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -51,6 +52,11 @@ def merge(dataclass_type: type, mapping: Any, where: str) -> Any:
         raise
     except ValueError as error:
         raise UserError(_located(where, str(error))) from error
+
+
+@functools.cache
+def _hints(dataclass_type: type) -> dict[str, Any]:
+    return typing.get_type_hints(dataclass_type)
 
 
 def convert(value: Any, annotation: Any, where: str) -> Any:
