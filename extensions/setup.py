@@ -61,7 +61,7 @@ class BuildWithKernels(build_py):
             )
             return
         for line in ahead.compile_ahead(PACKAGE / "csrc", torch, package / "lib", cache_folder()):
-            print(f"m2ae_ops: {line}", file=sys.stderr)
+            print(f"m2ae_ops: {line}", file=sys.stderr, flush=True)
 
 
 class PlatformDistribution(Distribution):

@@ -37,13 +37,16 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "wheel", "--retries", "0", "--timeout", "10", "--no-deps", "--wheel-dir"]
     command = [*pip, str(folder), str(copy_sources(folder)), "--verbose"]
-    answer = subprocess.run(command, env={**os.environ, "M2AE_CUDA": "0"}, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "M2AE_CUDA"}
+    answer = subprocess.run(command, env=env, capture_output=True, text=True)
     output = answer.stdout + answer.stderr
     if answer.returncode and ("No matching distribution" in output or "No module named pip" in output):
         pytest.skip("pip cannot get setuptools here")
     assert answer.returncode == 0, output
     assert f"compiled CPU kernels for PyTorch {torch.__version__}" in output
-    assert "left out the CUDA kernels: M2AE_CUDA=0" in output
+    said = [line.partition("m2ae_ops: ")[2] for line in output.splitlines() if "m2ae_ops: comp" in line]
+    assert [line.split()[0] for line in said] == ["compiling", "compiled"]  # said before it is done, and after
+    assert "left out the CUDA kernels: on a GPU they are compiled at first use, with M2AE_CUDA=1" in output
     (path,) = folder.glob("*.whl")
     return path
 
@@ -66,6 +69,7 @@ def test_the_wheel_has_no_python_abi_and_all_that_it_needs(wheel):
     assert {path.relative_to(sources.parent).as_posix() for path in expected} <= names
     assert {"m2ae_ops/lib/libm2ae_ops.so", "m2ae_ops/lib/stamp.json"} <= names
     assert not any(name.endswith(".log") for name in names)
+    assert "m2ae_ops/compat/start/sitecustomize.py" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"m2ae_ops"}
 
 

@@ -6,7 +6,7 @@ architectures they were made. A library that does not fit is left alone; the sam
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .compile import compile_half
@@ -18,12 +18,14 @@ from .torch_files import TorchFiles
 
 STAMP = "stamp.json"
 CUDA_CHOICES = ("", "0", "1")
+DURATION = {"cpu": "about 20 seconds on two cores", "cuda": "minutes"}
 
 
-def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) -> list[str]:
-    """Compile the halves that can be compiled here into the folder `target`; return lines that say what was done.
+def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) -> Iterator[str]:
+    """Compile the CPU half, and the CUDA half with $M2AE_CUDA=1, into the folder `target`; yield lines that say what is done.
 
-    $M2AE_CUDA=1 makes a missing CUDA half an error, 0 leaves it out. $TORCH_CUDA_ARCH_LIST chooses the architectures.
+    The CUDA half takes minutes and is of use only on machines with a GPU, so it has to be asked for.
+    $TORCH_CUDA_ARCH_LIST chooses its architectures. A CPU half that cannot be compiled is left out.
 
     Raises:
         BuildError: M2AE_CUDA=1 and the CUDA half cannot be built.
@@ -31,25 +33,25 @@ def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) ->
     wanted = os.environ.get("M2AE_CUDA", "")
     if wanted not in CUDA_CHOICES:
         raise BuildError(f"M2AE_CUDA={wanted} is not 0 or 1")
-    said, halves = [], {}
-    for name in ("cpu", "cuda"):
-        if name == "cuda" and wanted == "0":
-            said.append("left out the CUDA kernels: M2AE_CUDA=0")
-            continue
+    halves = {}
+    for name in ("cpu", "cuda") if wanted == "1" else ("cpu",):
         try:
             half, architectures = _plan(name, csrc, torch)
+            what = f"{name.upper()} kernels for PyTorch {torch.version} {' '.join(architectures)}".rstrip()
+            yield f"compiling {what}, {DURATION[name]}"
             compile_half(half, target / half.library, objects)
         except (BuildError, OSError) as error:
-            if name == "cuda" and wanted == "1":
+            if name == "cuda":
                 raise BuildError(f"M2AE_CUDA=1, but {error}{_output(target)}") from error
-            said.append(f"without compiled {name.upper()} kernels: {error}{_output(target)}")
+            yield f"without compiled CPU kernels: {error}{_output(target)}"
             continue
         halves[name] = {"library": half.library, "sources": sources_digest(csrc, name), "architectures": architectures}
-        said.append(f"compiled {name.upper()} kernels for PyTorch {torch.version} {' '.join(architectures)}".rstrip())
+        yield f"compiled {what}"
+    if wanted != "1":
+        yield "left out the CUDA kernels: on a GPU they are compiled at first use, with M2AE_CUDA=1 while installing"
     if halves:
         (target / STAMP).write_text(json.dumps({"torch": torch.version, "halves": halves}, indent=1) + "\n")
     (target / "build.log").unlink(missing_ok=True)
-    return said
 
 
 def find_finished(
