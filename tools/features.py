@@ -1,5 +1,6 @@
 """Features of whole sets of clouds, and the linear SVM that judges them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from utils.metrics import accuracy
 # Where the search for C looks, beside the published value.
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 FOLDS = 4
+_LOG = logging.getLogger("m2ae.svm")
 
 
 @dataclass
@@ -64,10 +66,18 @@ def linear_svm(train_x, train_y, test_x, test_y, *, C: float, choose: bool = Fal
 
 
 def choose_c(gram: np.ndarray, labels: np.ndarray, grid: Sequence[float]) -> float:
-    """Return the C of `grid` with the best mean accuracy over stratified folds; the smallest one on ties."""
+    """Return the C of `grid` with the best mean accuracy over stratified folds; the smallest one on ties.
+
+    There are as many folds as the smallest class has clouds, from 2 to FOLDS. Where fewer than two classes have two
+    clouds, a part may hold nothing to tell apart: the smallest C is returned, with a warning.
+    """
     from sklearn.model_selection import StratifiedKFold
 
-    folds = max(2, min(FOLDS, int(np.bincount(labels)[np.unique(labels)].min())))
+    counts = np.unique(labels, return_counts=True)[1]
+    if (counts >= 2).sum() < 2:
+        _LOG.warning("linear SVM: too few classes have two clouds to choose C with; taking the smallest, %g", min(grid))
+        return float(min(grid))
+    folds = max(2, min(FOLDS, int(counts.min())))
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(gram, labels))
     scores = [
         np.mean(

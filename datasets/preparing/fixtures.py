@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.files import write_atomic
 
 DAT_POINTS = 8192
+FEW_SHOT_POINTS = 1024  # published folds have more; published recipes draw this many of them
 # Published category and folder of ShapeNetPart, its number of parts, and the built-in category that stands in for it.
 PARTS = [
     ("Airplane", "02691156", 4, "airplane"), ("Bag", "02773838", 2, "vase"), ("Cap", "02954340", 2, "bathtub"),
@@ -45,7 +46,7 @@ class Size:
     """How large a fixture is; a test split has half of the training clouds."""
 
     clouds: int = 40  # of the training split
-    points: int = 0  # stored points of a cloud; 0 = as published, 256 for few-shot folds
+    points: int = 0  # stored points of a cloud; 0 = as published, FEW_SHOT_POINTS for few-shot folds
 
     def __post_init__(self):
         if self.clouds < 2 or self.points < 0:
@@ -196,7 +197,7 @@ def _write_scan(folder: Path, size: Size) -> None:
 def _write_few_shot(folder: Path, size: Size) -> None:
     """Write all ten folds of all four settings: twenty clouds of each class, whatever `clouds` says."""
     counts = {"train": len(CATEGORIES) * max(shot for _, shot in SETTINGS), "test": len(CATEGORIES) * TEST_CLOUDS}
-    parts = [_clouds(subset, counts[subset], size.points or 256) for subset in SUBSETS]
+    parts = [_clouds(subset, counts[subset], size.points or FEW_SHOT_POINTS) for subset in SUBSETS]
     for way, shot in SETTINGS:
         write_folds(*parts, folder, way=way, shot=shot, folds=FOLDS)
 

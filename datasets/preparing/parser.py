@@ -122,7 +122,7 @@ def add_fixtures(commands: Commands, run: Runner) -> None:
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="used as --data_root afterwards")
     command.add_argument("--clouds", type=int, default=40, help="training clouds; half as many for test (default: 40)")
     command.add_argument(
-        "--points", type=int, default=0, help="of each cloud (default: as published; 256 for few-shot folds)"
+        "--points", type=int, default=0, help="of each cloud (default: as published; 1,024 for few-shot folds)"
     )
     command.add_argument("--dat", action="store_true", help="ModelNet: also the caches modelnet40_*pts_fps.dat")
 

@@ -37,3 +37,16 @@ def test_smallest_c_wins_ties():
     features = np.repeat(np.eye(2), 10, axis=0)
     labels = np.repeat([0, 1], 10)
     assert choose_c(features @ features.T, labels, [0.1, 1.0, 10.0]) == 0.1
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 1]])
+def test_without_two_clouds_in_two_classes_the_smallest_c_is_taken_and_said(caplog, labels):
+    features = np.eye(4)
+    assert choose_c(features @ features.T, np.array(labels), [1.0, 0.1, 10.0]) == 0.1
+    assert "too few classes have two clouds" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_a_class_of_one_cloud_leaves_two_folds():
+    features = np.array([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1], [5, 5]])
+    assert choose_c(features @ features.T, np.array([0, 0, 1, 1, 2]), [0.1, 1.0]) == 0.1
