@@ -52,7 +52,7 @@ def page_of(folder: Path, **kwargs) -> str:
 class Balanced(HTMLParser):
     """Checks that every element is closed by its own tag, and collects the text outside scripts and styles."""
 
-    VOID = ("meta", "input", "line", "circle", "polyline")
+    VOID = ("meta", "input", "line", "circle", "polyline", "wbr", "img")
 
     def __init__(self, page: str):
         super().__init__()
@@ -243,3 +243,56 @@ def test_bad_confusion(tmp_path, matrix, names, message):
 def test_confusion_with_an_absent_class(tmp_path):
     page = page_of(tmp_path, confusion=(np.array([[3, 0], [0, 0]]), None))
     assert "3 of 3 correct" in page and "No errors." in page
+
+
+def test_part_segmentation_opens_with_its_mean_iou(tmp_path):
+    rows = [{"kind": "epoch", "epoch": epoch, "loss": 1.0, "seconds": 1.0} for epoch in range(2)]
+    for epoch, iou in enumerate((0.25, 0.2)):
+        rows.append({"kind": "parts", "epoch": epoch, "instance_miou": iou, "class_miou": iou, "accuracy": 0.5})
+    rows.append({"kind": "parts_vote", "epoch": 1, "mean": 0.22})
+    write_metrics(tmp_path, rows)
+    page = page_of(tmp_path)
+    cards = re.findall(r'<div class="card"><dt>(.*?)</dt><dd>(.*?)<', page)
+    assert cards[:2] == [("Last instance mIoU", "20.00 %"), ("Best instance mIoU", "25.00 %")]
+    assert "instance mIoU = class mIoU" in page  # equal curves share a line and its name
+    assert re.search(r"<td>1</td>(<td class=\"num\">[^<]*</td>){3}<td class=\"num\">22.00</td>", page)
+
+
+def test_an_evaluation_says_nothing_of_rows_that_it_has_not(tmp_path):
+    page = page_of(tmp_path)
+    assert "metrics.jsonl" not in page and "Curves" not in page
+
+
+def test_paths_of_this_machine_are_not_on_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside, outside = tmp_path / "ckpts" / "a.pth", Path.home() / "data"
+    page = page_of(
+        tmp_path, summary={"Checkpoint": inside}, provenance={"Command": f"main.py --ckpts {inside}"},
+        config={"DATA_PATH": str(outside)},
+    )  # fmt: skip
+    assert str(tmp_path) not in page and str(Path.home()) not in page
+    assert "ckpts/<wbr>a.pth" in page and "main.py --ckpts ckpts/a.pth" in page and "~/data" in page
+
+
+def test_long_tables_are_folded_and_no_head_lacks_its_scope(tmp_path):
+    write_metrics(tmp_path, rows_of_a_run(50, steps=1))
+    page = page_of(tmp_path, confusion=(np.array([[8, 2], [1, 9]]), ["chair", "table"]))
+    assert "<summary>All 50 rows</summary>" in page
+    assert re.findall(r"<th(?! scope)[ >]", page) == []
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_has_enough_contrast(scheme):
+    """WCAG AA: 4.5 to 1 for text of usual size."""
+    style = (Path(__file__).parents[2] / "tools" / "report" / "page.css").read_text(encoding="utf-8")
+    colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", style.split("color-scheme: dark")[scheme]))
+
+    def luminance(name):
+        parts = [int(colors[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for text in ("ink", "soft", "faint", "accent"):
+        for ground in ("page", "sheet"):
+            dark, light = sorted((luminance(text), luminance(ground)))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

@@ -121,3 +121,22 @@ def test_drawing_respects_up():
     image = splat.draw(np.array([[0, 0.9, 0]], np.float32), np.zeros((1, 3)), 100)
     rows = np.flatnonzero((image < 200).any(axis=(1, 2)))
     assert len(rows) and rows.max() < 50
+
+
+def test_values_are_called_by_their_name():
+    rows = [
+        prepare(GalleryItem("a", {"input": cloud()}, values={"input": cloud()[:, 0]}, value_name="hardness <b>")),
+        prepare(GalleryItem("b", {"input": cloud()})),
+    ]
+    body = gallery_section(rows).body
+    assert '<option value="value">hardness &lt;b&gt;</option>' in body and "hardness &lt;b&gt;: -0" in body
+    assert "Rows without hardness &lt;b&gt; are coloured by height." in body
+    assert "Rows without" not in gallery_section(rows[:1]).body
+
+
+def test_a_view_holds_all_clouds_of_a_row_but_not_an_outlier():
+    base = cloud(1000)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    near, far = np.concatenate([base, [[9, 0, 0]]]), base * 1.25
+    fits = [prepare(GalleryItem("a", {"input": base, "rebuilt": other})).fit for other in (base, near, far, base * 9)]
+    assert fits[:2] == [1, 1] and fits[2] == pytest.approx(1 / 1.25, rel=0.05) and fits[3] == pytest.approx(1 / 1.6)

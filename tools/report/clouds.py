@@ -7,6 +7,7 @@ import numpy as np
 
 MAX_POINTS = 8192  # of one cloud in the report; more are thinned at random and the caption says so
 
+INSIDE, MOST_REACH = 0.995, 1.6  # share of the points that a view holds, if they are not farther out than so many radii
 FAR = 32.0  # radii; what lies farther out is outside any view and would only cost resolution
 
 # Rows of a rotation that brings the up axis to the screen's y, keeping right-handedness: x' = first row, and so on.
@@ -37,6 +38,8 @@ class GalleryItem:
         note: one line under the title.
         values: cloud name -> (n,) one value a point (complexity, saliency, part); clouds may be missing.
         legend: names of the categories; the values are then indices into it.
+        value_name: what the values are.
+        pair: true and predicted class of a cloud that was classified; the confusion matrix links to it.
     """
 
     name: str
@@ -45,6 +48,8 @@ class GalleryItem:
     note: str | None = None
     values: Mapping[str, np.ndarray] | None = None
     legend: Sequence[str] | None = None
+    value_name: str = "value"
+    pair: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,13 +69,24 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Row:
-    """A gallery item ready to be drawn. `value_range` is (lowest, highest) of continuous values, else None."""
+    """A gallery item ready to be drawn.
+
+    `value_range` is (lowest, highest) of continuous values, else None; `fit` the zoom at which nearly all points of all its clouds
+    are inside the view.
+    """
 
     name: str
     note: str | None
     clouds: list[Cloud]
     legend: list[str] | None
     value_range: tuple[float, float] | None
+    value_name: str = "value"
+    fit: float = 1.0
+    pair: tuple[str, str] | None = None
+
+    @property
+    def has_values(self) -> bool:
+        return any(cloud.values is not None for cloud in self.clouds)
 
 
 def prepare(item: GalleryItem) -> Row:
@@ -107,7 +123,13 @@ def prepare(item: GalleryItem) -> Row:
         shade = shades[name][order] if name in shades else None
         clouds.append(Cloud(name, turned.astype(np.float32), shade, len(cloud), int((~finite[name]).sum())))
     legend = [str(entry) for entry in item.legend] if item.legend is not None else None
-    return Row(str(item.name), item.note, clouds, legend, value_range)
+    return Row(str(item.name), item.note, clouds, legend, value_range, item.value_name, _fit(clouds), item.pair)
+
+
+def _fit(clouds: list[Cloud]) -> float:
+    """Return the zoom that shows all but the outermost points; 1 where they lie in the sphere of the first cloud."""
+    reach = [np.quantile(np.linalg.norm(cloud.points, axis=1), INSIDE) for cloud in clouds if len(cloud.points)]
+    return 1 / min(max([1.0, *map(float, reach)]), MOST_REACH)
 
 
 def _frame(clouds: list[np.ndarray]) -> tuple[np.ndarray, float]:

@@ -1,17 +1,22 @@
 """The confusion matrix as a heat table, the accuracy of each class, and the pairs that are mixed up most."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tools.report.markup import Section, escape, table
+from tools.report.markup import Html, Section, escape, table
 
 NUMBERS_UP_TO = 24  # larger tables show shades only, the numbers appear under the pointer
 PAIRS = 8
 
 
 def confusion_section(
-    matrix: np.ndarray, class_names: Sequence[str], *, title: str = "Confusion matrix", unit: str = "clouds"
+    matrix: np.ndarray,
+    class_names: Sequence[str],
+    *,
+    title: str = "Confusion matrix",
+    unit: str = "clouds",
+    links: Mapping[tuple[str, str], str] | None = None,
 ) -> Section:
     """Return the section of a confusion matrix.
 
@@ -19,6 +24,7 @@ def confusion_section(
         matrix: (n, n) counts, rows the true classes, columns the predicted ones.
         class_names: n names; None stands for "0", "1", ...
         unit: what is counted.
+        links: (true, predicted) class -> id of an element that shows such a cloud.
 
     Raises:
         ValueError: if the matrix is not square, holds negative or non-finite counts, or does not match the names.
@@ -35,14 +41,15 @@ def confusion_section(
     correct, count = int(np.trace(matrix)), int(matrix.sum())
     overall = f"{correct:,} of {count:,} correct ({100 * correct / count:.2f} %)" if count else f"no {unit}"
     body = (
-        f'<div class="confusion">{_heat_table(matrix, totals, names)}'
-        f'<div class="beside">{_class_bars(matrix, totals, names)}{_pairs(matrix, totals, names, unit)}</div></div>'
+        f'<div class="confusion">{_heat_table(matrix, totals, names, links or {})}'
+        f'<div class="beside">{_class_bars(matrix, totals, names)}'
+        f"{_pairs(matrix, totals, names, unit, links or {})}</div></div>"
     )
     lead = f"Rows are the true classes, columns the predicted ones, shaded by share of the row: {overall}."
     return Section(title, body, lead)
 
 
-def _heat_table(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str:
+def _heat_table(matrix: np.ndarray, totals: np.ndarray, names: list[str], links: Mapping) -> str:
     numbers = len(names) <= NUMBERS_UP_TO
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     rows = []
@@ -54,18 +61,24 @@ def _heat_table(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str
                 cells.append("<td></td>")
                 continue
             share = 100 * count / totals[i]
-            # Errors are few beside the diagonal: a square root keeps a single one visible.
+            # Errors are few against the diagonal: a square root keeps a single one visible.
             shade = share if i == j else 10 * share**0.5
             kind = ("hit" if i == j else "miss") + (" strong" if shade > 60 else "")
             hint = f"{name} → {other}: {count} of {int(totals[i])} ({share:.1f} %)"
-            shown = count if numbers else ""
+            shown = _linked(count if numbers else "", links.get((name, other)))
             cells.append(f'<td class="{kind}" style="--s:{shade:.0f}%" title="{escape(hint)}">{shown}</td>')
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     kind = "heat" if numbers else "heat fine"
     return (
-        f'<div class="scroll tall" tabindex="0"><table class="{kind}"><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0"><table class="{kind}"><thead><tr><td></td>'
+        f'<td class="axis-name" colspan="{len(names)}">predicted</td></tr><tr><td class="axis-name">true</td>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+        '<p class="ramp">share of the row: right 0 %<i class="hits"></i>100 %, wrong 0 %<i class="misses"></i>100 %</p></div>'
     )
+
+
+def _linked(text: object, anchor: str | None) -> str:
+    return f'<a href="#{anchor}">{text}</a>' if anchor and text != "" else str(text)
 
 
 def _class_bars(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str:
@@ -81,11 +94,19 @@ def _class_bars(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str
     return f'<div><h3>Accuracy by class, lowest first <small>{mean}</small></h3><ul class="bars">{rows}</ul></div>'
 
 
-def _pairs(matrix: np.ndarray, totals: np.ndarray, names: list[str], unit: str) -> str:
+def _pairs(matrix: np.ndarray, totals: np.ndarray, names: list[str], unit: str, links: Mapping) -> str:
     errors = [(int(matrix[i, j]), i, j) for i, j in np.argwhere(matrix) if i != j]
     errors.sort(key=lambda error: (-error[0], error[1:]))
     if not errors:
         return '<div><h3>Most confused</h3><p class="none">No errors.</p></div>'
-    rows = [(names[i], names[j], f"{count}", f"{100 * count / totals[i]:.1f} %") for count, i, j in errors[:PAIRS]]
+    rows = [
+        (
+            names[i],
+            names[j],
+            Html(_linked(count, links.get((names[i], names[j])))),
+            f"{100 * count / totals[i]:.1f} %",
+        )
+        for count, i, j in errors[:PAIRS]
+    ]
     listed = table(("true", "predicted", unit, "of the class"), rows, text_columns=2)
     return f"<div><h3>Most confused</h3>{listed}</div>"

@@ -82,7 +82,7 @@ def _caption(cloud: Cloud, row: Row) -> str:
 
 def _image(cloud: Cloud, row: Row) -> np.ndarray:
     count = shown_count(cloud, row)
-    return draw(cloud.points[:count], _colors(cloud, row)[:count], PIXELS)
+    return draw(row.fit * cloud.points[:count], _colors(cloud, row)[:count], PIXELS)
 
 
 def _colors(cloud: Cloud, row: Row) -> np.ndarray:

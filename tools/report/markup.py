@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MISSING = "\N{EN DASH}"
+LONG = 22  # characters of a card that are written smaller
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,22 @@ class Section:
         return f'<section id="{anchor}"><h2>{escape(self.title)}</h2>{lead}{self.body}</section>'
 
 
+class Html(str):
+    """Text that is HTML already: `escape` leaves it as it is."""
+
+
 def escape(text: object) -> str:
     """Return `text` safe inside elements and quoted attributes."""
-    return html.escape(str(text), quote=True)
+    return text if isinstance(text, Html) else html.escape(str(text), quote=True)
+
+
+def portable(text: object) -> str:
+    """Return a text without the folders of this machine: paths become relative to the working directory, or to `~`."""
+    shown = str(text)
+    for folder, short_form in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if len(folder.parts) > 1:  # not the root
+            shown = shown.replace(f"{folder}/", short_form)
+    return shown
 
 
 def asset(name: str) -> str:
@@ -49,7 +63,7 @@ def embed_json(data: object, *, element_id: str | None = None, css_class: str | 
 def cards(entries: Iterable[tuple[str, str, str]]) -> str:
     """Return a row of (label, value, remark) cards."""
     boxes = (
-        f'<div class="card"><dt>{escape(label)}</dt><dd>{escape(value)}'
+        f'<div class="card"><dt>{escape(label)}</dt><dd{_size(value)}>{_breakable(value)}'
         + (f"<small>{escape(remark)}</small>" if remark else "")
         + "</dd></div>"
         for label, value, remark in entries
@@ -57,12 +71,23 @@ def cards(entries: Iterable[tuple[str, str, str]]) -> str:
     return f'<dl class="cards">{"".join(boxes)}</dl>'
 
 
+def _size(text: str) -> str:
+    return ' class="long"' if len(text) > LONG else ""
+
+
+def _breakable(text: str) -> str:
+    """Escape a text and let lines break behind the slashes of a path, not inside its words."""
+    return escape(text).replace("/", "/<wbr>")
+
+
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", text_columns: int = 1) -> str:
     """Return a table; the first `text_columns` columns are text, the others numbers, aligned right."""
 
     def line(cells: Sequence[object], tag: str) -> str:
         kinds = ("" if i < text_columns else ' class="num"' for i in range(len(cells)))
-        return "<tr>" + "".join(f"<{tag}{k}>{escape(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True)) + "</tr>"
+        scope = ' scope="col"' if tag == "th" else ""
+        filled = (f"<{tag}{scope}{k}>{escape(c)}</{tag}>" for c, k in zip(cells, kinds, strict=True))
+        return f"<tr>{''.join(filled)}</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""

@@ -1,16 +1,23 @@
 """What the report says about the course of a run: summary cards, curves, evaluations, timing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from tools.report.charts import Level, Mark, Series, line_chart
 from tools.report.markup import MISSING, Section, cards, duration, short, table
 from tools.report.runlog import RunLog, SvmCurve, curve, is_untrained, number, percent, step_curve, svm_curves
 
+PART_SCORES = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
+PICKED = (
+    "The best epoch is selected on the clouds that it is reported on, which favours it; the last epoch is not selected."
+)
+LONG_TABLE = 40  # rows; longer tables are folded
+
 
 def summary_cards(log: RunLog, *, seed: object = None, summary: Mapping[str, object] | None = None) -> str:
     """Return the cards on top: those of `summary` first, then what the rows of the run tell."""
     entries = [(label, str(text), "") for label, text in (summary or {}).items()]
+    entries += _parts_cards(log)
     curves = svm_curves(log.svm)
     for svm in curves[:1]:
         entries += _svm_cards(svm)
@@ -37,6 +44,8 @@ def curves_section(log: RunLog) -> Section:
     """Return loss, accuracy, learning rate and speed over the epochs."""
     svm = svm_curves(log.svm)
     charts = [_loss_chart(log)]
+    if log.parts:
+        charts.insert(0, _parts_chart(log))
     if svm:
         charts.append(_svm_chart(svm))
     if log.val:
@@ -61,8 +70,8 @@ def svm_section(log: RunLog) -> Section | None:
     for svm in curves:
         best = f"{svm.best[1]:.2f} (epoch {svm.best[0]:.0f})" if svm.best else MISSING
         last = f"{svm.accuracies[-1]:.2f} (epoch {svm.epochs[-1]:.0f})" if svm.epochs else MISSING
-        rows.append((svm.name, MISSING if svm.random is None else f"{svm.random:.2f}", best, last))
-    body = _panel(table(("data set", "random weights, %", "best, %", "last, %"), rows))
+        rows.append((svm.name, last, MISSING if svm.random is None else f"{svm.random:.2f}", best))
+    body = _panel(table(("data set", "last, %", "random weights, %", "best, %"), rows))
     scale = percent(log.svm)
 
     def accuracy(row: dict, key: str) -> str:
@@ -84,24 +93,40 @@ def svm_section(log: RunLog) -> Section | None:
     headers = ("data set", "epoch", "accuracy, %", "C", "with C by cross-validation, %", "that C", "time")
     details = table(headers, every)
     body += f'<details class="panel"><summary>All {len(every)} evaluations</summary>{details}</details>'
-    lead = "The best epoch is picked on the clouds it is reported on, which flatters it; the last epoch is not picked."
-    return Section("Linear SVM", body, lead)
+    return Section("Linear SVM", body, PICKED)
+
+
+def parts_section(log: RunLog) -> Section | None:
+    """Return every evaluation of a part segmenter, without and with voting, or None without any."""
+    if not log.parts:
+        return None
+    votes = {row.get("epoch"): row for row in log.parts_vote}
+    headers = ["epoch", *(f"{name}, %" for name in PART_SCORES.values())]
+    rows = [[row.get("epoch", MISSING), *(_percent(number(row, key)) for key in PART_SCORES)] for row in log.parts]
+    if votes:
+        headers.append("instance mIoU with voting, %")
+        for shown, row in zip(rows, log.parts, strict=True):
+            shown.append(_percent(number(votes.get(row.get("epoch"), {}), "mean")))
+    return Section("Mean IoU", _listed(headers, rows), PICKED)
 
 
 def accuracy_section(log: RunLog) -> Section | None:
-    """Return every judgement of a classifier, without and with voting, or None without any."""
+    """Return every evaluation of a classifier, without and with voting, or None without any."""
     if not log.val:
         return None
     votes = {row.get("epoch"): row for row in log.vote}
-    rows = []
-    for row in log.val:
-        vote = votes.get(row.get("epoch"), {})
-        spread = f"{100 * (number(vote, 'std') or 0):.2f}" if vote else MISSING
-        shown = [_percent(number(row, "accuracy")), _percent(number(vote, "mean")), spread, vote.get("rounds", MISSING)]
-        rows.append((row.get("epoch", MISSING), *shown, duration(number(row, "seconds"))))
-    headers = ("epoch", "accuracy, %", "with voting, %", "spread over rounds", "rounds", "time")
-    lead = "The best epoch is picked on the clouds it is reported on, which flatters it; the last epoch is not picked."
-    return Section("Accuracy", _panel(table(headers, rows)), lead)
+    headers = ["epoch", "accuracy, %", "time"]
+    rows = [
+        [row.get("epoch", MISSING), _percent(number(row, "accuracy")), duration(number(row, "seconds"))]
+        for row in log.val
+    ]
+    if votes:
+        headers[2:2] = ["with voting, %", "spread over rounds", "rounds"]
+        for shown in rows:
+            vote = votes.get(shown[0], {})
+            spread = f"{100 * (number(vote, 'std') or 0):.2f}" if vote else MISSING
+            shown[2:2] = [_percent(number(vote, "mean")), spread, vote.get("rounds", MISSING)]
+    return Section("Accuracy", _listed(headers, rows), PICKED)
 
 
 def timing_section(log: RunLog) -> Section | None:
@@ -120,7 +145,15 @@ def timing_section(log: RunLog) -> Section | None:
         for row in log.epochs
     ]
     headers = ("epoch", "loss", "learning rate", "time", "samples per second", "peak memory")
-    return Section("Epochs, time and memory", _panel(table(headers, rows)))
+    return Section("Epochs, time and memory", _listed(headers, rows))
+
+
+def _listed(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table in a panel, folded where it is long."""
+    listed = table(headers, rows)
+    if len(rows) <= LONG_TABLE:
+        return _panel(listed)
+    return f'<details class="panel"><summary>All {len(rows)} rows</summary>{listed}</details>'
 
 
 def _svm_cards(svm: SvmCurve) -> list[tuple[str, str, str]]:
@@ -134,16 +167,42 @@ def _svm_cards(svm: SvmCurve) -> list[tuple[str, str, str]]:
     return entries
 
 
+def _parts_cards(log: RunLog) -> list[tuple[str, str, str]]:
+    entries = []
+    for key, name in list(PART_SCORES.items())[:2]:
+        epochs, values = curve(log.parts, key)
+        if values:
+            entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
+    epochs, values = curve(log.parts, "instance_miou")
+    if values:
+        place = values.index(max(values))
+        remark = f"epoch {epochs[place]:.0f}, selected on the clouds that it is reported on"
+        entries.insert(1, ("Best instance mIoU", f"{100 * values[place]:.2f} %", remark))
+    return entries
+
+
 def _accuracy_cards(log: RunLog) -> list[tuple[str, str, str]]:
     entries = []
     for rows, key, name in ((log.val, "accuracy", "accuracy"), (log.vote, "mean", "accuracy with voting")):
         epochs, values = curve(rows, key)
         if values:
             place = values.index(max(values))
-            best = f"{epochs[place]:.0f}, selected on the clouds it is reported on"
+            best = f"{epochs[place]:.0f}, selected on the clouds that it is reported on"
             entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
             entries.append((f"Best {name}", f"{100 * values[place]:.2f} %", f"epoch {best}"))
     return entries
+
+
+def _parts_chart(log: RunLog) -> str:
+    """Return the scores of part segmentation over the epochs; scores that are equal everywhere share a curve."""
+    names: dict[tuple, list[str]] = {}
+    for key, name in PART_SCORES.items():
+        epochs, values = curve(log.parts, key)
+        names.setdefault((tuple(epochs), tuple(100 * value for value in values)), []).append(name)
+    series = [Series(" = ".join(same), *pair, color=color) for color, (pair, same) in enumerate(names.items())]
+    epochs, values = curve(log.parts_vote, "mean")
+    series.append(Series("instance mIoU with voting", epochs, [100 * value for value in values], color=3))
+    return line_chart(series, title="Part segmentation", y_label="%", floor=0, text=lambda value: f"{value:.2f} %")
 
 
 def _accuracy_chart(log: RunLog) -> str:

@@ -19,8 +19,8 @@ from tools.report import overview
 from tools.report.clouds import GalleryItem, Row, prepare
 from tools.report.confusion import confusion_section
 from tools.report.figure import gallery_figure
-from tools.report.markup import Section, asset, escape, facts
-from tools.report.runlog import RunLog, read_metrics
+from tools.report.markup import Section, asset, escape, facts, portable
+from tools.report.runlog import RunLog, counted, read_metrics
 from tools.report.viewer import gallery_section
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -40,6 +40,7 @@ def write_report(
     provenance: Mapping[str, object] | None = None,
     sections: Sequence[Section] = (),
     galleries: Mapping[str, Sequence[GalleryItem]] | None = None,
+    gallery_about: tuple[str, str] = ("Gallery", ""),
 ) -> Path:
     """Write `report.html`, and `gallery.png` if there is a gallery, into `folder`; return the path of the page.
 
@@ -54,6 +55,7 @@ def write_report(
         provenance: label -> text (command, device ...), shown with the versions and the git revision found here.
         sections: further sections, after the gallery and the confusion matrix.
         galleries: further rows of the gallery by name; each name also has a picture, `<name>.png`.
+        gallery_about: title of the gallery and a sentence about it.
 
     Raises:
         UserError: if `folder` or a file in it cannot be written.
@@ -67,44 +69,51 @@ def write_report(
     log = read_metrics(folder / "metrics.jsonl")
     settings = _plain(config)
     seed = settings.get("seed") if isinstance(settings, dict) else None
-    page = _page(
+    text = page(
         title or folder.name or "Report",
         subtitle=_subtitle(settings),
-        cards=overview.summary_cards(log, seed=seed, summary=summary),
-        sections=_sections(log, rows, confusion, sections, settings, provenance),
+        cards=overview.summary_cards(log, seed=seed, summary={k: portable(v) for k, v in (summary or {}).items()}),
+        sections=[
+            *overview_sections(log),
+            *_shown(rows, gallery_about, confusion),
+            *sections,
+            *filter(None, (overview.timing_section(log), _configuration(settings), _provenance(log, provenance))),
+        ],
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"report: cannot create the folder {folder}: {reason}; choose another one") from error
-    write_atomic(folder / "report.html", lambda file: file.write(page.encode("utf-8")))
+    write_atomic(folder / "report.html", lambda file: file.write(text.encode("utf-8")))
     for name, picture in pictures.items():
         if picture:
             _write_gallery(folder / f"{name}.png", picture)
     return folder / "report.html"
 
 
-def _sections(
-    log: RunLog,
-    rows: list[Row],
-    confusion: tuple | None,
-    extra: Sequence[Section],
-    settings: object,
-    provenance: Mapping[str, object] | None,
-) -> list[Section]:
-    found = []
-    if log.steps or log.epochs or log.svm or log.val:
-        found = [overview.curves_section(log), overview.svm_section(log), overview.accuracy_section(log)]
-    if rows:
-        found.append(gallery_section(rows))
+def overview_sections(log: RunLog) -> list[Section]:
+    """Return what the rows of a run give: curves and tables of its evaluations."""
+    if not (log.steps or log.epochs or log.svm or log.val or log.parts):
+        return []
+    tables = (overview.parts_section(log), overview.svm_section(log), overview.accuracy_section(log))
+    return [overview.curves_section(log), *filter(None, tables)]
+
+
+def _shown(rows: list[Row], about: tuple[str, str], confusion: tuple | None) -> list[Section]:
+    """Return the gallery and the confusion matrix, whose cells link to clouds of the gallery."""
+    title, lead = about
+    found = [gallery_section(rows, title=title, lead=lead)] if rows else []
     if confusion is not None:
-        found.append(confusion_section(*confusion))
-    found += [*extra, overview.timing_section(log), _configuration(settings), _provenance(log, provenance)]
-    return [section for section in found if section is not None]
+        links: dict[tuple[str, str], str] = {}
+        for index, row in enumerate(rows):
+            if row.pair is not None:
+                links.setdefault(row.pair, f"cloud-{index}")
+        found.append(confusion_section(*confusion, links=links))
+    return found
 
 
-def _page(title: str, *, subtitle: str, cards: str, sections: list[Section]) -> str:
+def page(title: str, *, subtitle: str, cards: str, sections: list[Section]) -> str:
     """Fill the template in one pass, so that braces inside a value are never taken for a slot."""
     values = {
         "title": escape(title),
@@ -140,6 +149,7 @@ def _subtitle(settings: object) -> str:
 
 def _configuration(settings: object) -> Section:
     text = settings if isinstance(settings, str) else yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    text = portable(text)
     body = f'<details class="panel"><summary>Resolved configuration (YAML)</summary><pre>{escape(text)}</pre></details>'
     return Section("Configuration", body)
 
@@ -147,10 +157,10 @@ def _configuration(settings: object) -> Section:
 def _provenance(log: RunLog, provenance: Mapping[str, object] | None) -> Section:
     # What the caller says wins over what is found out here.
     entries = {**versions(), **(provenance or {})}
-    entries["metrics.jsonl"] = f"{len(log.steps):,} step, {len(log.epochs):,} epoch and {len(log.svm):,} SVM rows"
-    if log.skipped:
-        entries["metrics.jsonl"] += f"; {log.skipped:,} unreadable lines left out"
-    return Section("Provenance", facts(entries))
+    rows = [counted(log), f"{log.skipped:,} unreadable lines left out" if log.skipped else ""]
+    if any(rows):
+        entries["metrics.jsonl"] = "; ".join(filter(None, rows))
+    return Section("Provenance", facts({label: portable(text) for label, text in entries.items()}))
 
 
 def _write_gallery(path: Path, rows: list[Row]) -> None:

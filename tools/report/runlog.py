@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = ("step", "epoch", "svm", "val", "vote")
+KINDS = ("step", "epoch", "svm", "val", "vote", "parts", "parts_vote")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,10 @@ class RunLog:
     steps: list[dict] = field(default_factory=list)
     epochs: list[dict] = field(default_factory=list)
     svm: list[dict] = field(default_factory=list)
-    val: list[dict] = field(default_factory=list)  # judgements of a classifier, and
+    val: list[dict] = field(default_factory=list)  # evaluations of a classifier, and
     vote: list[dict] = field(default_factory=list)  # those by voting
+    parts: list[dict] = field(default_factory=list)  # evaluations of a part segmenter, and
+    parts_vote: list[dict] = field(default_factory=list)  # those by voting
     skipped: int = 0
 
 
@@ -107,6 +109,14 @@ def step_curve(steps: list[dict], key: str) -> tuple[list[float], list[float]]:
 def is_untrained(row: dict) -> bool:
     """Tell whether an SVM row is that of the encoder with random weights: its epoch is written as null."""
     return "epoch" in row and row["epoch"] is None
+
+
+def counted(log: RunLog) -> str:
+    """Return how many rows of each kind there are, "" without any."""
+    kinds = {"step": log.steps, "epoch": log.epochs, "SVM": log.svm, "validation": log.val, "vote": log.vote}
+    kinds |= {"part": log.parts, "part vote": log.parts_vote}
+    text = ", ".join(f"{len(rows):,} {name}" for name, rows in kinds.items() if rows)
+    return f"{text} rows" if text else ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tools.report.clouds import HEIGHT_SCALE, TO_SCREEN, VALUE_SCALE, scale_colors
-from tools.report.markup import escape
+from tools.report.markup import escape, short
 from tools.report.splat import draw
 
 
@@ -36,16 +36,20 @@ def cloud_picture(points: np.ndarray, up_axis: str, size: int = 120) -> np.ndarr
 
 def picture_rows(rows: Sequence[Sequence[tuple[str, str]]]) -> str:
     """Return rows of (image as HTML, caption)."""
-    cells = lambda row: "".join(  # noqa: E731
-        f'<td style="padding:4px;text-align:center">{image}<br><small>{escape(caption)}</small></td>'
-        for image, caption in row
-    )
-    body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table class="plain">{body}</table></div>'
+    lines = ("".join(f"<td>{image}{escape(caption)}</td>" for image, caption in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="panel"><div class="scroll" tabindex="0"><table class="tiles">{body}</table></div></div>'
 
 
-def matrix_picture(values: np.ndarray, *, low: float, high: float, side: int, alt: str) -> str:
-    """Return a square matrix as an image, one cell a number, dark = `low`, light = `high`."""
+def matrix_picture(
+    values: np.ndarray, *, low: float, high: float, side: int, alt: str, axes: tuple[str, str] = ("row", "column")
+) -> str:
+    """Return a square matrix as an image with the names of its axes and its scale, one cell a number, dark = `low`."""
     shares = (np.asarray(values, np.float64) - low) / max(high - low, 1e-9)
     colors = scale_colors(VALUE_SCALE, shares.ravel()).reshape(*values.shape, 3)
-    return picture(colors.round().astype(np.uint8), side=side, alt=alt)
+    image = picture(colors.round().astype(np.uint8), side=side, alt=alt)
+    ramp = f'<p class="ramp across">{short(low, 3)}<i style="--ramp:{",".join(VALUE_SCALE)}"></i>{short(high, 3)}</p>'
+    return (
+        f'<div class="matrix"><span class="up">{escape(axes[0])}</span>{image}'
+        f'<span class="across">{escape(axes[1])}</span>{ramp}</div>'
+    )

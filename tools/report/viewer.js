@@ -62,7 +62,7 @@
     if (!(high > low)) { low = -1; high = 1; }
     return { element, clouds, low, high, categories: packed.categories,
       hasValues: clouds.some((cloud) => cloud.values), onScreen: false, dirty: true,
-      yaw: data.view.yaw, pitch: data.view.pitch, zoom: 1 };
+      yaw: data.view.yaw, pitch: data.view.pitch, zoom: packed.fit, fit: packed.fit };
   });
 
   let background = [255, 255, 255];
@@ -161,13 +161,13 @@
     pitch = Math.max(-Math.PI / 2, Math.min(Math.PI / 2, pitch));
     zoom = Math.max(0.4, Math.min(8, zoom));
     for (const other of control("link").checked ? items : [item]) {
-      Object.assign(other, { yaw, pitch, zoom, dirty: true });
+      Object.assign(other, { yaw, pitch, zoom: (zoom / item.fit) * other.fit, dirty: true });
     }
     request();
   }
   const turnBy = (item, dx, dy) => setView(item, item.yaw + dx, item.pitch + dy, item.zoom);
   const zoomBy = (item, factor) => setView(item, item.yaw, item.pitch, item.zoom * factor);
-  const reset = (item) => setView(item, data.view.yaw, data.view.pitch, 1);
+  const reset = (item) => setView(item, data.view.yaw, data.view.pitch, item.fit);
 
   let dragged = null;
   function listen(item) {
@@ -218,6 +218,7 @@
       const large = item.element.classList.toggle("large");
       event.target.setAttribute("aria-pressed", large);
       event.target.textContent = large ? "shrink" : "enlarge";
+      item.element.scrollIntoView({ block: "start" });  // its margin keeps the title free of the controls
     });
   }
 

@@ -19,17 +19,31 @@ def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "") 
     }
     body = (
         f'{_controls(rows)}<p class="hint">Drag to turn, double-click to reset. Click a row first to zoom with the '
-        "wheel or two fingers. Keyboard: arrows turn, + and - zoom, 0 resets.</p>"
+        f"wheel or two fingers. Keyboard: arrows turn, + and - zoom, 0 resets.{_without_values(rows)}</p>"
         '<noscript><p class="none">Turning needs scripts; gallery.png shows the same clouds.</p></noscript>'
-        f'<div class="items">{"".join(_row(row) for row in rows)}</div>{embed_json(data, element_id="gallery-data")}'
+        f'<div class="items{_density(rows)}">{"".join(_row(row, f"cloud-{i}") for i, row in enumerate(rows))}</div>'
+        f"{embed_json(data, element_id='gallery-data')}"
     )
     return Section(title, body, lead)
 
 
+def _density(rows: list[Row]) -> str:
+    """Let rows of single clouds stand closer."""
+    return " small" if all(len(row.clouds) < 2 for row in rows) else ""
+
+
+def _without_values(rows: list[Row]) -> str:
+    """Say how rows are coloured that lack the values which others have."""
+    if len({row.has_values for row in rows}) < 2:
+        return ""
+    names = " or ".join(dict.fromkeys(row.value_name for row in rows if row.has_values))
+    return f" Rows without {escape(names)} are coloured by height."
+
+
 def _controls(rows: list[Row]) -> str:
-    has_values = any(cloud.values is not None for row in rows for cloud in row.clouds)
+    names = list(dict.fromkeys(row.value_name for row in rows if row.has_values))
     denser = any(len(cloud.points) > equal_count(row) > 0 for row in rows for cloud in row.clouds)
-    by_value = '<option value="value">value</option>' if has_values else ""
+    by_value = f'<option value="value">{escape(" or ".join(names))}</option>' if names else ""
     options = f'{by_value}<option value="height">height</option><option value="cloud">column</option>'
     equal = '<label><input type="checkbox" id="view-equal" checked> equal point counts</label>' if denser else ""
     return (
@@ -42,7 +56,7 @@ def _controls(rows: list[Row]) -> str:
     )
 
 
-def _row(row: Row) -> str:
+def _row(row: Row, anchor: str) -> str:
     cells = "".join(
         f'<div class="cloud"><canvas></canvas><div class="caption"><b>{escape(cloud.name)}</b> '
         f'<span class="count">{_count_text(cloud)}</span></div></div>'
@@ -53,7 +67,7 @@ def _row(row: Row) -> str:
     keys = "Arrow keys turn, plus and minus zoom, zero resets."
     label = escape(f"{row.name}: {described}. {keys}")
     return (
-        f'<article class="item"><header><h3>{escape(row.name)}</h3>'
+        f'<article class="item" id="{anchor}"><header><h3>{escape(row.name)}</h3>'
         '<button type="button" class="enlarge" aria-pressed="false">enlarge</button></header>'
         f'{note}<div class="clouds" tabindex="0" role="application" aria-label="{label}">'
         f"{cells}</div>{_legend(row)}</article>"
@@ -78,7 +92,9 @@ def _legend(row: Row) -> str:
         return f'<ul class="categories">{entries}</ul>'
     if row.value_range is not None:
         low, high = (short(value, 3) for value in row.value_range)
-        return f'<p class="ramp">{low}<i style="--ramp:{",".join(VALUE_SCALE)}"></i>{high}</p>'
+        return (
+            f'<p class="ramp">{escape(row.value_name)}: {low}<i style="--ramp:{",".join(VALUE_SCALE)}"></i>{high}</p>'
+        )
     return ""
 
 
@@ -86,7 +102,7 @@ def _pack_row(row: Row) -> dict:
     # One scale for the item: 16 bits over its extent are finer than a pixel at any zoom offered.
     extent = max((float(np.abs(cloud.points).max(initial=0)) for cloud in row.clouds), default=0.0) or 1.0
     clouds = [_pack(cloud, extent) for cloud in row.clouds]
-    return {"unit": extent / 32767, "categories": row.legend is not None, "clouds": clouds}
+    return {"unit": extent / 32767, "fit": row.fit, "categories": row.legend is not None, "clouds": clouds}
 
 
 def _pack(cloud: Cloud, extent: float) -> dict:
