@@ -123,6 +123,8 @@ def test_export_in_the_published_layout_and_back(beside_whole, capsys):
     assert torch.equal(*found) and {key.split(".")[0] for key in report.ignored} == {"clip_model"}
     assert export_published.main(["--ckpts", own, "--clip", own, "--out", "again.pth"]) == 2
     assert "holds no CLIP" in capsys.readouterr().err
+    assert export_published.main(["--ckpts", own, "--out", "again.pth"]) == 2
+    assert "give --clip" in capsys.readouterr().err
 
 
 def test_fine_tuning_takes_the_encoder(beside_whole):

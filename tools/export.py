@@ -1,21 +1,28 @@
-"""Write a checkpoint of I2P-MAE in the published layout, with CLIP inside, for programs that load it strictly.
+"""Write a checkpoint in the published layout: the weights under `base_model` with the prefix `module.`, and the metrics.
 
+    python -m tools.export --ckpts experiments/pre-training/point-m2ae/pre-train/ckpt-last.pth --out point-m2ae.pth
     python -m tools.export --ckpts experiments/pre-training/i2p-mae/pre-train/ckpt-last.pth --clip ViT-B-16.pt --out i2p-mae.pth
 
-`--clip` is OpenAI's archive, or any published I2P-MAE checkpoint: the layout holds CLIP's text tower too, which nothing uses and
-image models of a hub do not have.
+Published programs load our checkpoints as they are; the file written here lacks the state of the run and is smaller. Only a
+pre-trained I2P-MAE has to be exported, because its published layout holds CLIP: `--clip` is OpenAI's archive, or any published
+I2P-MAE checkpoint, for the layout holds CLIP's text tower too, which nothing uses and image models of a hub do not have.
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
+from models import MODELS
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
 from utils.errors import UserError
 from utils.files import read_checkpoint, save_checkpoint
 
+PRE_TRAINED_I2P = "rec_head_3d."  # begins keys that only a pre-trained I2P-MAE has
 NAME = "vit_base_patch16_clip_quickgelu_224.openai"  # where a missing file is to be had
 
 
@@ -23,36 +30,57 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpts", required=True, help="our checkpoint")
-    parser.add_argument("--clip", required=True, help="OpenAI's archive or a published checkpoint")
+    parser.add_argument("--clip", help="of a pre-trained I2P-MAE: OpenAI's archive or a published checkpoint")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     args = parser.parse_args(argv)
     try:
-        count = export(args.ckpts, args.clip, args.out)
+        weights = export(args.ckpts, args.out, clip=args.clip)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {count} tensors in the published layout")
+    print(f"{args.out}: {len(weights)} tensors in the published layout")
+    for prefix in _lacking(weights):
+        print(
+            f"{args.out}: lacks {prefix}*, which the published layout also holds; strict loading there will refuse it"
+        )
     return 0
 
 
-def export(ckpts: str, clip: str, out: Path) -> int:
-    """Write the checkpoint `ckpts` with the CLIP of the file `clip` inside to `out`; returns how many tensors it holds.
+def export(ckpts: str, out: Path, *, clip: str | None = None) -> dict[str, Tensor]:
+    """Write the checkpoint `ckpts`, with the CLIP of the file `clip` inside if one is given, to `out`; returns the weights.
 
     Raises:
-        UserError: a file cannot be read, the first is no I2P-MAE pre-training checkpoint, or the second holds no whole CLIP.
+        UserError: a file cannot be read, a pre-trained I2P-MAE comes without a whole CLIP or another checkpoint with one.
     """
     saved = read_checkpoint(ckpts)
-    if method_of(saved) != "i2p-mae":
+    weights = state_dict_of(saved)
+    holds_clip = any(key.startswith(PRE_TRAINED_I2P) for key in weights)
+    if clip is None and holds_clip:
         raise UserError(
-            f"{ckpts}: is no I2P-MAE pre-training checkpoint; the published layout with CLIP inside is that method's"
+            f"{ckpts}: the published layout of I2P-MAE holds CLIP; give --clip, OpenAI's ViT-B-16.pt or a published checkpoint"
         )
-    towers = find_clip(read_weights(clip, name=NAME)[0])
-    if not towers:
-        raise UserError(f"{clip}: holds no CLIP; give OpenAI's ViT-B-16.pt or a published I2P-MAE checkpoint")
-    weights = with_clip(state_dict_of(saved), towers)
+    if clip is not None:
+        if not holds_clip:
+            raise UserError(
+                f"{ckpts}: is no I2P-MAE pre-training checkpoint, whose layout holds CLIP; leave out --clip"
+            )
+        towers = find_clip(read_weights(clip, name=NAME)[0])
+        if not towers:
+            raise UserError(f"{clip}: holds no CLIP; give OpenAI's ViT-B-16.pt or a published I2P-MAE checkpoint")
+        weights = with_clip(weights, towers)
     kept = {key: saved[key] for key in ("epoch", "metrics", "best_metrics") if key in saved}
     save_checkpoint(out, {"base_model": {f"module.{key}": value for key, value in weights.items()}, **kept})
-    return len(weights)
+    return weights
+
+
+def _lacking(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return prefixes of keys that a published pre-training checkpoint of this method holds and these weights do not."""
+    if not any("MAE_decoder" in key or key.startswith("h_decoder.") for key in weights):
+        return []  # a classifier: the published one holds what ours does
+    method = method_of({"base_model": weights})
+    targets = (target for target in MODELS.targets() if getattr(target, "method", None) == method)
+    prefixes = {prefix for target in targets for prefix in getattr(target, "checkpoint_ignored", ())}
+    return sorted(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in weights))
 
 
 if __name__ == "__main__":
