@@ -4,6 +4,7 @@ Legend: M clouds, P points that are kept of each.
 """
 
 import logging
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ import torch
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import SUBSETS, CloudSet, check_subset
-from datasets.formats.cloud_files import FORMATS, cloud_files, read_cloud, resample
+from datasets.formats.cloud_files import cloud_files, has_format, is_cloud, read_cloud, resample
+from datasets.formats.points import Notes
 from datasets.paths import require
 from datasets.registry import DATASETS
-from utils.errors import UserError
+from utils.errors import UserError, printable
+from utils.reading import reading
 from utils.seed import generator
 
 LAYOUT = "train/<class>/<cloud> and test/<class>/<cloud>, <class>/{train,test}/<cloud>, <class>/<cloud>, or <cloud> without classes"
@@ -78,7 +81,7 @@ def read_folder(config: FolderConfig) -> CloudSet:
         points=arrays["points"],
         labels=labels if classes else None,
         class_names=classes,
-        names=names,
+        names=[printable(name) for name in names],
         name=config.NAME,
         subset=config.subset,
         source=str(root),
@@ -100,9 +103,11 @@ def find_files(root: Path, config: FolderConfig) -> tuple[list[str] | None, list
         return _split_above(root, config.subset)
     if not folders:
         return None, [_part(cloud_files(root, what="DATA_PATH"), config, root)]
-    stray = [entry.name for entry in root.iterdir() if entry.is_file() and entry.suffix.lower() in FORMATS]
+    stray = [path for path in root.iterdir() if has_format(path) and path.is_file() and is_cloud(path)]
     if stray:
-        raise UserError(f"{root}: has class folders and beside them clouds, such as {stray[0]}; expected {LAYOUT}")
+        raise UserError(
+            f"{root}: has class folders and beside them clouds, such as {printable(stray[0].name)}; expected {LAYOUT}"
+        )
     if all((folder / subset).is_dir() for folder in folders for subset in SUBSETS):
         files = [_clouds(folder / config.subset) for folder in folders]
     else:
@@ -124,7 +129,8 @@ def _split_above(root: Path, subset: str) -> tuple[list[str], list[list[Path]]]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    with reading(root, "a folder"):
+        return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _clouds(folder: Path) -> list[Path]:
@@ -148,12 +154,14 @@ def _part(files: list[Path], config: FolderConfig, folder: Path) -> list[Path]:
 def _chunks(paths: list[Path], names: list[str], points: int, what: str) -> Iterator[dict[str, np.ndarray]]:
     """Yield chunks (n, P, 3), with a line in the log every so often. What is drawn of a cloud depends on its name alone."""
     _LOG.info("%s: preparing %d clouds once, for the cache", what, len(paths))
+    notes = Notes()
     for begin in range(0, len(paths), CHUNK):
         clouds = []
         for path, name in zip(paths[begin : begin + CHUNK], names[begin : begin + CHUNK], strict=True):
-            seed = zlib.crc32(name.encode())
-            cloud = read_cloud(path, surface_points=points, seed=seed)
+            seed = zlib.crc32(os.fsencode(name))
+            cloud = read_cloud(path, surface_points=points, seed=seed, notes=notes)
             # In double precision: map coordinates are large, and single precision would round their differences.
             clouds.append(resample(cloud - cloud.mean(axis=0), points, seed=seed))
         yield {"points": np.stack(clouds).astype(np.float32)}
         _LOG.info("%s: %d of %d clouds", what, begin + len(clouds), len(paths))
+    notes.tell()

@@ -4,26 +4,20 @@
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
 from datasets.preparing import parser as flags
-from utils.errors import UserError, suggest
-
-SHOWN = 20  # bad files in a list
+from utils.errors import UserError, printable, run_command, say, stop_signals, suggest
+from utils.log import console
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for bad input, missing data or bad files, 130 when stopped."""
+    """Run one command; returns the exit status: 0, 2 for bad input, missing data or bad files, 128 + signal when stopped."""
     args = _parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command goes on from here", file=sys.stderr)
-        return 130
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with stop_signals(), console(logging.WARNING):
+        return run_command(lambda: args.run(args), debug=args.debug, stopped="the same command goes on from here")
 
 
 def run_check(args: argparse.Namespace) -> int:
@@ -55,22 +49,21 @@ def run_render(args: argparse.Namespace) -> int:
 
 
 def _convert(args: argparse.Namespace, settings) -> int:
+    from datasets.formats.cloud_files import bad_lines
     from datasets.preparing.convert import convert
 
     done = convert(args.input, args.out, settings, workers=args.workers, skip_bad=args.skip_bad)
     if done.repeated:
         print(
-            f"{len(done.repeated):,} clouds have fewer than {settings.count:,} points and hold repetitions, such as {done.repeated[0]}"
+            f"{len(done.repeated):,} clouds have fewer than {settings.count:,} points and hold repetitions, such as "
+            f"{printable(done.repeated[0])}"
         )
-    for _, reason in done.bad[:SHOWN]:
-        print(f"bad file: {reason}", file=sys.stderr)
-    if len(done.bad) > SHOWN:
-        print(f"and {len(done.bad) - SHOWN:,} more bad files", file=sys.stderr)
+    for line in [*done.notes.lines(), *bad_lines([reason for _, reason in done.bad])]:
+        say(line)
     if not done.complete:
-        print(
+        say(
             f"error: {len(done.bad):,} of {done.clouds:,} files cannot be converted, so {args.out} was not made; repair or remove "
-            "them and call the same command again, which goes on, or add --skip_bad",
-            file=sys.stderr,
+            "them and call the same command again, which goes on, or add --skip_bad"
         )
         return 2
     print(

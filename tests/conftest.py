@@ -19,11 +19,11 @@ def pytest_collection_modifyitems(config, items):
     """Skip what this machine lacks, and leave slow tests to `-m slow`."""
     chosen = config.getoption("markexpr", "")
     for item in items:
-        if "slow" in item.keywords and "slow" not in chosen:
+        if item.get_closest_marker("slow") and "slow" not in chosen:
             item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "data" in item.keywords and not (SHARED / "data").is_dir():
+        if item.get_closest_marker("data") and not (SHARED / "data").is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the real data sets: set M2AE_SHARED"))
 
 

@@ -7,39 +7,35 @@ import io
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from datasets.formats.cloud_files import cloud_files
+from datasets.formats.cloud_files import BadFiles, cloud_files
+from datasets.formats.points import check_up
 from tools.context import choose_device
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
-from utils.errors import UserError
-from utils.files import write_atomic
+from utils.errors import UserError, run_command, stop_signals
+from utils.files import explain_write, write_atomic
+from utils.log import console
 
 BEST = 3  # classes of the table of predictions
 _LOG = logging.getLogger("m2ae.embed")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for bad input, which is one message on stderr."""
-    handler, level = logging.StreamHandler(sys.stderr), logging.getLogger("m2ae").level
-    logging.getLogger("m2ae").addHandler(handler)
-    logging.getLogger("m2ae").setLevel(logging.INFO)
-    try:
-        _run(_arguments(argv))
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        logging.getLogger("m2ae").removeHandler(handler)
-        logging.getLogger("m2ae").setLevel(level)
+    """Run the command; returns the exit status: 0, 2 for bad input, which is one message on stderr, 128 + signal when stopped."""
+    args = _arguments(argv)
+    with stop_signals(), console():
+        return run_command(partial(_run, args), debug=args.debug)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tools.embed", description=__doc__.split(":")[0] + ".", allow_abbrev=False
+        prog="python -m tools.embed",
+        description="Features, and with a classifier predictions, of any clouds or meshes.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier"
@@ -68,6 +64,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the configuration's)"
     )
+    parser.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
+    parser.add_argument("--skip_bad", action="store_true", help="pass over files that cannot be read, and list them")
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
     return parser.parse_args(argv)
 
 
@@ -78,12 +77,14 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: must end in .npz, for example {out.with_suffix('.npz')}")
     if args.batch_size < 1:
         raise UserError(f"--batch_size {args.batch_size}: must be at least 1")
+    check_up(args.up)
     for path in (out, table):
         if path.exists() and not args.overwrite:
             raise UserError(f"{path}: exists; replace it with --overwrite, or choose another --out")
     files = cloud_files(args.input, recursive=True)
     root = Path(args.input) if Path(args.input).is_dir() else files[0].parent
     names = [file.relative_to(root).as_posix() for file in files]
+    bad = BadFiles(args.skip_bad)
     overrides = [*args.set, *([f"precision={args.precision}"] if args.precision else [])]
     embedder = open_embedder(
         args.ckpts,
@@ -92,8 +93,12 @@ def _run(args: argparse.Namespace) -> None:
         normalize=args.normalize,
         device=choose_device(args.device),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    embedding = embed_files(embedder, files, names, batch_size=args.batch_size)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(explain_write(out, error)) from error
+    embedding = embed_files(embedder, files, names, batch_size=args.batch_size, up=args.up, bad=bad)
+    bad.tell(len(files))
     if embedding.repeated:
         _LOG.warning(
             "%d clouds have fewer points than the %d that the groups need, and their points were repeated; the first is %s",

@@ -4,6 +4,7 @@ Shapes: `M` clouds, `B` clouds of one size, `n` points of a cloud, `C` channels 
 """
 
 import logging
+import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from datasets import DATASETS
-from datasets.formats.cloud_files import read_cloud
+from datasets.formats.cloud_files import BadFiles, read_cloud
+from datasets.formats.points import Notes, upright
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
 from models.weights import method_of
@@ -25,7 +27,7 @@ from tools.launch import load_recipe
 from tools.sampling import points_needed, points_seen, repeat_points
 from utils.config.load import saved_config
 from utils.config.schema import RunConfig
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import read_checkpoint
 
 SURFACE_POINTS = 8192  # drawn of a mesh, or as many as the model sees where that is more
@@ -120,16 +122,39 @@ def open_embedder(
     _LOG.info("%s: %s", ckpts, report)
     placing = _placing(resolved) if normalize is None else ("sphere" if normalize else "stored")
     device = torch.device(device)
+    _check_finite(ckpts, model)
     return Embedder(model.eval().to(device), resolved, device, placing)
 
 
-def embed_files(embedder: Embedder, files: Sequence[Path], names: Sequence[str], *, batch_size: int = 32) -> Embedding:
+def _check_finite(ckpts: str | Path, model: nn.Module) -> None:
+    wrong = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
+    if wrong:
+        raise UserError(
+            f"{ckpts}: {len(wrong)} of its tensors hold NaN or infinities, first {wrong[0]}; the training that wrote them failed: "
+            "use an earlier checkpoint, or copy it again"
+        )
+
+
+def embed_files(
+    embedder: Embedder,
+    files: Sequence[Path],
+    names: Sequence[str],
+    *,
+    batch_size: int = 32,
+    up: str = "y",
+    bad: BadFiles | None = None,
+) -> Embedding:
     """Read and encode files, those that come to the same number of points together; `names` say which cloud is which.
 
+    Args:
+        up: axis of the clouds that points up and becomes y.
+        bad: collects files that cannot be read and passes over them; without it the first one ends the work.
+
     Raises:
-        UserError: a file cannot be read.
+        UserError: a file cannot be read, or its features are not finite.
     """
-    rows: list = [None] * len(files)
+    bad, notes = bad or BadFiles(skip=False), Notes()
+    rows: dict[int, tuple] = {}
     repeated: list[str] = []
     waiting: dict[int, list[tuple[int, Tensor]]] = {}  # by number of points
 
@@ -141,10 +166,14 @@ def embed_files(embedder: Embedder, files: Sequence[Path], names: Sequence[str],
     told = time.monotonic()
     surface = max(SURFACE_POINTS, embedder.npoints or 0)
     for index, (file, name) in enumerate(zip(files, names, strict=True)):
-        points = read_cloud(file, surface_points=surface, seed=zlib.crc32(name.encode()))
+        try:
+            points = read_cloud(file, surface_points=surface, seed=zlib.crc32(os.fsencode(name)), notes=notes)
+            cloud = embedder.fit(upright(points, up))
+        except UserError as error:
+            bad.add(error)
+            continue
         if len(points) < embedder.needed:
-            repeated.append(name)
-        cloud = embedder.fit(points)
+            repeated.append(printable(name))
         batch = waiting.setdefault(len(cloud), [])
         batch.append((index, cloud))
         if len(batch) == batch_size:
@@ -154,9 +183,30 @@ def embed_files(embedder: Embedder, files: Sequence[Path], names: Sequence[str],
             _LOG.info("%d of %d clouds", index + 1, len(files))
     for batch in waiting.values():
         encode(batch)
-    features, probabilities = zip(*rows, strict=True)
+    notes.tell()
+    return _collect(embedder, rows, files, names, repeated)
+
+
+def _collect(
+    embedder: Embedder, rows: dict[int, tuple], files: Sequence[Path], names: Sequence[str], repeated: list[str]
+) -> Embedding:
+    """Join what came out for the clouds that could be read, in their order.
+
+    Raises:
+        UserError: a feature or probability is not finite.
+    """
+    done = sorted(rows)
+    for index in done:
+        if not all(np.isfinite(part).all() for part in rows[index] if part is not None):
+            raise UserError(
+                f"{printable(files[index])}: its features are not finite; with weights that are, precision fp32 and clouds of usual "
+                "extent (--normalize) they would be"
+            )
+    if not done:
+        return Embedding([], np.empty((0, 0), np.float32), None, [])
+    features, probabilities = zip(*(rows[index] for index in done), strict=True)
     whole = np.stack(probabilities) if embedder.classifies else None
-    return Embedding(list(names), np.stack(features), whole, repeated)
+    return Embedding([printable(names[index]) for index in done], np.stack(features), whole, repeated)
 
 
 def _configuration(ckpts: str | Path, checkpoint: dict, path: str | Path | None, overrides: Sequence[str]) -> RunConfig:

@@ -3,10 +3,12 @@
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, on_terminal, printable
 from utils.metrics_log import MetricsWriter
 
 __all__ = ["Logger", "MetricsWriter", "Progress", "format_seconds"]
@@ -22,16 +24,30 @@ class _ConsoleHandler(logging.Handler):
         if getattr(record, "file_only", False):
             return
         try:
-            line = self.format(record)
-            if sys.stderr.isatty():
+            line = printable(self.format(record))
+            if on_terminal():
                 from tqdm import tqdm
 
                 tqdm.write(line, file=sys.stderr)
-            else:
+            elif sys.stderr is not None:
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()
         except (OSError, ValueError):  # A closed pipe must not end the run.
             self.handleError(record)
+
+
+@contextmanager
+def console(level: int = logging.INFO) -> Iterator[None]:
+    """Print what `m2ae.*` logs on stderr, while a command runs that has no folder for a log."""
+    log = logging.getLogger("m2ae")
+    handler, before = _ConsoleHandler(), log.level
+    log.addHandler(handler)
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 class Logger:
@@ -59,7 +75,7 @@ class Logger:
         self.path = folder / f"{datetime.now():%Y%m%d_%H%M%S}.log"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(self.path, encoding="utf-8")
+            file = logging.FileHandler(self.path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             reason = error.strerror or error
             raise UserError(
@@ -118,7 +134,7 @@ class Progress:
         self._log, self._first, self._samples = log, done, 0
         self._started = time.perf_counter()
         self._bar = None
-        if log is not None and sys.stderr.isatty():
+        if log is not None and on_terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, initial=done, desc=description, dynamic_ncols=True, leave=False)

@@ -4,33 +4,38 @@ Legend: n points of a file, P points of a converted cloud.
 """
 
 import json
+import logging
 import os
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from datasets.clouds import SUBSETS
 from datasets.folder import FolderConfig, find_files
-from datasets.formats.cloud_files import cloud_files, is_mesh, read_cloud, resample, sample_surface
+from datasets.formats.cloud_files import cloud_files, read_shape, resample
+from datasets.formats.points import Notes, check_up, upright
 from datasets.normals import estimate_normals
 from datasets.preparing.progress import Progress
-from datasets.preparing.render import RenderSettings, draw_file, write_pictures
+from datasets.preparing.render import RenderSettings, draw_shape, write_pictures
 from datasets.preparing.targets import TARGETS, Cloud, encode, place
-from utils.errors import UserError, suggest
-from utils.files import write_atomic
+from utils.errors import UserError, printable, suggest
+from utils.files import explain_write, write_atomic
+from utils.reading import free_memory, read_bytes
 
 FORMAT = 1  # of what is written; another number makes earlier work stale
 PLAN = ".convert.json"
-# Where the axes of a cloud go so that y is up; a rotation, no reflection.
-UPRIGHT = {"x": ((1, -1), (0, 1), (2, 1)), "y": ((0, 1), (1, 1), (2, 1)), "z": ((0, 1), (2, 1), (1, -1))}
+DONE = ".convert.done"  # finished clouds of unfinished work, one a line: size in bytes and path
+WORKER_MEMORY = 700 << 20  # bytes of a process
+Result = tuple[bool, str, list[tuple[str, str, str]]]  # repeated points, why it is bad or nothing, notes
+_LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,7 @@ class Settings:
             raise UserError(f"--to {self.to}: is no layout; {suggest(self.to, TARGETS)}")
         if self.points < 0:
             raise UserError(f"--points {self.points}: must be at least 1")
-        if self.up not in UPRIGHT:
-            raise UserError(f"--up {self.up}: is no axis; choose x, y or z")
+        check_up(self.up)
         if not 0 < self.test_share < 1:
             raise UserError(f"--test_share {self.test_share}: must lie between 0 and 1")
         if self.render is None and TARGETS[self.to].pictures is not None:
@@ -69,6 +73,7 @@ class Outcome:
     repeated: tuple[str, ...]
     bad: tuple[tuple[str, str], ...]
     complete: bool
+    notes: Notes = field(default_factory=Notes)
 
 
 def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, skip_bad: bool = False) -> Outcome:
@@ -91,22 +96,28 @@ def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, sk
     work = out.with_name(out.name + ".converting")
     content = _plan_content(root, clouds, settings)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if _stored(out / PLAN)["settings"] == content["settings"] and _stored(out / PLAN)["files"] == content["files"]:
-            return Outcome(len(clouds), len(clouds), (), (), True)
-        raise UserError(f"--out {out}: holds other files; name a new folder, nothing is overwritten")
+        _check_whole(out, content)
+        return Outcome(len(clouds), len(clouds), (), (), True)
     todo = _open_work(work, clouds, content)
-    repeated, bad = [], []
-    with Progress(len(clouds), f"convert {source}", done=len(clouds) - len(todo), unit="clouds") as progress:
-        for cloud, (few, reason) in _run(todo, partial(_convert_one, root, work, settings), workers):
+    repeated, bad, notes = [], [], Notes()
+    try:
+        done = (work / DONE).open("a", encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise UserError(explain_write(work / DONE, error)) from error
+    with done, Progress(len(clouds), f"convert {source}", done=len(clouds) - len(todo), unit="clouds") as progress:
+        for cloud, (few, reason, noted) in _run(todo, partial(_convert_one, root, work, settings), workers):
             progress.update()
+            notes.take(noted)
             if reason:
                 bad.append((cloud.source, reason))
-            elif few:
+                continue
+            _note_done(done, work, cloud)
+            if few:
                 repeated.append(cloud.source)
     complete = not bad or skip_bad
     if complete:
         _complete(work, out, settings, clouds, classes, dict(bad))
-    return Outcome(len(clouds), len(clouds) - len(todo), tuple(repeated), tuple(bad), complete)
+    return Outcome(len(clouds), len(clouds) - len(todo), tuple(repeated), tuple(bad), complete, notes)
 
 
 def plan(source: Path, settings: Settings) -> tuple[Path, list[Cloud], list[str]]:
@@ -161,45 +172,110 @@ def _plan_content(root: Path, clouds: Sequence[Cloud], settings: Settings) -> di
 
 
 def _stored(path: Path) -> dict:
-    """Return the plan that a folder was made by; of no use where there is none or another version wrote it."""
+    """Return the plan that a folder was made by; an empty one where there is none, or none of this version.
+
+    Only names below the folder count: the file may come from anybody, and what it names is deleted.
+    """
+    nothing = {"settings": None, "files": {}, "sizes": {}}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if content["format"] == FORMAT else {"settings": None, "files": {}}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"settings": None, "files": {}}
+        content = json.loads(read_bytes(path))
+        if content["format"] != FORMAT or not isinstance(content["settings"], dict):
+            return nothing
+        files = {name: entry for name, entry in content["files"].items() if _is_below(path.parent, name)}
+        return {"settings": content["settings"], "files": files, "sizes": dict(content.get("sizes", {}))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return nothing
+
+
+def _is_below(folder: Path, name: str) -> bool:
+    """Say whether a path of a plan stays in its folder, links resolved."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts:
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+
+
+def _check_whole(out: Path, content: dict) -> None:
+    """Accept a finished set that was made by the same plan and is still as it was.
+
+    Raises:
+        UserError: the folder holds something else, or one of its files was changed, cut or removed.
+    """
+    stored = _stored(out / PLAN) if out.is_dir() else {"settings": None, "files": {}, "sizes": {}}
+    if stored["settings"] != content["settings"] or stored["files"] != content["files"]:
+        raise UserError(f"--out {out}: holds other files; name a new folder, nothing is overwritten")
+    for name, size in stored["sizes"].items():
+        path = out / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise UserError(
+                f"--out {out}: {printable(name)} is not as this conversion left it ({size} bytes); remove the folder and convert again"
+            )
 
 
 def _open_work(work: Path, clouds: Sequence[Cloud], content: dict) -> list[Cloud]:
     """Prepare the folder of the work and return the clouds that are still to be done.
 
-    A finished file counts if the same source, unchanged, was planned for it.
+    A finished file counts if the same source, unchanged, was planned for it, and it has the size that it had when it was finished.
+    Without a plan, as of a process that was killed before it wrote one, everything is done anew.
     """
     before = _stored(work / PLAN)
-    if work.exists() and before["settings"] != content["settings"]:
+    if before["settings"] not in (None, content["settings"]):
         raise UserError(
             f"{work}: holds an unfinished conversion with other settings ({before['settings']}); "
             "call it again with those, remove that folder, or name another --out"
         )
+    if work.exists() and before["settings"] is None and _holds_others(work, content):
+        raise UserError(f"{work}: holds files of something else; remove that folder, or name another --out")
+    finished = _finished(work / DONE)
     try:
         for folder in {(work / cloud.output).parent for cloud in clouds}:
             folder.mkdir(parents=True, exist_ok=True)
+        for output, planned in before["files"].items():
+            if content["files"].get(output) != planned:
+                (work / output).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--out {work}: cannot be created ({error.strerror or error}); name another folder") from error
-    for output, planned in before["files"].items():
-        if content["files"].get(output) != planned:
-            (work / output).unlink(missing_ok=True)
     write_atomic(work / PLAN, lambda file: file.write(json.dumps(content).encode()))
-    return [cloud for cloud in clouds if not (work / cloud.output).is_file()]
+
+    def is_done(cloud: Cloud) -> bool:
+        path = work / cloud.output
+        planned = before["files"].get(cloud.output) == content["files"][cloud.output]
+        return planned and path.is_file() and finished.get(cloud.output) == path.stat().st_size
+
+    return [cloud for cloud in clouds if not is_done(cloud)]
 
 
-def _run(todo: Sequence[Cloud], job, workers: int) -> Iterator[tuple[Cloud, tuple[bool, str]]]:
-    workers = min(
-        workers or os.cpu_count() or 1, (len(todo) + 7) // 8
-    )  # starting a process costs as much as some clouds
-    if workers <= 1:
+def _holds_others(work: Path, content: dict) -> bool:
+    """Say whether a folder holds files that this conversion does not make."""
+    files = [path for path in work.rglob("*") if not path.is_dir()] if work.is_dir() else [work]
+    own = set(content["files"])
+    return any(not path.name.startswith(".") and path.relative_to(work).as_posix() not in own for path in files)
+
+
+def _note_done(file, work: Path, cloud: Cloud) -> None:
+    """Book a finished cloud, by its size and path."""
+    try:
+        file.write(f"{(work / cloud.output).stat().st_size} {cloud.output}\n")
+        file.flush()
+    except OSError as error:
+        raise UserError(explain_write(work / DONE, error)) from error
+
+
+def _finished(path: Path) -> dict[str, int]:
+    """Return path -> size of the clouds that are booked as finished; a last line that was cut short does not count."""
+    if not path.is_file():
+        return {}
+    lines = read_bytes(path).decode("utf-8", "surrogateescape").split("\n")[:-1]
+    pairs = (line.split(" ", 1) for line in lines)
+    return {pair[1]: int(pair[0]) for pair in pairs if len(pair) == 2 and pair[0].isdecimal()}
+
+
+def _run(todo: Sequence[Cloud], job, workers: int) -> Iterator[tuple[Cloud, Result]]:
+    workers = min(workers or _own_cores(), (len(todo) + 7) // 8)  # starting a process costs as much as some clouds
+    pool = _pool(workers) if workers > 1 else None
+    if pool is None:
         yield from ((cloud, job(cloud)) for cloud in todo)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread)
     try:
         yield from zip(todo, pool.map(job, todo, chunksize=4), strict=True)
     except BrokenProcessPool as error:
@@ -210,46 +286,77 @@ def _run(todo: Sequence[Cloud], job, workers: int) -> Iterator[tuple[Cloud, tupl
         pool.shutdown(cancel_futures=True)
 
 
-def _one_thread() -> None:
+def _own_cores() -> int:
+    """Return how many processes this machine runs well: the cores that this process may use, as far as memory goes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, free_memory() // WORKER_MEMORY))
+
+
+def _pool(workers: int) -> ProcessPoolExecutor | None:
+    """Open a pool of processes; None where the system offers none, as containers without semaphores do."""
+    try:
+        return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
+    except (OSError, ImportError, NotImplementedError, ValueError) as error:
+        _LOG.warning("processes that share work cannot be had here (%s): one process does it all", error)
+        return None
+
+
+def _begin_worker() -> None:
+    """Compute on one thread, and end with the parent, however that ends."""
+    import multiprocessing.connection
+    import signal
+    import threading
+
     import torch
 
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which stops the pool
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=follow, daemon=True).start()
 
 
-def _convert_one(root: Path, work: Path, settings: Settings, cloud: Cloud) -> tuple[bool, str]:
-    """Convert one file; returns whether points are repeated, and why it could not be done or nothing."""
-    seed = zlib.crc32(cloud.source.encode())
+def _convert_one(root: Path, work: Path, settings: Settings, cloud: Cloud) -> Result:
+    """Convert one file; returns whether points are repeated, why it could not be done or nothing, and notes about it."""
+    seed = zlib.crc32(os.fsencode(cloud.source))
     target = TARGETS[settings.to]
     path = root / cloud.source
+    notes = Notes()
     try:
-        points, normals, few = _read(path, settings.count, seed, target.normals)
-        if target.pictures is not None:
-            # Before the cloud: where that is done, its pictures are too.
-            write_pictures(work / target.pictures(cloud.output), draw_file(path, settings.up, settings.render))
+        shape = read_shape(path, notes)
+        points, normals, few = _draw(shape, settings.count, seed, target.normals)
+        pictures = draw_shape(shape, settings.up, settings.render) if target.pictures is not None else None
     except UserError as error:
-        return False, str(error)
+        return False, str(error), []
+    except MemoryError:
+        return False, f"{printable(path)}: needs more memory than there is; take fewer points, or fewer --workers", []
+    if pictures is not None:
+        write_pictures(
+            work / target.pictures(cloud.output), pictures
+        )  # Before the cloud: where that is done, its pictures are too.
     points = points - points.mean(axis=0)  # in double precision: map coordinates are large
     if target.unit_sphere:
         points = points / (np.linalg.norm(points, axis=1).max() or 1.0)
-    rows = [_upright(part, settings.up) for part in (points, normals) if part is not None]
+    rows = [upright(part, settings.up) for part in (points, normals) if part is not None]
     data = encode(np.hstack(rows), cloud.output)
     write_atomic(work / cloud.output, lambda file: file.write(data))
-    return few, ""
+    return few, "", notes.entries()
 
 
-def _read(path: Path, count: int, seed: int, with_normals: bool) -> tuple[np.ndarray, np.ndarray | None, bool]:
+def _draw(shape, count: int, seed: int, with_normals: bool) -> tuple[np.ndarray, np.ndarray | None, bool]:
     """Return (count, 3) points, their normals where asked, and whether points are repeated."""
-    if is_mesh(path):
-        points, normals = sample_surface(path, count, seed=seed)
+    if shape.faces is not None:
+        points, normals = shape.sample(count, seed=seed)
         return points, normals if with_normals else None, False
-    points = read_cloud(path)
+    points = shape.points
     rows = resample(np.arange(len(points))[:, None], count, seed=seed)[:, 0]
     normals = estimate_normals(points[None])[0][rows] if with_normals else None
     return points[rows], normals, len(points) < count
-
-
-def _upright(points: np.ndarray, up: str) -> np.ndarray:
-    return np.stack([sign * points[:, axis] for axis, sign in UPRIGHT[up]], axis=1)
 
 
 def _complete(
@@ -267,6 +374,7 @@ def _complete(
             f"convert: {what} has no file that can be read ({why}); repair its files, or take it out of the input"
         )
     TARGETS[settings.to].finish(work, kept, classes)
+    _write_sizes(work)
     try:
         if out.is_dir():
             out.rmdir()
@@ -278,3 +386,12 @@ def _complete(
     for folder in sorted((entry for entry in out.rglob("*") if entry.is_dir()), reverse=True):
         if not any(folder.iterdir()):
             shutil.rmtree(folder)
+
+
+def _write_sizes(work: Path) -> None:
+    """Add the sizes of all files of a whole set to its plan, and drop what only unfinished work needs."""
+    (work / DONE).unlink(missing_ok=True)
+    content = json.loads(read_bytes(work / PLAN))
+    files = sorted(path for path in work.rglob("*") if path.is_file() and path.name != PLAN)
+    content["sizes"] = {path.relative_to(work).as_posix(): path.stat().st_size for path in files}
+    write_atomic(work / PLAN, lambda file: file.write(json.dumps(content).encode()))

@@ -26,6 +26,7 @@ class Commands:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=run)
+        command.add_argument("--debug", action="store_true", help="show where an error arose")
         return command
 
 
@@ -86,7 +87,9 @@ def add_convert(commands: Commands, run: Runner) -> None:
 
 def add_work(command: argparse.ArgumentParser) -> None:
     """Add how files are worked through: `--workers`, `--skip_bad`."""
-    command.add_argument("--workers", type=int, default=0, help="processes (default: one a core)")
+    command.add_argument(
+        "--workers", type=int, default=0, help="processes (default: one a core, as far as memory goes)"
+    )
     command.add_argument("--skip_bad", action="store_true", help="leave out files that cannot be read")
 
 

@@ -1,8 +1,8 @@
 """How far a long task is: a bar on a terminal, else a line each twentieth; on stderr."""
 
-import sys
 import time
 
+from utils.errors import on_terminal, say
 from utils.log import format_seconds
 
 
@@ -16,7 +16,7 @@ class Progress:
     def __init__(self, total: int, what: str, *, done: int = 0, unit: str = ""):
         self.total, self.what, self.done, self.unit = total, what, done, unit
         self._first, self._started, self._bar = done, time.perf_counter(), None
-        if sys.stderr.isatty():
+        if on_terminal():
             from tqdm import tqdm
 
             self._bar = tqdm(
@@ -30,11 +30,9 @@ class Progress:
         elif self.total and self.done * 20 // self.total > before * 20 // self.total:
             seconds = time.perf_counter() - self._started
             left = seconds / (self.done - self._first) * (self.total - self.done)
-            print(
+            say(
                 f"{self.what}: {self.done:,} of {self.total:,}{f' {self.unit}' if self.unit else ''}, "
-                f"{format_seconds(max(left, 0))} left",
-                file=sys.stderr,
-                flush=True,
+                f"{format_seconds(max(left, 0))} left"
             )
 
     def __enter__(self) -> "Progress":

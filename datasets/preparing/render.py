@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.formats.cloud_files import is_mesh, read_cloud, read_mesh
+from datasets.formats.cloud_files import Shape
 from datasets.normals import estimate_normals
 from datasets.pictures.rendering import Cameras, orbit, render_clouds, render_mesh
 from utils.errors import UserError
@@ -37,17 +37,12 @@ class RenderSettings:
             raise UserError(f"--elevation {self.elevation}: must lie between -90 and 90 degrees")
 
 
-def draw_file(path: Path, up: str, settings: RenderSettings) -> np.ndarray:
-    """Draw a mesh, or a cloud, from around its up axis: (views, size, size) uint8.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+def draw_shape(shape: Shape, up: str, settings: RenderSettings) -> np.ndarray:
+    """Draw a mesh, or a cloud, from around its up axis: (views, size, size) uint8."""
     cameras = orbit(settings.views, up_axis=up, elevation=settings.elevation)
-    if is_mesh(path):
-        vertices, faces = read_mesh(path)
-        return _draw_mesh(_into_sphere(vertices), faces, cameras, settings)
-    points = read_cloud(path)
+    if shape.faces is not None:
+        return _draw_mesh(_into_sphere(shape.points), shape.faces, cameras, settings)
+    points = shape.points
     points = _into_sphere(points[:: -(-len(points) // MOST_POINTS)])[None]  # (1, n, 3)
     normals = torch.from_numpy(estimate_normals(points)).float() if settings.kind == "shaded" else None
     cloud = torch.from_numpy(points).float()

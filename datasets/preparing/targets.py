@@ -4,6 +4,7 @@ Legend: P points of a cloud.
 """
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -97,7 +98,7 @@ def _render_pictures(output: str) -> str:
 
 def _write_text(path: Path, lines: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    write_atomic(path, lambda file: file.write(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")))
 
 
 def _finish_folder(out: Path, clouds: Sequence[Cloud], classes: list[str]) -> None:
@@ -153,6 +154,8 @@ def place(target: Target, source: str, name: str, split: str, taken: set[str]) -
     base, ending = target.output(name, PurePosixPath(source).stem, source)
     if ".." in PurePosixPath(base).parts:
         raise UserError(f"{source}: its name leads out of the output folder; rename it")
+    # Bytes of a name that are no UTF-8 cannot stand in lists.
+    base = re.sub("[\ud800-\udfff]", "_", base)
     output, number = base + ending, 2
     while output.lower() in taken:  # Some file systems do not tell upper from lower case.
         output, number = f"{base}-{number}{ending}", number + 1

@@ -177,16 +177,16 @@ def test_a_stopped_conversion_goes_on(source, tmp_path, monkeypatch):
 
 
 def test_bad_files_are_listed_and_leave_no_set(source, tmp_path, capsys):
-    (source / "train" / "box" / "bad.off").write_text("OFF\n3 0 0\n0 0 0\n0 0 1\n0 1 0\n")
+    (source / "train" / "box" / "bad.off").write_text("OFF\n3 1 0\n0 0 0\n0 0 1\n0 1 0\n")
     (source / "train" / "blob" / "flat.obj").write_text("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n")
     np.save(source / "train" / "blob" / "nan.npy", np.full((5, 3), np.nan))
     flags = ["convert", str(source), "--out", str(tmp_path / "out"), "--points", "64", "--workers", "1"]
     assert main(flags) == 2
     err = capsys.readouterr().err
     for words in (
-        "bad.off: has no faces",
+        "bad.off: cannot be read as a mesh: its first line says 3 vertices and 1 faces",
         "flat.obj: its 1 faces have an area of 0",
-        "nan.npy: point 0 is not finite",
+        "nan.npy: none of its 5 points has coordinates that are finite",
         "3 of 14 files",
     ):
         assert words in err, err

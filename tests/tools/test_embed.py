@@ -233,7 +233,7 @@ def test_bad_input(checkpoints, clouds, capsys):
     Path("empty").mkdir()
     Path("there.npz").touch()
     np.save("in/3.npy", np.full((300, 3), np.nan))
-    refused(capsys, *pre, words=["3.npy", "point 0 is not finite"])
+    refused(capsys, *pre, words=["3.npy", "none of its 300 points"])
     assert not Path("embeddings.npz").exists()
     refused(capsys, "--ckpts", checkpoints["pre"], "--input", "empty", words=["--input empty", "holds no cloud"])
     refused(capsys, *pre, "--out", "a.txt", words=["--out a.txt", ".npz"])
