@@ -38,12 +38,11 @@ def run_command(
 
 def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> int:
     # Imported here, so that --help and argument errors answer at once.
-    from tools.context import choose_device
-    from tools.engine import Interrupted
     from tools.launch import open_run
     from tools.sweep import summarise, variants
+    from tools.train import Interrupted
     from utils import dist
-    from utils.device import keep_freed_memory
+    from utils.device import choose_device, keep_freed_memory
     from utils.seed import seed_everything
 
     device = choose_device(args.device)

@@ -12,6 +12,9 @@ from torch import Tensor
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
 
+# Scores that a run is compared by -> what people call them.
+SCORES = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
+
 
 @dataclass(frozen=True)
 class PartScores:
@@ -49,7 +52,7 @@ def restricted_argmax(log_probs: Tensor, owned: Tensor) -> Tensor:
 
 
 def score_parts(predictions, parts, categories, owned: np.ndarray) -> PartScores:
-    """Judge predicted parts by the published protocol (Point-MAE, Sec. 4; the protocol of Qi et al. 2017).
+    """Score predicted parts by the published protocol (Point-MAE, Sec. 4; the protocol of Qi et al. 2017).
 
     The IoU of a part that a cloud neither has nor is given counts 1. A mean over nothing is left out, not NaN.
 

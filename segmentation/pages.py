@@ -1,4 +1,4 @@
-"""What part segmentation shows a person: tables of IoUs, the confusion of parts, true beside predicted clouds, PLY files."""
+"""Reports of part segmentation: tables of IoUs, the confusion of parts, true and predicted clouds, PLY files."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.formats.ply import write_ply
-from segmentation.judge import PartJudge
+from segmentation.evaluate import PartEvaluator
 from segmentation.metrics import PartScores
 from tools.context import RunContext
 from tools.report.charts import Series, line_chart
@@ -25,22 +25,22 @@ MOST_ROWS = 24  # of the gallery, one a category
 
 
 def write_pages(
-    run: RunContext, folder: Path, judge: PartJudge, *, title: str, summary: Mapping[str, object] | None = None
+    run: RunContext, folder: Path, evaluator: PartEvaluator, *, title: str, summary: Mapping[str, object] | None = None
 ) -> Path:
-    """Write the report of a run or test into `folder`, with what the last judgement found; returns the page.
+    """Write the report of a run or test into `folder`, with what the last evaluation found; returns the page.
 
-    Beside `report.html` and `gallery.png` stand `ious.csv` and `parts/<category>_{true,predicted}.ply`.
+    With `report.html` and `gallery.png` come `ious.csv` and `parts/<category>_{true,predicted}.ply`.
     """
     sections = [section for section in (_course(folder),) if section is not None]
     gallery = []
-    if judge.scores is not None:
-        clouds = judge.clouds
-        rows = iou_rows(judge.scores, clouds.class_names, clouds.category_parts, clouds.part_names)
+    if evaluator.scores is not None:
+        clouds = evaluator.clouds
+        rows = iou_rows(evaluator.scores, clouds.class_names, clouds.category_parts, clouds.part_names)
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_atomic(folder / "ious.csv", lambda file: file.write(text.getvalue().encode("utf-8")))
-        sections += [_iou_section(judge.scores, rows), _confusion(judge)]
-        gallery = _gallery(judge)
+        sections += [_iou_section(evaluator.scores, rows), _confusion(evaluator)]
+        gallery = _gallery(evaluator)
         for item in gallery:
             write_parts(folder / "parts", item)
     return write_report(
@@ -89,31 +89,31 @@ def _short(name: str, category: str) -> str:
     return name.removeprefix(f"{category} ")
 
 
-def _gallery(judge: PartJudge) -> list[GalleryItem]:
+def _gallery(evaluator: PartEvaluator) -> list[GalleryItem]:
     """Return the first cloud of each category, which nobody chose, with its true and its predicted parts."""
-    clouds = judge.clouds
+    clouds = evaluator.clouds
     _, first = np.unique(clouds.labels, return_index=True)
     rows = sorted(first.tolist())[:MOST_ROWS]
     items = []
-    for row, points in zip(rows, judge.points(rows), strict=True):
+    for row, points in zip(rows, evaluator.points(rows), strict=True):
         category = clouds.class_names[clouds.labels[row]]
         ids = sorted(clouds.category_parts[category])
         items.append(
             part_item(
                 clouds.names[row] if clouds.names else f"#{row}",
                 points,
-                {"true": judge.parts[row], "predicted": judge.predictions[row]},
+                {"true": evaluator.parts[row], "predicted": evaluator.predictions[row]},
                 ids,
                 [_short(clouds.part_names[part], category) for part in ids],
                 up_axis=clouds.up_axis,
-                note=f"{category}, mean IoU {100 * judge.scores.shape_ious[row]:.1f} %",
+                note=f"{category}, mean IoU {100 * evaluator.scores.shape_ious[row]:.1f} %",
             )
         )
     return items
 
 
 def _course(folder: Path) -> Section | None:
-    """Return the scores over the epochs, or None where nothing was judged while training."""
+    """Return the scores over the epochs, or None where nothing was evaluated while training."""
     rows = read_rows(folder / "metrics.jsonl", "parts")
     if not rows:
         return None
@@ -147,11 +147,11 @@ def _iou_section(scores: PartScores, rows: list[list]) -> Section:
     )
 
 
-def _confusion(judge: PartJudge) -> Section:
-    used = np.flatnonzero(judge.scores.confusion.sum(0) + judge.scores.confusion.sum(1))
-    names = [judge.clouds.part_names[part] for part in used]
+def _confusion(evaluator: PartEvaluator) -> Section:
+    used = np.flatnonzero(evaluator.scores.confusion.sum(0) + evaluator.scores.confusion.sum(1))
+    names = [evaluator.clouds.part_names[part] for part in used]
     return confusion_section(
-        judge.scores.confusion[np.ix_(used, used)], names, title="Confusion of parts", unit="points"
+        evaluator.scores.confusion[np.ix_(used, used)], names, title="Confusion of parts", unit="points"
     )
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from datasets.formats.cloud_files import cloud_files, read_cloud, resample
 from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
 from datasets.transforms import normalize_unit_sphere
+from segmentation.evaluate import load_segmenter
 from segmentation.metrics import restricted_argmax
 from segmentation.pages import part_item, write_parts
-from segmentation.runner import load_segmenter
 from tools.context import RunContext
-from tools.engine import autocast
 from tools.report.page import write_report
+from utils.device import autocast
 from utils.errors import UserError, suggest
 from utils.files import write_atomic
 

@@ -77,21 +77,21 @@ def check_exact_resume(monkeypatch, module, arguments, folder, *, at_call, kinds
     assert rows(folder / "whole", *kinds) == rows(folder / "stopped", *kinds)
 
 
-def check_late_judgement(monkeypatch, judge, arguments, folder, *, kinds):
-    """Kill a run while an epoch is judged: going on judges it first, and the best epoch is not lost.
+def check_late_evaluation(monkeypatch, evaluator, arguments, folder, *, kinds):
+    """Kill a run while an epoch is evaluated: going on evaluates it first, and the best epoch is not lost.
 
     Args:
-        judge: the class whose method `judge` judges a model.
+        evaluator: the class whose method `evaluate` evaluates a model.
         arguments: name, flags -> command line.
         kinds: rows of the metrics that must be those of the run `whole` beside it.
     """
-    original = judge.judge
+    original = evaluator.evaluate
 
     def killed(self, model):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(judge, "judge", killed)
+    monkeypatch.setattr(evaluator, "evaluate", killed)
     assert main.main(arguments("killed")) == 130
-    monkeypatch.setattr(judge, "judge", original)
+    monkeypatch.setattr(evaluator, "evaluate", original)
     assert main.main(arguments("killed", "--resume")) == 0
     assert rows(folder / "killed", *kinds) == rows(folder / "whole", *kinds)

@@ -1,27 +1,25 @@
 """The first step of a debug recipe, taken apart: model, batch, guidance, loss."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
-from segmentation.runner import segmentation_step
+from segmentation.runner import PartSegmentation
 from tests.runs import quiet_run
 from tools.augment import augment
 from tools.context import RunContext
-from tools.engine import autocast
-from tools.evaluate import training_points
-from tools.finetune import classification_step
-from tools.guides import Guide, build_guide
-from tools.pretrain import pretraining_step
-from tools.steps import Step
+from tools.finetune import Classification
+from tools.guides.base import Guide, build_guide
+from tools.pretrain import Pretraining
+from tools.sampling import training_points
+from tools.train import Task
 from utils.config.load import load_config
+from utils.device import autocast
 from utils.files import save_checkpoint
 from utils.seed import generator
 
@@ -53,16 +51,16 @@ class FirstStep:
     model: torch.nn.Module
     run: RunContext
     batches: Batches
-    make: Callable[..., Step]  # (training, epoch=) -> the step as the runner takes it apart
+    task: Task | None = None  # what the command trains
 
     @classmethod
-    def read(cls, recipe: str, folder: Path, *, size: int, overrides=(), **keys):
+    def read(cls, recipe: str, folder: Path, *, size: int, overrides=()):
         """Build model and batches of a recipe below `cfgs`."""
         config = load_config(RECIPES / f"{recipe}.yaml", overrides=overrides, models=MODELS, datasets=DATASETS)
         torch.manual_seed(0)
         model = build_model(config.model).train()
         batches = Batches(build_dataset(config.dataset.train), batch_size=size, seed=0)
-        return cls(config, model, quiet_run(config, folder), batches, **keys)
+        return cls(config, model, quiet_run(config, folder), batches)
 
     def to(self, device: str, *, resident: bool) -> "FirstStep":
         """Move all that a step needs to a device; with `resident`, the set of clouds too."""
@@ -76,16 +74,10 @@ class FirstStep:
     def networks(self) -> list[torch.nn.Module]:
         return [self.model]
 
-    def parts(self) -> Step:
-        """Return the step of epoch 0 as the runner takes it apart."""
-        training = SimpleNamespace(
-            run=self.run,
-            state=SimpleNamespace(model=self.model),
-            wrapped=self.model,
-            batches=self.batches,
-            draw=lambda epoch, batch: partial(generator, 0, epoch, batch.step),
-        )
-        return self.make(training, epoch=0)
+    def inputs(self) -> dict:
+        """Return what the task makes of the first batch of epoch 0."""
+        batch = next(self.batches.epoch(0))
+        return self.task.complete(batch, 0, self.task.prepare(batch, 0))
 
     def loss(self, *, precision: str = "fp32", **given) -> dict[str, Tensor]:
         """Return what the first batch of epoch 0 gives; draws are those of a run."""
@@ -95,13 +87,13 @@ class FirstStep:
             return self.forward(batch, partial(generator, 0, 0, batch.step), **given)
 
 
-class Pretraining(FirstStep):
+class PretrainingStep(FirstStep):
     """The first step of pre-training, with its guide."""
 
     guide: Guide
 
     @classmethod
-    def build(cls, name: str, folder: Path, *, size: int = 4, overrides=()) -> "Pretraining":
+    def build(cls, name: str, folder: Path, *, size: int = 4, overrides=()) -> "PretrainingStep":
         recipe, *distilling = name.split()
         keys = [f"model.guidance.teacher={folder}/teacher.pth", "model.guidance.mode=feature"] if distilling else []
         if distilling:
@@ -109,12 +101,13 @@ class Pretraining(FirstStep):
             torch.manual_seed(2)
             teacher = build_model(config.model.base())
             save_checkpoint(folder / "teacher.pth", {"base_model": teacher.state_dict()})
-        step = cls.read(f"debug/{recipe}", folder, size=size, overrides=[*keys, *overrides], make=None)
-        step.guide = build_guide(step.run, step.model, step.batches.cloud_set)
-        step.make = partial(pretraining_step, guide=step.guide)
+        step = cls.read(f"debug/{recipe}", folder, size=size, overrides=[*keys, *overrides])
+        clouds = step.batches.cloud_set
+        step.guide = build_guide(step.run, step.model, clouds)
+        step.task = Pretraining(step.run, step.model, clouds, step.guide)
         return step
 
-    def to(self, device: str, *, resident: bool) -> "Pretraining":
+    def to(self, device: str, *, resident: bool) -> "PretrainingStep":
         if hasattr(self.guide, "_watched"):
             self.guide._watched = self.guide._watched.to(device)
         return super().to(device, resident=resident)
@@ -132,18 +125,20 @@ class Pretraining(FirstStep):
         return self.model(points, generator=draw("mask"), **guidance)
 
 
-class Supervised(FirstStep):
+class SupervisedStep(FirstStep):
     """The first step of fine-tuning or of part segmentation."""
 
     @classmethod
-    def build(cls, name: str, folder: Path, *, size: int = 4, overrides=()) -> "Supervised":
+    def build(cls, name: str, folder: Path, *, size: int = 4, overrides=()) -> "SupervisedStep":
         task, method = name.split()
-        make = {"fine-tuning": classification_step, "segmentation": segmentation_step}[task]
-        return cls.read(f"{task}/{method}/debug", folder, size=size, overrides=overrides, make=make)
+        step = cls.read(f"{task}/{method}/debug", folder, size=size, overrides=overrides)
+        kind = {"fine-tuning": Classification, "segmentation": PartSegmentation}[task]
+        step.task = kind(step.run, step.model, step.batches.cloud_set, None)
+        return step
 
     def forward(self, batch, draw) -> dict[str, Tensor]:
         points, given, targets = batch.points, (batch.labels,), batch.parts
-        if self.make is classification_step:
+        if isinstance(self.task, Classification):
             points, given, targets = training_points(points, self.config.npoints, draw("subset")), (), batch.labels
         out = self.model(augment(points, self.config.augmentation, "y", draw("augmentation")), *given)
         return {"loss": self.model.loss(out, targets)}
@@ -151,7 +146,7 @@ class Supervised(FirstStep):
 
 def first_step(name: str, folder: Path, **keys) -> FirstStep:
     """Build one of `STEPS` or `SUPERVISED`."""
-    return (Supervised if name in SUPERVISED else Pretraining).build(name, folder, **keys)
+    return (SupervisedStep if name in SUPERVISED else PretrainingStep).build(name, folder, **keys)
 
 
 def fix_shapes(step: FirstStep) -> None:

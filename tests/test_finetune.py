@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import main
-from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
+from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
 from tools import finetune as runner_finetune
 from utils.config.yaml import read_yaml
 from utils.files import read_checkpoint
@@ -120,7 +120,7 @@ def test_resume_is_exact(beside_whole, monkeypatch):
 
 
 def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
-    check_late_judgement(monkeypatch, runner_finetune.Judge, voting, FOLDER, kinds=("val", "vote"))
+    check_late_evaluation(monkeypatch, runner_finetune.Evaluator, voting, FOLDER, kinds=("val", "vote"))
 
 
 def test_test_agrees_with_validation(beside_whole, capsys):

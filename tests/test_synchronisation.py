@@ -8,18 +8,20 @@ import torch
 
 from models.masking import hide_groups
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
+from tests.training import toy_run, toy_trainer
 from tests.watch import HostWaits
-from tools.engine import EpochLog, train_one_epoch, update
-from tools.evaluate import subset
+from tools.accelerate import data_dependent
 from tools.optim import build_optimizer
-from utils import transfer
+from tools.sampling import subset
+from tools.train import EpochLog, update
+from utils import device as devices
 
 
 @pytest.fixture
 def waits(monkeypatch):
     """Return a watch; memory counts as locked where it is asked to be, and stand-ins know no other precision."""
     found, real = HostWaits(), torch.autocast
-    monkeypatch.setattr(transfer, "_lock", found.lock)
+    monkeypatch.setattr(devices, "_lock", found.lock)
     monkeypatch.setattr(
         torch, "autocast", lambda kind, **keys: contextlib.nullcontext() if kind == "meta" else real(kind, **keys)
     )
@@ -40,28 +42,26 @@ def test_a_step_on_stand_ins(name, resident, tmp_path, waits):
 
 
 @pytest.mark.parametrize("name", (*STEPS, *SUPERVISED))
-def test_what_is_recorded_reads_nothing_from_the_host(name, tmp_path, waits):
-    """A recording would copy from the same memory of the host each time: nothing is copied, not even without waiting."""
+def test_what_is_captured_reads_nothing_from_the_host(name, tmp_path, waits):
+    """A CUDA graph would copy from the same memory of the host each time: nothing is copied, not even without waiting."""
     taken = first_step(name, tmp_path).to("meta", resident=True)
-    step = taken.parts()
     with waits:
-        batch = next(taken.batches.epoch(0))
-        inputs = step.ready(batch, step.ahead(batch))
-    assert step.unrecordable is None
+        inputs = taken.inputs()
+    assert data_dependent(taken.model, torch.device("meta")) is None
     assert name in SUPERVISED or inputs["masked"].count > 0
     del waits.staged[:]
     with waits:
-        step.compute(inputs)["loss"].backward()
+        taken.task.compute(taken.model, inputs)["loss"].backward()
     assert waits.found == [] and waits.staged == []
 
 
 @pytest.mark.parametrize("name", (*STEPS, *SUPERVISED))
 def test_parts_of_a_step_are_the_step(name, tmp_path):
-    """What runs ahead, what follows the model and what is left give the loss of one call, bit for bit."""
+    """What is prepared, completed and computed gives the loss of one call, bit for bit."""
     loss = first_step(name, tmp_path).loss()["loss"]
     taken = first_step(name, tmp_path)
     torch.manual_seed(1)
-    assert taken.parts()(next(taken.batches.epoch(0)))["loss"].item() == loss.item()
+    assert taken.task.compute(taken.model, taken.inputs())["loss"].item() == loss.item()
 
 
 @pytest.mark.parametrize("name", ["point-mae", "point-m2ae", "fine-tuning point-m2ae"])
@@ -72,18 +72,12 @@ def test_the_loop_around_a_step(name, tmp_path):
     optimizer = build_optimizer(step.model, step.config.optimizer)
     log = EpochLog(lambda first, rows: None, every=100)
     losses = [step.loss() for _ in range(2)]
+    batches = [SimpleNamespace(step=position, stream=str) for position in range(2)]
+    loss = lambda batch: {"loss": losses[batch.step]["loss"]}  # noqa: E731
+    trainer = toy_trainer(toy_run(clip=1.0, lr=1e-3), step.model, optimizer, batches, loss)
     waits = HostWaits(everywhere=True)
     with waits:
-        train_one_epoch(
-            lambda batch: {"loss": losses[batch.step]["loss"]},
-            [SimpleNamespace(step=position) for position in range(2)],
-            optimizer,
-            steps=2,
-            schedule=lambda epoch, fraction: 1e-3,
-            epoch=0,
-            clip=1.0,
-            log=log,
-        )
+        trainer.train_steps(0, log)
     assert waits.found == []
     log.read()
     assert len(log.rows) == 2
@@ -111,7 +105,7 @@ def test_what_the_watch_finds(waits):
         assert waits.found and message in waits.found[0], message
     del waits.found[:]
     with waits:
-        transfer.send(torch.zeros(2), "meta", torch.float64)
+        devices.send(torch.zeros(2), "meta", torch.float64)
         subset(torch.zeros(2, 8, 3, device="meta"), 4, torch.Generator().manual_seed(0))
         torch.where(masked, values, 0.0) + values.new_full((), 2.0)
     assert waits.found == []
@@ -119,8 +113,8 @@ def test_what_the_watch_finds(waits):
 
 def test_sending_on_the_cpu_copies_nothing():
     values = torch.arange(3.0)
-    assert transfer.send(values, "cpu") is values
-    assert transfer.send(values, torch.device("cpu"), torch.float64).dtype == torch.float64
+    assert devices.send(values, "cpu") is values
+    assert devices.send(values, torch.device("cpu"), torch.float64).dtype == torch.float64
 
 
 @pytest.mark.gpu

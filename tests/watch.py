@@ -64,7 +64,7 @@ class HostWaits(TorchDispatchMode):
         self._calls.__exit__(*error)
 
     def lock(self, values: Tensor) -> Tensor:
-        """Stand for `utils.transfer._lock` where no memory can be locked."""
+        """Stand for `utils.device._lock` where no memory can be locked."""
         self.staged.append(values)
         return values
 

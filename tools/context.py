@@ -1,14 +1,14 @@
-"""What every runner is handed by `main.py`."""
+"""What every command is handed by `main.py`."""
 
 import argparse
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from datasets.batches import Batches
+from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
 from models import build_model
 from utils.config.merge import to_dict
@@ -16,6 +16,7 @@ from utils.config.schema import RunConfig
 from utils.dist import rank, world_size
 from utils.errors import UserError
 from utils.log import Logger
+from utils.seed import generator
 
 
 @dataclass
@@ -30,10 +31,16 @@ class RunContext:
 
     @property
     def seed(self) -> int:
+        """Return the seed that all random numbers of the run depend on."""
         return self.config.seed
 
     def config_dict(self) -> dict:
+        """Return the configuration as plain data."""
         return to_dict(self.config)
+
+    def draw(self, epoch: int, batch: Batch) -> Callable[[str], torch.Generator]:
+        """Return what gives a step its random numbers: stream -> generator."""
+        return lambda stream: generator(self.seed, epoch, batch.step, batch.stream(stream))
 
     def batches(self, clouds: CloudSet, batch_size: int, **options) -> Batches:
         """Return batches of a set for this process, drawn from the seed of the run."""
@@ -46,32 +53,6 @@ class RunContext:
             world_size=world_size(),
             **options,
         )
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Resolve `--device`: by default the first CUDA device of this process, or the CPU.
-
-    Raises:
-        UserError: the device is unknown, or CUDA is asked for and not there.
-    """
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: is no device; use cpu, cuda or cuda:N") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
-        if index >= count:
-            raise UserError(
-                f"--device {name}: {count} CUDA devices are visible; use --device cpu or make the device visible"
-            )
-        device = torch.device("cuda", index)
-        torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise UserError(f"--device {name}: is not supported; use cpu or cuda")
-    return device
 
 
 def build_pretraining_model(run: RunContext) -> nn.Module:
@@ -87,19 +68,3 @@ def build_pretraining_model(run: RunContext) -> nn.Module:
             "or use a recipe of cfgs/pre-training/"
         )
     return model.to(run.device)
-
-
-def distribute(model: nn.Module, device: torch.device, *, every_step: bool = True) -> nn.Module:
-    """Wrap a model so that gradients are averaged over the processes; with one process it stays as it is.
-
-    Args:
-        every_step: whether each backward pass averages. The order of averaging can then be fixed in advance, because all parameters
-            that train get a gradient in every step.
-    """
-    if world_size() == 1:
-        return model
-    ids = [device.index] if device.type == "cuda" else None
-    # Gradients live in the buffers that are averaged, without a copy.
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=ids, gradient_as_bucket_view=True, static_graph=every_step
-    )

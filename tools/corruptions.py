@@ -1,4 +1,4 @@
-"""Robustness of a fine-tuned classifier: `--test --corruptions DIR` judges it on ModelNet40-C, corruption by corruption.
+"""Robustness of a fine-tuned classifier: `--test --corruptions DIR` evaluates it on ModelNet40-C, corruption by corruption.
 
 All error rates are in percent.
 """
@@ -16,7 +16,7 @@ from torch import nn
 from datasets import CloudSet, build_dataset
 from datasets.modelnet40_c import CORRUPTIONS, FAMILIES, LAYOUT, SEVERITIES, ModelNet40CConfig, present
 from tools.context import RunContext
-from tools.evaluate import Judge, check_class_names, check_classes
+from tools.evaluate import Evaluator, check_class_names, check_classes, evaluation_set
 from tools.report.markup import table
 from tools.report.page import Section, write_report
 from tools.sampling import points_needed, repeat_points
@@ -33,7 +33,7 @@ class Robustness:
 
     Args:
         clean: error rate on the clean test set.
-        errors: of every corruption and severity that was judged.
+        errors: of every corruption and severity that was evaluated.
         reference: error rates of a baseline; a severity that is None stands for the mean over all.
     """
 
@@ -46,9 +46,9 @@ class Robustness:
         return fmean(self.errors[corruption].values())
 
     def mean_error(self, corruptions=CORRUPTIONS) -> float | None:
-        """Return the mean over corruptions, each with the same weight; None where none of them was judged."""
-        judged = [self.mean(corruption) for corruption in corruptions if corruption in self.errors]
-        return fmean(judged) if judged else None
+        """Return the mean over corruptions, each with the same weight; None where none of them was evaluated."""
+        means = [self.mean(corruption) for corruption in corruptions if corruption in self.errors]
+        return fmean(means) if means else None
 
     def corruption_error(self, corruption: str) -> float | None:
         """Return the errors on one corruption in percent of the baseline's, summed over severities; None without a baseline."""
@@ -86,53 +86,52 @@ class Robustness:
 
 
 def run_corruptions(run: RunContext) -> dict[str, float]:
-    """Judge the classifier in `--ckpts` on the clean test set and on ModelNet40-C; returns percentages by what they are.
+    """Evaluate the classifier in `--ckpts` on the clean test set and on ModelNet40-C; returns percentages by what they are.
 
-    Clouds of a corruption are thinned to the points that the classifier sees, as --test does; those that have fewer are taken as they
+    Clouds of a corruption are thinned to the points that the classifier takes, as --test does; those that have fewer are taken as they
     are, because repeated points would take the places of neighbours, and repeated only where they are too few for the groups.
 
     Raises:
         UserError: the checkpoint is not one of this classifier whole, data are missing or damaged, or the reference does not fit.
     """
     config, args = run.config, run.args
-    entry = config.dataset.test or config.dataset.val
-    if entry is None:
-        raise UserError("dataset.test: is missing, the clean clouds to judge on; add the entry, or dataset.val")
     folder = Path(args.corruptions)
     found, lost = present(folder)
     reference = read_reference(Path(args.reference), found) if args.reference else None
     model = load_classifier(run)
-    clean = build_dataset(entry)
+    clean = evaluation_set(run)
     settings = [
         ModelNet40CConfig(DATA_PATH=str(folder), corruption=corruption, severity=severity)
         for corruption, severity in found
     ]
-    # All files are looked through before the first is judged: the last one must not be what ends a run of hours.
+    # All files are read before the first is evaluated: the last one must not be what ends a run of hours.
     for clouds in (clean, *map(build_dataset, settings)):
         check_classes(clouds, config.model.cls_dim)
         check_class_names(config.class_names or clean.class_names, clouds, str(args.ckpts))
-    judge = Judge(run, clean)
-    outcome = Robustness(100 * (1 - judge.judge(model)), reference=reference)
+    evaluator = Evaluator(run, clean)
+    outcome = Robustness(100 * (1 - evaluator.evaluate(model)), reference=reference)
     run.log.info(
-        f"{judge.clouds.name} ({judge.clouds.subset}), clean, {len(judge.clouds)} clouds: error {outcome.clean:.2f} %"
+        f"{evaluator.clouds.name} ({evaluator.clouds.subset}), clean, {len(evaluator.clouds)} clouds: error {outcome.clean:.2f} %"
     )
     if lost:
         run.log.warning(f"{folder}: lacks {len(lost)} of 75 files: {', '.join(lost)}. Expected there: {LAYOUT}")
-    cells = _judge_all(run, model, settings, outcome)
+    cells = _evaluate_all(run, model, settings, outcome)
     run.log.info("\n" + text_table(outcome.rows()))
     for name, value in outcome.results().items():
         run.log.info(f"{name}: {value:.2f} %")
-    _write(run, outcome, judge, cells, lost)
+    _write(run, outcome, evaluator, cells, lost)
     return outcome.results()
 
 
-def _judge_all(run: RunContext, model: nn.Module, settings: list[ModelNet40CConfig], outcome: Robustness) -> list[list]:
+def _evaluate_all(
+    run: RunContext, model: nn.Module, settings: list[ModelNet40CConfig], outcome: Robustness
+) -> list[list]:
     """Put the errors on every file into `outcome`; returns the rows of `corruptions.csv`."""
     cells = []
     for setting in settings:
         clouds = build_dataset(setting)
-        corrupted = _judge(run, clouds)
-        error = 100 * (1 - corrupted.judge(model))
+        corrupted = _evaluator(run, clouds)
+        error = 100 * (1 - corrupted.evaluate(model))
         outcome.errors.setdefault(setting.corruption, {})[setting.severity] = error
         stored = clouds.points.shape[1]
         cells.append([setting.corruption, setting.severity, f"{error:.4f}", len(clouds), stored, corrupted.npoints])
@@ -140,12 +139,12 @@ def _judge_all(run: RunContext, model: nn.Module, settings: list[ModelNet40CConf
     return cells
 
 
-def _judge(run: RunContext, clouds: CloudSet) -> Judge:
-    """Return the judge of a set whose clouds may have fewer points than the classifier sees."""
+def _evaluator(run: RunContext, clouds: CloudSet) -> Evaluator:
+    """Return the evaluator of a set whose clouds may have fewer points than the classifier takes."""
     needed = points_needed(run.config.model)
     if clouds.npoints < needed:
         clouds = replace(clouds, points=repeat_points(clouds.points, needed), npoints=needed, sampling="all")
-    return Judge(run, clouds, npoints=min(run.config.npoints or clouds.npoints, clouds.npoints))
+    return Evaluator(run, clouds, npoints=min(run.config.npoints or clouds.npoints, clouds.npoints))
 
 
 def read_reference(path: Path, found: list[tuple[str, int]]) -> dict[str, dict[int | None, float]]:
@@ -197,7 +196,7 @@ def text_table(rows: list[list[str]]) -> str:
     )
 
 
-def _write(run: RunContext, outcome: Robustness, judge: Judge, cells: list[list], lost: list[str]) -> None:
+def _write(run: RunContext, outcome: Robustness, evaluator: Evaluator, cells: list[list], lost: list[str]) -> None:
     """Write `corruptions.json`, `corruptions.csv` and the report into a time-stamped folder."""
     folder = run.folder / f"corruptions_{datetime.now():%Y%m%d_%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,7 +218,7 @@ def _write(run: RunContext, outcome: Robustness, judge: Judge, cells: list[list]
     path = write_report(
         folder,
         config=run.config_dict(),
-        confusion=judge.confusion(),
+        confusion=evaluator.confusion(),
         summary={name[0].upper() + name[1:]: f"{value:.2f} %" for name, value in outcome.results().items()},
         title=f"{run.config.model.NAME} on ModelNet40-C: {run.args.exp_name}",
         sections=[Section("Corruptions", table(head, rows), lead=lead)],

@@ -14,8 +14,8 @@ import numpy as np
 
 from datasets.formats.cloud_files import BadFiles, cloud_files
 from datasets.formats.points import check_up
-from tools.context import choose_device
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
+from utils.device import choose_device
 from utils.errors import UserError, run_command, stop_signals
 from utils.files import explain_write, write_atomic
 from utils.log import console

@@ -21,12 +21,11 @@ from datasets.formats.points import Notes, upright
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
 from models.weights import method_of
-from tools.engine import autocast
-from tools.evaluate import farthest
 from tools.launch import load_recipe
-from tools.sampling import points_needed, points_seen, repeat_points
+from tools.sampling import farthest, points_needed, points_taken, repeat_points
 from utils.config.load import saved_config
 from utils.config.schema import RunConfig
+from utils.device import autocast
 from utils.errors import UserError, printable
 from utils.files import read_checkpoint
 
@@ -46,7 +45,7 @@ class Embedder:
 
     def __post_init__(self):
         self.classifies = hasattr(self.model, "cls_head_finetune")
-        self.npoints = points_seen(self.config)  # None = all
+        self.npoints = points_taken(self.config)  # None = all
         self.needed = points_needed(self.config.model)
         self.precision = self.config.precision
 

@@ -1,4 +1,4 @@
-"""Judging classifiers: which points they see, their predictions on a set, voting over augmented passes.
+"""Evaluating classifiers: their predictions on a set, voting over augmented passes; and what a set and a checkpoint must have.
 
 Shapes: `B` batch, `N` points, `M` clouds of a set.
 """
@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datasets import CloudSet
-from extensions import fps, gather
+from datasets import CloudSet, build_dataset
+from models import load_weights
 from tools.augment import augment
 from tools.context import RunContext
-from tools.engine import autocast
-from utils.device import send
+from tools.sampling import farthest, oversampled, subset
+from utils.device import autocast
 from utils.errors import UserError
+from utils.files import read_checkpoint
 from utils.metrics import accuracy, confusion_matrix
 from utils.seed import generator
 
@@ -56,19 +57,19 @@ class Vote:
 
 
 @dataclass
-class Judge:
-    """Judge a classifier on one labelled set.
+class Evaluator:
+    """Evaluate a classifier on one labelled set.
 
-    What no random number changes is done once: the clouds as validation sees them (B, npoints, 3), thinned by farthest point
-    sampling, and as voting draws from them.
+    What no random number changes is done once: the clouds that validation takes (M, npoints, 3), thinned by farthest point
+    sampling, and those that voting draws from.
     """
 
     run: RunContext
     clouds: CloudSet
-    npoints: int | None = None  # points that the classifier sees in `judge`; None = those of the configuration
-    _seen: Tensor | None = field(default=None, repr=False)
+    npoints: int | None = None  # points of a cloud in `evaluate`; None = those of the configuration
+    _thin: Tensor | None = field(default=None, repr=False)
     _pool: Tensor | None = field(default=None, repr=False)
-    predictions: np.ndarray | None = field(default=None, repr=False)  # of the last judgement, (M,) int64
+    predictions: np.ndarray | None = field(default=None, repr=False)  # of the last evaluation, (M,) int64
 
     def __post_init__(self):
         if self.clouds.labels is None:
@@ -76,12 +77,12 @@ class Judge:
                 f"{self.clouds.name} ({self.clouds.subset}): has no labels; a classifier needs a labelled set"
             )
 
-    def judge(self, model: nn.Module) -> float:
+    def evaluate(self, model: nn.Module) -> float:
         """Return the accuracy (a fraction) without augmentation; keeps `predictions`."""
-        if self._seen is None:
-            self._seen = self._thinned(self.npoints or self.run.config.npoints)
+        if self._thin is None:
+            self._thin = self._thinned(self.npoints or self.run.config.npoints)
         logits = _in_evaluation(
-            model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._seen)])
+            model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._thin)])
         )
         self.predictions = logits.argmax(1).numpy()
         return accuracy(self.predictions, self.clouds.labels)
@@ -97,7 +98,7 @@ class Judge:
         return _in_evaluation(model, lambda: Vote([self._round(model, index) for index in range(rounds)]))
 
     def confusion(self) -> tuple[np.ndarray, list[str]]:
-        """Return (matrix, class names) of the last judgement."""
+        """Return (matrix, class names) of the last evaluation."""
         count = self.run.config.model.cls_dim
         names = list(self.clouds.class_names or [])
         names += [str(label) for label in range(len(names), count)]
@@ -145,43 +146,48 @@ def _in_evaluation(model: nn.Module, compute):
             module.training = mode
 
 
-def training_points(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
-    """Choose the points that a classifier trains on, (B, N, 3) -> (B, npoints, 3).
+def load_trained(run: RunContext, model: nn.Module, keys: Sequence[str], *, what: str, remedy: str) -> nn.Module:
+    """Load the weights of `--ckpts` into a model whole; the configuration takes `keys`, such as class_names, from there.
 
-    Farthest point sampling keeps somewhat more than `npoints`; of these a random subset is taken, the same positions in every
-    cloud of the batch, as published.
+    Args:
+        what, remedy: of the message: what the model is, and what to give instead.
+
+    Raises:
+        UserError: the checkpoint lacks tensors of the model.
     """
-    return subset(farthest(points, oversampled(npoints, points.shape[1])), npoints, draw)
+    path = run.args.ckpts
+    report = load_weights(model, path)
+    if report.missing:
+        raise UserError(
+            f"{path}: lacks {len(report.missing)} tensors of the {what}, first {report.missing[0]}; {remedy}"
+        )
+    run.log.info(f"{path}: {report}")
+    saved = read_checkpoint(path).get("config")
+    for key in keys:
+        setattr(run.config, key, (saved.get(key) if isinstance(saved, dict) else None) or getattr(run.config, key))
+    if run.args.compile:
+        from tools.accelerate import compile_regions
+
+        compile_regions(model)
+    return model
 
 
-def oversampled(npoints: int, available: int) -> int:
-    """Return how many points farthest point sampling keeps before a random subset of `npoints` is drawn.
+def evaluation_set(run: RunContext) -> CloudSet:
+    """Return the set that `--test` evaluates on.
 
-    Published: 1,024 -> 1,200, 2,048 -> 2,400, 4,096 -> 4,800, 8,192 -> all 8,192; that is 75/64 of them, at most all.
+    Raises:
+        UserError: the configuration has none.
     """
-    return min(npoints * 75 // 64, available)
-
-
-def subset(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
-    """Take `npoints` random positions without replacement, the same in every cloud of (B, N, 3)."""
-    chosen = torch.randperm(points.shape[1], generator=draw)[:npoints]
-    return points[:, send(chosen, points.device)]
-
-
-def farthest(points: Tensor, count: int) -> Tensor:
-    """Thin (B, N, 3) to (B, count, 3) by farthest point sampling.
-
-    Note:
-        Also where count is N: points within 0.0316 of the origin are never chosen, so that copies of another point take their
-        place, as in the published programs (ScanObjectNN, whose clouds are not normalised).
-    """
-    return gather(points, fps(points, count, skip_near_origin=True))
+    entry = run.config.dataset.test or run.config.dataset.val
+    if entry is None:
+        raise UserError("dataset.test: is missing, --test evaluates on it; add the entry, or dataset.val")
+    return build_dataset(entry)
 
 
 def check_points(clouds: CloudSet, npoints: int | None) -> None:
-    """Raise where a set has fewer points a cloud than the classifier is to see."""
+    """Raise where a set has fewer points a cloud than the classifier takes."""
     if npoints is None:
-        raise UserError("npoints: is missing; a classifier needs the number of points that it sees, for example 1024")
+        raise UserError("npoints: is missing; a classifier needs the number of points that it takes, for example 1024")
     if npoints > clouds.npoints:
         raise UserError(
             f"npoints: {npoints} are asked, {clouds.name} ({clouds.subset}) gives {clouds.npoints} points a cloud; "
@@ -190,7 +196,7 @@ def check_points(clouds: CloudSet, npoints: int | None) -> None:
 
 
 def check_class_names(names: Sequence[str] | None, clouds: CloudSet, source: str) -> None:
-    """Raise where a set calls its classes otherwise than `source` does; where either has no names there is nothing to compare."""
+    """Raise where a set names its classes otherwise than `source` does; where either has no names there is nothing to compare."""
     own = clouds.class_names
     if names is None or own is None or list(names) == list(own):
         return

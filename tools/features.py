@@ -1,4 +1,4 @@
-"""Features of whole sets of clouds, and the linear SVM that judges them."""
+"""Features of whole sets of clouds, and the linear SVM that evaluates them."""
 
 import logging
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from torch import nn
 
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
-from tools.engine import autocast
+from utils.device import autocast
 from utils.metrics import accuracy
 
-# Where the search for C looks, beside the published value.
+# Values that the search for C tries, besides the published one.
 C_GRID = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 FOLDS = 4
 _LOG = logging.getLogger("m2ae.svm")
@@ -47,12 +47,12 @@ def extract_features(
 
 
 def linear_svm(train_x, train_y, test_x, test_y, *, C: float, choose: bool = False) -> SVMResult:
-    """Fit a linear support vector classifier (one against one) and judge it on the test features.
+    """Fit a linear support vector classifier (one against one) and evaluate it on the test features.
 
     The Gram matrix is computed once, in double precision: the same problem as `SVC(kernel="linear")`, at matrix-product speed.
 
     Args:
-        choose: also choose C by cross-validation on the training features and judge that one.
+        choose: also choose C by cross-validation on the training features and evaluate that one.
     """
     train_x, test_x = np.asarray(train_x, np.float64), np.asarray(test_x, np.float64)
     gram, cross = train_x @ train_x.T, test_x @ train_x.T

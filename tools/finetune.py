@@ -1,71 +1,29 @@
-"""Fine-tuning: a classifier on a pre-trained encoder, or from scratch, judged on the validation set as it trains."""
+"""Fine-tuning: a classifier on a pre-trained encoder, or from scratch, evaluated on the validation set as it trains."""
 
-import json
-import time
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from datasets import CloudSet, build_dataset
+from datasets import CloudSet
 from datasets.batches import Batch
-from models import build_model, load_weights
-from models.weights import averaged
+from models import build_model
 from tools.augment import augment
-from tools.compile import follows_data
 from tools.context import RunContext
-from tools.engine import StopRequest
-from tools.evaluate import Judge, check_class_names, check_classes, check_points, training_points
-from tools.optim import check_training
+from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report
-from tools.steps import Step
-from tools.training import Display, Training, last_epoch, open_metrics, open_state, run_epochs
-from utils.config.yaml import save_config
-from utils.dist import is_main
+from tools.sampling import training_points
+from tools.supervised import Supervised, run_supervised, votes_after
+from tools.train import Trainer, Values, last_epoch
 from utils.errors import UserError
-from utils.files import read_checkpoint, save_checkpoint
+from utils.files import save_checkpoint
 
-DISPLAY = Display(
-    scale=1.0, epoch_tag="Loss/Epoch/Loss", batch_tags={"loss": "Loss", "lr": "LR", "accuracy": "TrainAcc"}
-)
 # Accuracies in percent from which the published program votes during training: after any epoch, after a new best one.
 PUBLISHED_VOTE_ABOVE, PUBLISHED_VOTE_BEST_ABOVE = 92.1, 91.0
 
 
 def run_finetune(run: RunContext) -> dict[str, float]:
-    """Train the classifier of a configuration; returns accuracies in percent by what they are.
-
-    Raises:
-        UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
-        Interrupted: asked to stop; the state is saved and `--resume` continues it.
-    """
-    config = run.config
-    check_training(config)
-    model = build_classifier(run)
-    if config.dataset.val is None:
-        raise UserError("dataset.val: is missing, fine-tuning judges on it; add the entry")
-    _initialise(run, model)
-    clouds, held_out = build_dataset(config.dataset.train), build_dataset(config.dataset.val)
-    _check_data(run, clouds, held_out)
-    _keep_class_names(run, clouds)
-    if config.transfer != "full":
-        for parameter in model.encoder_parameters():
-            parameter.requires_grad_(False)
-    batches = run.batches(clouds, config.total_bs, shard=run.args.shard_set)
-    state = open_state(run, model)
-    judge = Judge(run, held_out) if is_main() else None
-    writer = open_metrics(run, state)
-    run.log.info(
-        f"{len(clouds)} clouds to train on, {len(held_out)} to judge on, {config.npoints} points, "
-        f"{len(batches)} steps of {config.total_bs} an epoch, {run.device}"
-    )
-    try:
-        with StopRequest() as stop:
-            _epochs(Training(run, state, batches, writer, stop, DISPLAY), judge)
-    finally:
-        if is_main():
-            writer.close()
-            _report(run, judge)
-    return _conclude(run) if is_main() else {}
+    """Train the classifier of a configuration; returns accuracies in percent by what they are."""
+    return run_supervised(run, Classification)
 
 
 def build_classifier(run: RunContext) -> nn.Module:
@@ -87,147 +45,103 @@ def build_classifier(run: RunContext) -> nn.Module:
     return model.to(run.device)
 
 
-def _initialise(run: RunContext, model: nn.Module) -> None:
-    args, transfer = run.args, run.config.transfer
-    if args.ckpts and getattr(args, "averaged", False):
-        run.log.info(f"{args.ckpts}, averaged weights: {load_weights(model, averaged(read_checkpoint(args.ckpts)))}")
-    elif args.ckpts:
-        run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    elif transfer != "full":
-        run.log.warning(f"--transfer {transfer} without --ckpts: the encoder is frozen at random weights")
-    elif not args.scratch_model:
-        run.log.info("no --ckpts: training from random weights")
+class Classification(Supervised):
+    """Train a classifier; with `transfer` its encoder is frozen."""
 
+    named = "class names"
+    row, scores, tags = "val", {"accuracy": "accuracy"}, {"accuracy": "ACC"}
+    best_by, kept_as, best_name = "accuracy", "acc", "best epoch"
+    build_model = staticmethod(build_classifier)
 
-def _check_data(run: RunContext, clouds: CloudSet, held_out: CloudSet) -> None:
-    config = run.config
-    for part in (clouds, held_out):
-        check_classes(part, config.model.cls_dim)
-        check_points(part, config.npoints)
-    if clouds.class_names != held_out.class_names:
-        raise UserError(
-            f"dataset: train ({clouds.name}) and val ({held_out.name}) name their classes differently; use two splits of one set"
+    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, held_out: CloudSet):
+        super().__init__(run, model, clouds, held_out)
+        self.frozen = run.config.transfer != "full"
+        if self.frozen:
+            for parameter in model.encoder_parameters():
+                parameter.requires_grad_(False)
+
+    @classmethod
+    def check_set(cls, run: RunContext, clouds: CloudSet) -> None:
+        """Raise where a set has other classes than the head, or fewer points than the classifier takes."""
+        check_classes(clouds, run.config.model.cls_dim)
+        check_points(clouds, run.config.npoints)
+        check_class_names(run.config.class_names, clouds, "the key class_names")
+
+    @classmethod
+    def names(cls, clouds: CloudSet) -> dict[str, Any]:
+        """Return the class names of a set."""
+        return {"class_names": list(clouds.class_names) if clouds.class_names else None}
+
+    def describe(self, steps: int) -> str:
+        """Say what is trained on, in one line."""
+        config = self.run.config
+        return (
+            f"{len(self.clouds)} clouds to train on, {len(self.held_out)} to evaluate on, {config.npoints} points, "
+            f"{steps} steps of {config.total_bs} an epoch, {self.run.device}"
         )
-    if (clouds.source, clouds.subset) == (held_out.source, held_out.subset) and clouds.source:
-        run.log.warning(f"dataset.val is the split that is trained on, {clouds.subset} of {clouds.source}")
 
+    def set_mode(self) -> None:
+        """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either."""
+        self.model.train(not self.frozen)
+        self.model.cls_head_finetune.train()
 
-def _keep_class_names(run: RunContext, clouds: CloudSet) -> None:
-    """Put the class names of the training set into the configuration, and so into every checkpoint of the run."""
-    check_class_names(run.config.class_names, clouds, "the key class_names")
-    if clouds.class_names and run.config.class_names is None:
-        run.config.class_names = list(clouds.class_names)
-        if is_main():
-            save_config(run.config, run.folder / "config.yaml")
-
-
-def _epochs(training: Training, judge: Judge | None) -> None:
-    args, last = training.run.args, last_epoch(training.run.config)
-    run_epochs(
-        training,
-        lambda epoch: classification_step(training, epoch),
-        set_mode=lambda: _set_mode(training),
-        # As published, epoch 0 is not judged; the last one always is.
-        due=lambda epoch: (epoch > 0 and epoch % args.val_freq == 0) or epoch == last,
-        evaluate=lambda epoch: _evaluate(training, judge, epoch),
-    )
-
-
-def _set_mode(training: Training) -> None:
-    """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either."""
-    model = training.state.model
-    frozen = training.run.config.transfer != "full"
-    model.train(not frozen)
-    model.cls_head_finetune.train()
-
-
-def classification_step(training: Training, epoch: int) -> Step:
-    """Return what a step of an epoch computes: choose points, augment, group, classify, compare."""
-    run, model, wrapped, config = training.run, training.state.model, training.wrapped, training.run.config
-    up_axis = training.batches.cloud_set.up_axis
-
-    def ahead(batch: Batch) -> dict[str, Any]:
-        draw = training.draw(epoch, batch)
+    def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
+        """Choose points, augment and group them."""
+        draw, config = self.run.draw(epoch, batch), self.run.config
         points = training_points(batch.points, config.npoints, draw("subset"))
-        points = augment(points, config.augmentation, up_axis, draw("augmentation"))
-        return {"points": points, "pyramid": model.group(points), "labels": batch.labels}
+        points = augment(points, config.augmentation, self.clouds.up_axis, draw("augmentation"))
+        return {"points": points, "pyramid": self.model.group(points), "labels": batch.labels}
 
-    def compute(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    def compute(self, model: nn.Module, inputs: dict[str, Any]) -> Values:
+        """Classify and compare."""
         labels = inputs["labels"]
-        logits = wrapped(inputs["points"], pyramid=inputs["pyramid"])
+        logits = model(inputs["points"], pyramid=inputs["pyramid"])
         right = (logits.detach().argmax(1) == labels).float().mean()
-        return {"loss": model.loss(logits, labels), "accuracy": right}
+        return {"loss": self.model.loss(logits, labels), "accuracy": right}
 
-    return Step(
-        ahead, ready=lambda batch, inputs: inputs, compute=compute, unrecordable=follows_data(model, run.device)
-    )
+    def due(self, epoch: int) -> bool:
+        """Say whether the model is evaluated after an epoch: as published, epoch 0 is not; the last one always is."""
+        return super().due(epoch) and (epoch > 0 or epoch == last_epoch(self.run.config))
 
+    def open_evaluation(self) -> None:
+        """Load what evaluates the classifier."""
+        self.evaluator = Evaluator(self.run, self.held_out)
 
-def _evaluate(training: Training, judge: Judge | None, epoch: int) -> None:
-    """Judge on the validation set, keep the best epoch, and vote where that is asked for."""
-    if judge is None:
-        return
-    run, state, writer = training.run, training.state, training.writer
-    started = time.perf_counter()
-    accuracy = judge.judge(state.model)
-    best = accuracy > state.best_metrics.get("acc", 0.0)
-    state.metrics = {**state.metrics, "acc": accuracy}
-    writer.scalar("Metric/ACC", 100 * accuracy, epoch, split="test")
-    row = {"kind": "val", "epoch": epoch, "data": judge.clouds.name, "accuracy": accuracy, "best": best}
-    if best:
-        state.best_metrics = {**state.best_metrics, "acc": accuracy, "epoch": epoch}
-        save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
-    writer.write({**row, "seconds": time.perf_counter() - started})
-    run.log.info(f"epoch {epoch}: accuracy {100 * accuracy:.2f} % on {judge.clouds.name}" + (" (best)" if best else ""))
-    if _votes(run, accuracy, best=best, last=epoch == last_epoch(run.config)):
-        _vote(training, judge, epoch)
+    def score(self) -> dict[str, float]:
+        """Return the accuracy on the validation set."""
+        return {"accuracy": self.evaluator.evaluate(self.model)}
 
+    def entries(self, scores: dict[str, float]) -> dict[str, float]:
+        """Return the accuracy under its published name."""
+        return {"acc": scores["accuracy"]}
 
-def _votes(run: RunContext, accuracy: float, *, best: bool, last: bool) -> bool:
-    if not run.args.vote:
-        return False
-    if run.args.as_published:
-        return 100 * accuracy > (PUBLISHED_VOTE_BEST_ABOVE if best else PUBLISHED_VOTE_ABOVE)
-    return best or last
+    def vote(self, trainer: Trainer, epoch: int, scores: dict[str, float], *, best: bool) -> None:
+        """Evaluate with voting where that is asked for, and keep the epoch that is best by it."""
+        run, state, writer = self.run, trainer.state, trainer.writer
+        above = PUBLISHED_VOTE_BEST_ABOVE if best else PUBLISHED_VOTE_ABOVE
+        published = run.args.vote and 100 * scores["accuracy"] > above
+        if not (published if run.args.as_published else votes_after(run, epoch, best=best)):
+            return
+        vote = self.evaluator.vote(self.model, run.args.vote_rounds or 1)
+        best = vote.mean > state.best_metrics.get("acc_vote", 0.0)
+        writer.scalar("Metric/ACC_vote", 100 * vote.mean, epoch, split="test")
+        if best:
+            state.best_metrics = {**state.best_metrics, "acc_vote": vote.mean, "epoch_vote": epoch}
+            save_checkpoint(run.folder / "ckpt-best_vote.pth", state.checkpoint(run.config_dict()))
+        writer.write({"kind": "vote", "epoch": epoch, "data": self.held_out.name, **vote.row(), "best": best})
+        run.log.info(f"epoch {epoch}: with voting {vote}" + (" (best)" if best else ""))
 
+    def results(self) -> dict[str, float]:
+        """Return accuracies of the last and the best epoch, without and with voting, in percent."""
+        return super().results() | self.last_and_best("vote", {"mean": "accuracy with voting"}, "mean")
 
-def _vote(training: Training, judge: Judge, epoch: int) -> None:
-    run, state, writer = training.run, training.state, training.writer
-    vote = judge.vote(state.model, run.args.vote_rounds or 1)
-    best = vote.mean > state.best_metrics.get("acc_vote", 0.0)
-    writer.scalar("Metric/ACC_vote", 100 * vote.mean, epoch, split="test")
-    if best:
-        state.best_metrics = {**state.best_metrics, "acc_vote": vote.mean, "epoch_vote": epoch}
-        save_checkpoint(run.folder / "ckpt-best_vote.pth", state.checkpoint(run.config_dict()))
-    writer.write({"kind": "vote", "epoch": epoch, "data": judge.clouds.name, **vote.row(), "best": best})
-    run.log.info(f"epoch {epoch}: with voting {vote}" + (" (best)" if best else ""))
-
-
-def _conclude(run: RunContext) -> dict[str, float]:
-    """Return and log what the run was worth: last and best epoch, without and with voting, in percent."""
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if row["kind"] in ("val", "vote")]
-    results = {}
-    for kind, key, name in (("val", "accuracy", "accuracy"), ("vote", "mean", "accuracy with voting")):
-        judged = [row for row in rows if row["kind"] == kind]
-        if judged:
-            best = max(judged, key=lambda row: row[key])
-            results[f"{name}, last epoch"] = 100 * judged[-1][key]
-            results[f"{name}, best epoch (selected on the test set)"] = 100 * best[key]
-    for name, value in results.items():
-        run.log.info(f"{name}: {value:.2f} %")
-    return results
-
-
-def _report(run: RunContext, judge: Judge) -> None:
-    """Write report.html; a report that cannot be written does not lose the run."""
-    try:
+    def write_report(self) -> None:
+        """Write report.html."""
+        run = self.run
         path = write_report(
             run.folder,
             config=run.config_dict(),
-            confusion=None if judge.predictions is None else judge.confusion(),
+            confusion=None if self.evaluator.predictions is None else self.evaluator.confusion(),
             title=f"Fine-tuning {run.config.model.NAME}: {run.args.exp_name}",
         )
         run.log.info(f"report: {path}")
-    except (OSError, ValueError) as error:
-        run.log.warning(f"report: could not be written ({error})")

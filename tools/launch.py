@@ -9,13 +9,13 @@ from datasets import DATASETS
 from models import MODELS
 from models.weights import method_of
 from tools.context import RunContext
-from tools.engine import check_precision
 from tools.published.keys import OLD_NAMES
 from tools.published.paths import Recipe, find_recipe
 from tools.run_folder import check_folder, experiment_folder, is_training
 from utils.config.load import load_config, read_recipe
 from utils.config.schema import RunConfig
 from utils.config.yaml import save_config
+from utils.device import check_precision
 from utils.dist import barrier, is_main, rank
 from utils.errors import UserError, suggest
 from utils.files import read_checkpoint, write_atomic

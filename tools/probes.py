@@ -1,4 +1,4 @@
-"""Other judges of frozen features beside the linear SVM: nearest neighbours and logistic regression.
+"""Other classifiers on frozen features besides the linear SVM: nearest neighbours and logistic regression.
 
 Legend: M clouds, C channels.
 """

@@ -32,7 +32,7 @@ TEST_SETS = {
 
 
 class LinearProbe:
-    """Judge a model by a linear SVM on the train and test sets of `dataset.svm`."""
+    """Evaluate a model by a linear SVM on the train and test sets of `dataset.svm`."""
 
     def __init__(self, run: RunContext, C: float):
         self.run, self.C = run, C
@@ -54,9 +54,9 @@ class LinearProbe:
             return None
         return cls(run, PRETRAINING_C if run.config.svm.C is None else run.config.svm.C)
 
-    def judge(self, model, *, choose: bool = False) -> SVMResult:
-        """Fit on the training features and judge on the test features; `choose` also cross-validates C."""
-        return self.judge_features(self.features(model), choose=choose)
+    def evaluate(self, model, *, choose: bool = False) -> SVMResult:
+        """Fit on the training features and evaluate on the test features; `choose` also cross-validates C."""
+        return self.evaluate_features(self.features(model), choose=choose)
 
     def features(self, model) -> tuple:
         """Return training features and labels, test features and labels."""
@@ -69,14 +69,14 @@ class LinearProbe:
         }
         return *extract_features(model, self.train, **options), *extract_features(model, self.test, **options)
 
-    def judge_features(self, features: tuple, *, choose: bool) -> SVMResult:
-        """Fit and judge the linear SVM on what `features` returned."""
+    def evaluate_features(self, features: tuple, *, choose: bool) -> SVMResult:
+        """Fit and evaluate the linear SVM on what `features` returned."""
         result = linear_svm(*features, C=self.C, choose=choose and self.run.config.svm.cross_validate)
         self._predictions = result.predictions
         return result
 
     def confusion(self):
-        """Return (matrix, class names) of the last judgement, or None before the first."""
+        """Return (matrix, class names) of the last evaluation, or None before the first."""
         if self._predictions is None:
             return None
         names = self.test.class_names or [str(i) for i in range(int(self.test.labels.max()) + 1)]
@@ -91,7 +91,7 @@ class LinearProbe:
 
 
 def run_svm(run: RunContext) -> dict[str, float]:
-    """Judge a pre-trained checkpoint (`--test_svm`), and write a time-stamped folder with the report.
+    """Evaluate a pre-trained checkpoint (`--test_svm`), and write a time-stamped folder with the report.
 
     Returns accuracies in percent by what they are.
 
@@ -108,11 +108,11 @@ def run_svm(run: RunContext) -> dict[str, float]:
     probe = LinearProbe(run, C)
     if not probe.name.startswith(TEST_SETS[args.test_svm]):
         raise UserError(
-            f"--test_svm {args.test_svm}: the configuration judges on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
+            f"--test_svm {args.test_svm}: the configuration evaluates on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
         )
     started = time.perf_counter()
     features = probe.features(model)
-    result = probe.judge_features(features, choose=True)
+    result = probe.evaluate_features(features, choose=True)
     run.log.info(probe.describe(result))
     others = {}
     for name in args.probe:

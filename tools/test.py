@@ -4,41 +4,42 @@ from datetime import datetime
 
 from torch import nn
 
-from datasets import build_dataset
-from models import load_weights
-from tools.compile import compile_regions
 from tools.context import RunContext
-from tools.evaluate import PUBLISHED_ROUNDS, Judge, Vote, check_class_names, check_classes
+from tools.evaluate import (
+    PUBLISHED_ROUNDS,
+    Evaluator,
+    Vote,
+    check_class_names,
+    check_classes,
+    evaluation_set,
+    load_trained,
+)
 from tools.finetune import build_classifier
 from tools.report.page import write_report
-from utils.errors import UserError
-from utils.files import read_checkpoint, write_atomic
+from utils.files import write_atomic
 
 
 def run_test(run: RunContext) -> dict[str, float]:
-    """Judge the classifier in `--ckpts` on the test set; returns accuracies in percent by what they are.
+    """Evaluate the classifier in `--ckpts` on the test set; returns accuracies in percent by what they are.
 
     Writes a time-stamped folder with the report and the prediction for each cloud.
 
     Raises:
-        UserError: the checkpoint is not one of this classifier whole, or the configuration has no set to judge on.
+        UserError: the checkpoint is not one of this classifier whole, or the configuration has no set to evaluate on.
     """
     config, args = run.config, run.args
-    entry = config.dataset.test or config.dataset.val
-    if entry is None:
-        raise UserError("dataset.test: is missing, --test judges on it; add the entry, or dataset.val")
     model = load_classifier(run)
-    clouds = build_dataset(entry)
+    clouds = evaluation_set(run)
     check_classes(clouds, config.model.cls_dim)
     check_class_names(config.class_names, clouds, f"{args.ckpts}")
-    judge = Judge(run, clouds)
-    results = {"accuracy": 100 * judge.judge(model)}
+    evaluator = Evaluator(run, clouds)
+    results = {"accuracy": 100 * evaluator.evaluate(model)}
     run.log.info(f"{clouds.name} ({clouds.subset}), {len(clouds)} clouds: accuracy {results['accuracy']:.2f} %")
     if args.vote or args.as_published:
-        vote = judge.vote(model, _rounds(run, model.method))
+        vote = evaluator.vote(model, _rounds(run, model.method))
         run.log.info(f"with voting: {vote}")
         results |= _voted(vote)
-    _write(run, judge, results)
+    _write(run, evaluator, results)
     return results
 
 
@@ -48,20 +49,8 @@ def load_classifier(run: RunContext) -> nn.Module:
     Raises:
         UserError: the checkpoint is not one of this classifier whole.
     """
-    config, path = run.config, run.args.ckpts
-    model = build_classifier(run)
-    report = load_weights(model, path)
-    if report.missing:
-        raise UserError(
-            f"{path}: lacks {len(report.missing)} tensors of the classifier, first {report.missing[0]}; "
-            "--test needs a fine-tuned checkpoint, fine-tune this one with --finetune_model"
-        )
-    run.log.info(f"{path}: {report}")
-    saved = read_checkpoint(path).get("config")
-    config.class_names = (saved.get("class_names") if isinstance(saved, dict) else None) or config.class_names
-    if run.args.compile:
-        compile_regions(model)
-    return model
+    remedy = "--test needs a fine-tuned checkpoint, fine-tune this one with --finetune_model"
+    return load_trained(run, build_classifier(run), ("class_names",), what="classifier", remedy=remedy)
 
 
 def _rounds(run: RunContext, method: str) -> int:
@@ -78,13 +67,14 @@ def _voted(vote: Vote) -> dict[str, float]:
     return results
 
 
-def _write(run: RunContext, judge: Judge, results: dict[str, float]) -> None:
+def _write(run: RunContext, evaluator: Evaluator, results: dict[str, float]) -> None:
     folder = run.folder / f"test_{datetime.now():%Y%m%d_%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
-    clouds = judge.clouds
+    clouds = evaluator.clouds
     names = clouds.names or [f"#{row}" for row in range(len(clouds))]
     lines = "".join(
-        f"{name} {label} {guess}\n" for name, label, guess in zip(names, clouds.labels, judge.predictions, strict=True)
+        f"{name} {label} {guess}\n"
+        for name, label, guess in zip(names, clouds.labels, evaluator.predictions, strict=True)
     )
     text = f"# cloud, true class, predicted class\n{lines}"
     write_atomic(folder / "predictions.txt", lambda file: file.write(text.encode()))
@@ -92,7 +82,7 @@ def _write(run: RunContext, judge: Judge, results: dict[str, float]) -> None:
     path = write_report(
         folder,
         config=run.config_dict(),
-        confusion=judge.confusion(),
+        confusion=evaluator.confusion(),
         summary={**summary, "Clouds": len(clouds), "Checkpoint": str(run.args.ckpts)},
         title=f"{run.config.model.NAME} on {clouds.name}: {run.args.exp_name}",
     )

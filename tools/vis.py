@@ -11,11 +11,10 @@ from datasets import CloudSet, build_dataset
 from datasets.formats.cloud_files import cloud_files, read_cloud
 from datasets.formats.ply import write_ply
 from models import load_weights
-from tools.compile import compile_regions
 from tools.context import RunContext, build_pretraining_model
-from tools.engine import autocast
 from tools.gallery_items import reconstruction_gallery
 from tools.report.page import GalleryItem, write_report
+from utils.device import autocast
 from utils.errors import UserError
 from utils.files import write_atomic
 
@@ -41,6 +40,8 @@ def run_vis(run: RunContext) -> Path:
     if hasattr(model, "picture_hint"):
         run.log.warning(model.picture_hint)
     if args.compile:
+        from tools.accelerate import compile_regions
+
         compile_regions(model)
     if args.input:
         source, items = str(args.input), _own_items(run, model)

@@ -1,12 +1,72 @@
-"""Between host and device: small tensors on their way, and how the C library treats freed memory."""
+"""Where a run computes, in which precision; how tensors get there; and memory."""
 
+import contextlib
 import ctypes
+import os
 import sys
 
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Resolve `--device`: by default the first CUDA device of this process, or the CPU.
+
+    Raises:
+        UserError: the device is unknown, or CUDA is asked for and not there.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: is no device; use cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", 0))
+        if index >= count:
+            raise UserError(
+                f"--device {name}: {count} CUDA devices are visible; use --device cpu or make the device visible"
+            )
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"--device {name}: is not supported; use cpu or cuda")
+    return device
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise where a device cannot compute in a precision.
+
+    Raises:
+        UserError: bf16 on a CUDA device without it; it would be emulated, slower than fp32.
+    """
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise UserError(f"--precision bf16: {device} ({name}) has none; use --precision fp16 or fp32")
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Return the autocast context of a precision; fp32 is none."""
+    dtype = AUTOCAST_DTYPES[precision]
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory of this process so far, in MB: of a CUDA device, else the resident set (0 on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return 0.0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def keep_freed_memory() -> None:

@@ -1,12 +1,10 @@
 """The cases of `method_steps.py`: recipes on the built-in set for every task and method, and a run of one with its step taken apart."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import yaml
-from torch import nn
 
 from benchmarks.steps.phases import Clock
 from datasets import build_dataset
@@ -15,15 +13,14 @@ from models import build_model
 from models.layers.embed import PatchEmbed
 from models.layers.gated import GatedPatchEmbed
 from models.layers.transformer import Block
-from segmentation.runner import build_segmenter, segmentation_step
+from segmentation.runner import PartSegmentation
 from tools.context import RunContext, build_pretraining_model
-from tools.engine import StopRequest
-from tools.finetune import build_classifier, classification_step
-from tools.guides import Guide, build_guide
+from tools.finetune import Classification
+from tools.guides.base import Guide, build_guide
 from tools.launch import load_recipe
-from tools.pretrain import DISPLAY, pretraining_step
-from tools.steps import Step
-from tools.training import Training, open_state
+from tools.pretrain import Pretraining
+from tools.session import open_state
+from tools.train import StopRequest, Trainer
 from utils.config.merge import to_dict
 from utils.provenance import ROOT
 
@@ -38,34 +35,29 @@ class Task(NamedTuple):
 
     recipes: size -> recipe of a method, below `cfgs`.
     flags: of main.py.
-    build: run -> model.
-    step: (training, guide) -> the step of epoch 0.
+    kind: what trains it.
     """
 
     recipes: dict[str, str]
     flags: tuple[str, ...]
-    build: Callable[[RunContext], nn.Module]
-    step: Callable[[Training, Guide], Step]
+    kind: type
 
 
 TASKS = {
     "pre-training": Task(
         {"published": "pre-training/{}.yaml", "debug": "debug/{}.yaml"},
         (),
-        build_pretraining_model,
-        lambda training, guide: pretraining_step(training, guide, 0),
+        Pretraining,
     ),
     "fine-tuning": Task(
         {"published": "fine-tuning/{}/modelnet40.yaml", "debug": "fine-tuning/{}/debug.yaml"},
         ("--scratch_model",),
-        build_classifier,
-        lambda training, _: classification_step(training, 0),
+        Classification,
     ),
     "segmentation": Task(
         {"published": "segmentation/{}/shapenet_part.yaml", "debug": "segmentation/{}/debug.yaml"},
         ("--scratch_model",),
-        build_segmenter,
-        lambda training, _: segmentation_step(training, 0),
+        PartSegmentation,
     ),
 }
 SIZES = tuple(TASKS["pre-training"].recipes)
@@ -101,28 +93,32 @@ def _give_teacher(model: dict, method: str, size: str) -> None:
 
 
 class Case(NamedTuple):
-    """A run that is ready to train, and its step."""
+    """A run that is ready to train."""
 
-    training: Training
+    trainer: Trainer
     guide: Guide
-    step: Step
 
 
-def open_case(run: RunContext, task: str) -> Case:
-    """Build what a task trains, as its runner does."""
+def open_case(run: RunContext, name: str) -> Case:
+    """Build what a task trains, as its command does."""
+    kind = TASKS[name].kind
     with run.log:
-        model = TASKS[task].build(run).train()
         clouds = build_dataset(run.config.dataset.train)
-        guide = build_guide(run, model, clouds) if task == "pre-training" else Guide()
-        state = open_state(run, model, ema=guide.ema)
+        if kind is Pretraining:
+            model = build_pretraining_model(run).train()
+            guide = build_guide(run, model, clouds)
+            task = Pretraining(run, model, clouds, guide)
+        else:
+            guide = Guide()
+            task = kind(run, kind.build_model(run).train(), clouds, clouds)
+        state = open_state(run, task.model, ema=guide.ema)
     batches = run.batches(clouds, run.config.total_bs)
-    training = Training(run, state, batches, None, StopRequest(), DISPLAY)
-    return Case(training, guide, TASKS[task].step(training, guide))
+    return Case(Trainer(task, state, batches, writer=None, stop=StopRequest()), guide)
 
 
 def watch(case: Case, clock: Clock) -> None:
     """Tell a clock when a model groups, embeds and runs its blocks, and when its guide is asked."""
-    model = case.training.state.model
+    model = case.trainer.state.model
     clock.wrap(model, "group", "grouping")
     clock.wrap(case.guide, "prepare", "guidance")
     for module in model.modules():

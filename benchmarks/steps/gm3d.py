@@ -20,7 +20,7 @@ from models import build_model
 from models.complexity import Targets
 from models.masking import guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher
-from tools.training import peak_memory_mb
+from utils.device import peak_memory_mb
 from utils.provenance import provenance
 
 CASES = {

@@ -25,7 +25,7 @@ from datasets import build_dataset
 from models import build_model, i2p_mae
 from models.images.projection import lift
 from models.images.teacher import build_teacher
-from tools.training import peak_memory_mb
+from utils.device import peak_memory_mb
 from utils.provenance import provenance
 
 SIDES = ("sparse", "dense")

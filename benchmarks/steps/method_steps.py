@@ -33,11 +33,10 @@ import main as program
 from benchmarks.steps.cases import FEWEST_CLOUDS, METHODS, SIZES, TASKS, open_case, watch, write_recipe
 from benchmarks.steps.phases import Clock, matrix_rate
 from datasets.batches import Batch
-from tools.context import RunContext, choose_device
-from tools.engine import AUTOCAST_DTYPES, autocast, update
 from tools.launch import open_run
-from tools.steps import Step
+from tools.train import Trainer
 from utils.config.cli import parse_args
+from utils.device import AUTOCAST_DTYPES, choose_device
 from utils.files import write_atomic
 from utils.provenance import ROOT, git_revision, provenance
 
@@ -170,44 +169,45 @@ def take_apart(argv: list[str], task: str) -> tuple[dict[str, float], float, flo
     args = parse_args([*argv, "--overwrite"])
     run = open_run(args, choose_device(args.device))
     case = open_case(run, task)
-    batches, optimizer = case.training.batches, case.training.state.optimizer
+    trainer = case.trainer
+    batches, optimizer = trainer.batches, trainer.state.optimizer
     few = next(run.batches(batches.cloud_set, COUNTED_CLOUDS).epoch(0))
-    gflop = count_operations(run, case.step, few) / COUNTED_CLOUDS
+    gflop = count_operations(trainer, few) / COUNTED_CLOUDS
     optimizer.zero_grad(set_to_none=True)
     clock = Clock(PHASES, run.device)
     watch(case, clock)
     found, processor = [], []
     for number in range(1 + STEPS_BY_PHASE):
-        seen, began = next(batches.epoch(number)), time.process_time()
+        drawn, began = next(batches.epoch(number)), time.process_time()
         clock.start()
-        loss = forward(run, case.step, seen, clock)
+        loss = forward(trainer, drawn, clock)
         clock.to("backward")
         loss.backward()
         clock.to("optimizer")
-        update(optimizer, clip=run.config.grad_norm_clip, scaler=None, repeats=1)
-        case.guide.after_update()
+        trainer.update()
+        trainer.task.after_update()
         clock.leave()
         found.append(clock.spent), processor.append(1000 * (time.process_time() - began))
     phases = {phase: statistics.median(spent[phase] for spent in found[1:]) for phase in PHASES}
     return phases, statistics.median(processor[1:]), gflop * run.config.total_bs
 
 
-def forward(run: RunContext, step: Step, batch: Batch, clock: Clock) -> torch.Tensor:
+def forward(trainer: Trainer, batch: Batch, clock: Clock) -> torch.Tensor:
     """Return the loss of a batch, as the loop computes it."""
-    with autocast(run.device, run.config.precision):
-        inputs = step.ready(batch, step.ahead(batch))
-        step.seed(batch)
+    task = trainer.task
+    with trainer.autocast():
+        inputs = task.complete(batch, 0, task.prepare(batch, 0))
         clock.to("rest of forward")
-        return step.compute(inputs)["loss"]
+        return task.compute(trainer.wrapped, inputs)["loss"]
 
 
-def count_operations(run: RunContext, step: Step, batch: Batch) -> float:
+def count_operations(trainer: Trainer, batch: Batch) -> float:
     """Return the GFLOP of the matrix products of a step, in its plain form: fused kernels would not be counted."""
     silent = Clock(PHASES, torch.device("cpu"))
     silent.start()
     plain = patch("torch.compiler.is_compiling", lambda: True), sdpa_kernel(SDPBackend.MATH)
     with plain[0], plain[1], FlopCounterMode(display=False) as counter:
-        forward(run, step, batch, silent).backward()
+        forward(trainer, batch, silent).backward()
     return counter.get_total_flops() / 1e9
 
 

@@ -25,10 +25,10 @@ from extensions.m2ae_ops import backend
 from models import build_model
 from models.point_m2ae import PointM2AEConfig
 from tools.augment import augment
-from tools.engine import AUTOCAST_DTYPES, autocast, update
 from tools.optim import build_optimizer, parameter_groups
+from tools.train import update
 from utils.config.schema import OptimizerConfig, OptimizerKwargs
-from utils.device import keep_freed_memory
+from utils.device import AUTOCAST_DTYPES, autocast, keep_freed_memory
 from utils.provenance import provenance
 
 PHASES = ("augmentation", "grouping", "masking", "embedding", "encoder", "decoder", "loss", "backward", "optimizer")

@@ -51,7 +51,7 @@ def evaluate(folder: Path, count: int, *, svm: bool) -> dict:
     guide: PictureGuide = build(run, model, build_dataset(config.dataset.train))
     results = {"before training": score(guide, model, count)}
     if svm:
-        found = LinearProbe.from_config(run).judge(model, choose=True)
+        found = LinearProbe.from_config(run).evaluate(model, choose=True)
         results["before training"] |= {f"linear SVM, C {found.C:g}": round(100 * found.accuracy, 3)}
         results["before training"] |= {"linear SVM, cross-validated C": round(100 * found.chosen_accuracy, 3)}
     model.load_state_dict(checkpoint["base_model"])

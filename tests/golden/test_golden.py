@@ -16,10 +16,10 @@ from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
 from tests.runs import quiet_run
 from tools.augment import augment
-from tools.engine import autocast
-from tools.guides import build_guide
+from tools.guides.base import build_guide
 from tools.optim import build_optimizer
 from utils.config.load import load_config
+from utils.device import autocast
 from utils.seed import generator
 
 ROOT = Path(__file__).parent.parent.parent

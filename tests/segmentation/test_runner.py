@@ -13,9 +13,10 @@ from datasets import build_dataset
 from datasets.formats.cloud_files import read_cloud
 from datasets.formats.ply import write_ply
 from segmentation import runner
+from segmentation.evaluate import load_segmenter
 from segmentation.metrics import restricted_argmax
 from segmentation.predict import segment_cloud
-from tests.commands import check_exact_resume, check_late_judgement, pretrained, rows
+from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
 from tools.launch import open_run
 from utils.config.cli import parse_args
 from utils.files import read_checkpoint
@@ -121,7 +122,7 @@ def test_resume_is_exact(beside_whole, monkeypatch):
 
 
 def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
-    check_late_judgement(monkeypatch, runner.PartJudge, voting, FOLDER, kinds=("parts", "parts_vote"))
+    check_late_evaluation(monkeypatch, runner.PartEvaluator, voting, FOLDER, kinds=("parts", "parts_vote"))
 
 
 def test_test_agrees_with_validation(beside_whole, capsys):
@@ -170,7 +171,7 @@ def test_predict_agrees_with_the_judge(beside_whole):
     """A whole cloud of the test set, given as an own file in the order in which it was judged, gets the same parts."""
     args = parse_args(arguments("again", "--test", "--ckpts", str(FOLDER / "whole" / "ckpt-last.pth")))
     run = open_run(args, torch.device("cpu"))
-    model = runner.load_segmenter(run).eval()
+    model = load_segmenter(run).eval()
     clouds = build_dataset(run.config.dataset.test)
     points, category = np.asarray(clouds.points[3]), clouds.class_names[clouds.labels[3]]
     parts = segment_cloud(run, model, points, category, 256)

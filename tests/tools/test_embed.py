@@ -12,8 +12,7 @@ from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model, load_weights
 from tools import embed
 from tools.embedder import embed_files, open_embedder
-from tools.evaluate import farthest
-from tools.sampling import points_needed, points_seen, repeat_points
+from tools.sampling import farthest, points_needed, points_taken, repeat_points
 from utils.config.load import load_config
 from utils.config.merge import to_dict
 from utils.files import save_checkpoint
@@ -212,9 +211,9 @@ def test_a_classifier_is_shown_what_test_shows_it(checkpoints):
 
 
 def test_how_many_points():
-    assert points_seen(load(FINETUNING)) == 200 and points_seen(load(PRETRAINING)) == 256
+    assert points_taken(load(FINETUNING)) == 200 and points_taken(load(PRETRAINING)) == 256
     probe = ROOT / "cfgs" / "linear-svm" / "point-mae" / "modelnet40.yaml"
-    assert points_seen(load(probe)) == 1024
+    assert points_taken(load(probe)) == 1024
     assert points_needed(load(probe).model) == 64
     assert points_needed(load(ROOT / "cfgs" / "pre-training" / "point-m2ae.yaml").model) == 512
     points = np.arange(6.0).reshape(2, 3)

@@ -13,8 +13,8 @@ import yaml
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model
 from tests.runs import quiet_run
-from tools.guides import build_guide
 from tools.guides import i2p_mae as module
+from tools.guides.base import build_guide
 from utils.config.load import load_config
 from utils.config.merge import to_dict
 from utils.errors import UserError

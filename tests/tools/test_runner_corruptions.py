@@ -13,7 +13,7 @@ import main
 from datasets import DATASETS, Batches, build_dataset
 from models import MODELS, build_model, load_weights
 from tools.corruptions import Robustness, read_reference, text_table
-from tools.evaluate import farthest
+from tools.sampling import farthest
 from utils.config.load import load_config
 from utils.config.merge import to_dict
 from utils.errors import UserError

@@ -21,11 +21,11 @@ from models.masking import KnownMask, guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
-from tools.guides import Guide
+from tools.guides.base import Guide
 from tools.report.charts import Series, line_chart
 from tools.report.page import GalleryItem, Section
 from tools.report.runlog import RunLog, curve, read_metrics
-from tools.training import last_epoch
+from tools.train import last_epoch
 from utils.config.yaml import save_config
 from utils.dist import is_main
 from utils.errors import UserError
@@ -59,7 +59,7 @@ class GeometricGuide(Guide):
         self.epoch = 0
         self._watched, self._describe = watched, describe
 
-    ahead = False  # the average moves with every step
+    follows_model = True  # the average moves with every step
 
     def prepare(
         self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None

@@ -21,7 +21,7 @@ from models.images.teacher import ImageTeacher, Seen, build_teacher
 from models.layers.group import Pyramid
 from models.masking import KnownMask
 from tools.context import RunContext
-from tools.guides import Guide
+from tools.guides.base import Guide
 from tools.report.page import Section
 from utils.config.merge import to_dict
 from utils.config.yaml import save_config

@@ -20,7 +20,7 @@ from models.layers.group import Pyramid
 from models.layers.norm import convert_sync_batchnorm
 from models.legacy import legacy_names
 from tools.context import RunContext
-from tools.guides import Guide
+from tools.guides.base import Guide
 from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
 from tools.report.page import Section
 from utils.device import send

@@ -1,4 +1,4 @@
-"""Judging part segmenters: predictions on a labelled set, scores, voting over scaled copies.
+"""Evaluating part segmenters: weights, predictions on a labelled set, scores, voting over scaled copies.
 
 Shapes: `B` batch, `N` points, `M` clouds of a set, `C` categories, `P` parts.
 """
@@ -14,10 +14,11 @@ from datasets import Batches, CloudSet
 from datasets.batches import Batch
 from datasets.part_table import owned_parts
 from datasets.transforms import draw_uniform_scale_offset
+from models import build_model
 from segmentation.metrics import PartScores, restricted_argmax, score_parts
 from tools.context import RunContext
-from tools.engine import autocast
-from tools.evaluate import PASSES, Vote
+from tools.evaluate import PASSES, Vote, load_trained
+from utils.device import autocast
 from utils.errors import UserError
 from utils.seed import generator
 
@@ -35,8 +36,8 @@ class PartVote:
 
 
 @dataclass
-class PartJudge:
-    """Judge a part segmenter on one labelled set.
+class PartEvaluator:
+    """Evaluate a part segmenter on one labelled set.
 
     The points of a cloud are drawn once from the seed, as many as in training and, as published, with replacement: scores of
     two epochs, or of two models with one seed, are over the same points.
@@ -44,7 +45,7 @@ class PartJudge:
 
     run: RunContext
     clouds: CloudSet
-    predictions: np.ndarray | None = field(default=None, repr=False)  # of the last judgement, (M, N) int16
+    predictions: np.ndarray | None = field(default=None, repr=False)  # of the last evaluation, (M, N) int16
     parts: np.ndarray | None = field(default=None, repr=False)  # (M, N) int16
     scores: PartScores | None = None
 
@@ -59,14 +60,14 @@ class PartJudge:
             drop_last=False,
         )
 
-    def judge(self, model: nn.Module) -> PartScores:
+    def evaluate(self, model: nn.Module) -> PartScores:
         """Return the scores without augmentation; keeps `predictions`, `parts` and `scores`."""
         self.predictions, self.parts = self._predict(model, self._log_probs)
         self.scores = score_parts(self.predictions, self.parts, self.clouds.labels, self.owned)
         return self.scores
 
     def vote(self, model: nn.Module, rounds: int) -> PartVote:
-        """Judge the mean log-probabilities of ten copies of each cloud, each scaled by U[0.8, 1.25], `rounds` times.
+        """Evaluate the mean log-probabilities of ten copies of each cloud, each scaled by U[0.8, 1.25], `rounds` times.
 
         Note: the published programs of part segmentation do not vote; the factors are those of their augmentation.
         """
@@ -79,7 +80,7 @@ class PartJudge:
         return PartVote(Vote([s.instance_miou for s in scores]), Vote([s.class_miou for s in scores]))
 
     def points(self, rows: list[int]) -> Iterator[np.ndarray]:
-        """Yield the points (N, 3) of these clouds, in ascending order, as `judge` saw them."""
+        """Yield the points (N, 3) of these clouds, in ascending order, as `evaluate` takes them."""
         wanted = set(rows)
         for batch in self.batches.evaluation():
             for place, row in enumerate(batch.indices.tolist()):
@@ -112,6 +113,22 @@ class PartJudge:
             scale, _ = draw_uniform_scale_offset(len(batch.points), generator=draw)
             total = total + self._log_probs(model, batch, batch.points * scale.to(batch.points)[:, None])
         return total
+
+
+def build_segmenter(run: RunContext) -> nn.Module:
+    """Build the part segmenter of a configuration on the device of the run."""
+    return build_model(run.config.model).to(run.device)
+
+
+def load_segmenter(run: RunContext) -> nn.Module:
+    """Build the segmenter of a configuration with the weights of `--ckpts`; the configuration takes names from there.
+
+    Raises:
+        UserError: the checkpoint is not one of this segmenter whole.
+    """
+    keys = ("class_names", "part_names", "category_parts")
+    remedy = "give a checkpoint that was trained with a recipe of cfgs/segmentation/"
+    return load_trained(run, build_segmenter(run), keys, what="part segmenter", remedy=remedy)
 
 
 def check_set(clouds: CloudSet, run: RunContext) -> None:

@@ -4,38 +4,34 @@ from datetime import datetime
 
 import numpy as np
 
-from datasets import build_dataset
-from segmentation.judge import PartJudge, check_set
+from segmentation.evaluate import PartEvaluator, check_set, load_segmenter
+from segmentation.metrics import SCORES
 from segmentation.pages import write_pages
-from segmentation.runner import SCORES, load_segmenter
 from tools.context import RunContext
-from utils.errors import UserError
+from tools.evaluate import evaluation_set
 from utils.files import write_atomic
 
 
 def run_test(run: RunContext) -> dict[str, float]:
-    """Judge the part segmenter in `--ckpts` on the test set; returns scores in percent by what they are.
+    """Evaluate the part segmenter in `--ckpts` on the test set; returns scores in percent by what they are.
 
     Writes a time-stamped folder with the report, the IoU of each category and part, PLY files of true and predicted parts,
     and the predictions for every cloud.
 
     Raises:
-        UserError: the checkpoint is not one of this segmenter whole, or the configuration has no set to judge on.
+        UserError: the checkpoint is not one of this segmenter whole, or the configuration has no set to evaluate on.
     """
     config, args = run.config, run.args
-    entry = config.dataset.test or config.dataset.val
-    if entry is None:
-        raise UserError("dataset.test: is missing, --test judges on it; add the entry, or dataset.val")
     model = load_segmenter(run)
-    clouds = build_dataset(entry)
+    clouds = evaluation_set(run)
     check_set(clouds, run)
-    judge = PartJudge(run, clouds)
-    scores = judge.judge(model).row()
+    evaluator = PartEvaluator(run, clouds)
+    scores = evaluator.evaluate(model).row()
     results = {name: 100 * scores[key] for key, name in SCORES.items()}
     shown = ", ".join(f"{name} {value:.2f} %" for name, value in results.items())
     run.log.info(f"{clouds.name} ({clouds.subset}), {len(clouds)} clouds: {shown}")
     if args.vote:
-        vote = judge.vote(model, args.vote_rounds or 1)
+        vote = evaluator.vote(model, args.vote_rounds or 1)
         results |= {
             "instance mIoU with voting": 100 * vote.instance.mean,
             "class mIoU with voting": 100 * vote.classes.mean,
@@ -44,12 +40,12 @@ def run_test(run: RunContext) -> dict[str, float]:
     folder = run.folder / f"test_{datetime.now():%Y%m%d_%H%M%S}"
     folder.mkdir(parents=True, exist_ok=True)
     names = np.array(clouds.names or [f"#{row}" for row in range(len(clouds))])
-    arrays = {"names": names, "categories": clouds.labels, "true": judge.parts, "predicted": judge.predictions}
+    arrays = {"names": names, "categories": clouds.labels, "true": evaluator.parts, "predicted": evaluator.predictions}
     write_atomic(folder / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
     summary = {name[0].upper() + name[1:]: f"{value:.2f} %" for name, value in results.items()}
     summary |= {"Clouds": len(clouds), "Checkpoint": str(args.ckpts)}
     path = write_pages(
-        run, folder, judge, title=f"{config.model.NAME} on {clouds.name}: {args.exp_name}", summary=summary
+        run, folder, evaluator, title=f"{config.model.NAME} on {clouds.name}: {args.exp_name}", summary=summary
     )
     run.log.info(f"report: {path}")
     return results

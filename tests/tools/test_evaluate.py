@@ -10,17 +10,8 @@ from torch import nn
 from datasets import CloudSet
 from datasets.batches import Batches
 from extensions import fps
-from tools.evaluate import (
-    Judge,
-    Vote,
-    check_class_names,
-    check_classes,
-    check_points,
-    farthest,
-    oversampled,
-    subset,
-    training_points,
-)  # fmt: skip
+from tools.evaluate import Evaluator, Vote, check_class_names, check_classes, check_points
+from tools.sampling import farthest, oversampled, subset, training_points
 from utils.errors import UserError
 
 
@@ -81,27 +72,27 @@ def test_points_near_the_origin_vanish_even_when_all_points_are_asked():
     assert not (kept == points[0, 4]).all(-1).any() and len(kept[0].unique(dim=0)) == 9
 
 
-def test_judging_is_deterministic_whole_and_leaves_the_mode_alone():
+def test_evaluation_is_deterministic_whole_and_leaves_the_mode_alone():
     clouds, model = cloud_set(), ByMean()
     model.train()
     model.dropout.eval()
-    judge = Judge(fake_run(), clouds)
-    assert judge.judge(model) == 1.0 and judge.judge(model) == 1.0
+    evaluator = Evaluator(fake_run(), clouds)
+    assert evaluator.evaluate(model) == 1.0 and evaluator.evaluate(model) == 1.0
     assert model.training and not model.dropout.training
     assert [len(part) for part in model.seen[:3]] == [5, 5, 2]  # the last clouds are not dropped
     assert torch.equal(torch.cat(model.seen[:3]), farthest(torch.from_numpy(clouds.points), 20))
-    matrix, names = judge.confusion()
+    matrix, names = evaluator.confusion()
     assert names == clouds.class_names and matrix.tolist() == [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
 
 
 def test_voting_averages_ten_augmented_passes_of_one_subset_each():
     clouds, model = cloud_set(), ByMean()
-    vote = Judge(fake_run(augmentation="rotate"), clouds).vote(model, rounds=2)
+    vote = Evaluator(fake_run(augmentation="rotate"), clouds).vote(model, rounds=2)
     assert len(vote.accuracies) == 2 and len(model.seen) == 2 * 10 * 3
     assert all(part.shape[1] == 20 for part in model.seen)
     assert not torch.equal(model.seen[0], model.seen[1]) and not torch.equal(model.seen[0], model.seen[30])
     again = ByMean()
-    repeated = Judge(fake_run(augmentation="rotate"), clouds).vote(again, rounds=2)
+    repeated = Evaluator(fake_run(augmentation="rotate"), clouds).vote(again, rounds=2)
     assert repeated == vote and all(torch.equal(a, b) for a, b in zip(model.seen, again.seen, strict=True))
     # A rotation about y leaves y alone: each pass shows points of the thinned cloud, the same positions in every cloud.
     pool = farthest(torch.from_numpy(clouds.points[:5]), 23)
@@ -134,7 +125,7 @@ def test_bad_sets():
     with pytest.raises(UserError, match="npoints: is missing"):
         check_points(clouds, None)
     with pytest.raises(UserError, match=r"Made \(test\): has no labels"):
-        Judge(fake_run(), CloudSet(clouds.points, "Made", "test"))
+        Evaluator(fake_run(), CloudSet(clouds.points, "Made", "test"))
 
 
 def test_class_names_must_agree_where_both_sides_have_them():

@@ -1,6 +1,6 @@
-"""Recorded steps: the same numbers as steps that run as they are, and what makes recording begin again or give up.
+"""CUDA graphs: the same numbers as steps that run as they are, and what makes capturing begin again or give up.
 
-Without a GPU a stand-in records: like a graph it does nothing when it is made, and reads and writes the same memory each time.
+Without a GPU a stand-in captures: like a graph it does nothing when it is made, and reads and writes the same memory each time.
 """
 
 import json
@@ -14,17 +14,17 @@ from torch import nn
 
 import main
 from models.hierarchical import HierarchicalEncoder
-from tools import training
-from tools.engine import EpochLog, train_one_epoch
-from tools.graphs import WARM_UP, StepGraph, why_not
-from tools.steps import Step
+from tests.training import toy_run, toy_trainer
+from tools import accelerate
+from tools.accelerate import WARM_UP, AcceleratedTrainer, StepGraph, data_dependent, why_no_graph
+from tools.train import EpochLog, NonFiniteLoss
 
 # Rates that are the same number in single precision, in which a device holds them.
 RATE = 2.0**-7
 
 
 class Again:
-    """Stands for a recording: runs the function itself at each replay, with the learning rates that lay there when it was made."""
+    """Stands for a CUDA graph: runs the function itself at each replay, with the learning rates that lay there when it was made."""
 
     made = 0
 
@@ -54,41 +54,40 @@ class Batch:
     rows: int
     advice: float = 1.0
 
+    def stream(self, name):
+        return name
+
 
 def train(graph=None, *, sizes=(4,) * 10, advices=None):
     """Train a small net with dropout on a few batches; returns its losses, its weights and the optimizer."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1))
     optimizer = torch.optim.AdamW(net.parameters(), fused=True, lr=1.0)
-    draw = lambda batch: torch.randn(batch.rows, 3, generator=torch.Generator().manual_seed(batch.step))  # noqa: E731
-    step = Step(
-        ahead=draw,
-        ready=lambda batch, points: {"points": points, "advice": batch.advice},
-        compute=lambda inputs: {"loss": inputs["advice"] * net(inputs["points"]).square().mean()},
-        seed=lambda batch: torch.manual_seed(batch.step),
-    )
-    log = EpochLog(lambda first, rows: None, every=3)
-    complete = train_one_epoch(
-        step,
-        [Batch(number, rows, (advices or [1.0] * len(sizes))[number]) for number, rows in enumerate(sizes)],
+    batches = [Batch(number, rows, (advices or [1.0] * len(sizes))[number]) for number, rows in enumerate(sizes)]
+    trainer = toy_trainer(
+        toy_run(clip=1.0),
+        net,
         optimizer,
-        steps=len(sizes),
-        schedule=lambda epoch, fraction: RATE * (1 + (fraction > 0.5)),
-        epoch=0,
-        clip=1.0,
-        graph=None if graph is None else graph(optimizer, net.buffers()),
-        log=log,
+        batches,
+        lambda inputs: {"loss": inputs["advice"] * net(inputs["points"]).square().mean()},
+        trainer=AcceleratedTrainer,
     )
+    draw = lambda batch: torch.randn(batch.rows, 3, generator=torch.Generator().manual_seed(batch.step))  # noqa: E731
+    trainer.task.prepare = lambda batch, epoch: {"points": draw(batch), "advice": batch.advice}
+    trainer.schedule = lambda epoch, fraction: RATE * (1 + (fraction > 0.5))
+    trainer.graph = None if graph is None else graph(optimizer, net.buffers())
+    log = EpochLog(lambda first, rows: None, every=3)
+    complete = trainer.train_steps(0, log)
     log.read()
     assert complete
     return [row["loss"] for row in log.rows], [p.detach() for p in net.parameters()], optimizer
 
 
-def graph_of(record, warnings=None):
+def graph_of(capture, warnings=None):
     def build(optimizer, buffers):
         warn = (warnings if warnings is not None else []).append
         return StepGraph(
-            optimizer, buffers, torch.device("cpu"), warn=warn, record=lambda function, _: record(function, optimizer)
+            optimizer, buffers, torch.device("cpu"), warn=warn, capture=lambda function, _: capture(function, optimizer)
         )
 
     return build
@@ -105,7 +104,7 @@ def assert_same(there, here):
         assert torch.equal(a, b)
 
 
-def test_recorded_steps_give_the_same_numbers():
+def test_captured_steps_give_the_same_numbers():
     there = train(graph_of(Again))
     assert Again.made == 1
     assert_same(there, train())
@@ -115,7 +114,7 @@ def test_recorded_steps_give_the_same_numbers():
 
 
 def test_other_inputs_begin_again():
-    """A shorter last batch runs as it is; a number that a recording would hold fast makes a new one."""
+    """A shorter last batch runs as it is; a number that a graph would hold makes a new one."""
     sizes = (4,) * (WARM_UP + 2) + (3,)
     assert_same(train(graph_of(Again), sizes=sizes), train(sizes=sizes))
     assert Again.made == 1
@@ -126,12 +125,12 @@ def test_other_inputs_begin_again():
     assert Again.made == 2
 
 
-def test_nothing_is_recorded_while_it_warms_up():
+def test_nothing_is_captured_while_it_warms_up():
     train(graph_of(Again), sizes=(4,) * WARM_UP)
     assert Again.made == 0
 
 
-def test_where_recording_fails_steps_run_as_they_are():
+def test_where_capturing_fails_steps_run_as_they_are():
     warnings = []
     there = train(graph_of(refuse, warnings))
     assert warnings == ["operation not permitted"]
@@ -140,7 +139,7 @@ def test_where_recording_fails_steps_run_as_they_are():
 
 
 class Stale(Again):
-    """Forgets to take one step of the optimizer over, as a recording would that holds other weights."""
+    """Forgets to take one step of the optimizer over, as a graph would that holds other weights."""
 
     def replay(self):
         weights = [p.detach().clone() for group in self._groups for p in group["params"]]
@@ -159,16 +158,14 @@ class Off(Again):
 
 
 @pytest.mark.parametrize("wrong", [Stale, Off])
-def test_a_recording_that_differs_is_not_used(wrong):
-    """It is found before it takes the place of a step, and leaves no trace."""
+def test_a_graph_that_differs_is_not_used(wrong):
+    """That shows before it takes the place of a step, and leaves no trace."""
     warnings = []
     assert_same(train(graph_of(wrong, warnings)), train())
-    assert warnings == ["a recorded step differs from the step itself"] and Again.made == 1
+    assert warnings == ["a captured step differs from the step itself"] and Again.made == 1
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_found():
-    from tools.engine import NonFiniteLoss
-
+def test_a_step_that_is_not_finite_is_skipped_and_reported():
     with pytest.raises(NonFiniteLoss, match="step 7"):
         train(graph_of(Again), advices=[1.0] * 7 + [float("nan")] * 3)
 
@@ -181,19 +178,20 @@ def run_like(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "pieces", "unrecordable", "reason"),
+    ("changes", "micro_batches", "loss", "reason"),
     [
-        ({}, 1, None, None),
-        ({"device": "cpu"}, 1, None, "steps run on cpu"),
-        ({"step_per_update": 2}, 1, None, "step_per_update is 2"),
-        ({}, 4, None, "in 4 pieces"),
-        ({"precision": "fp16"}, 1, None, "fp16"),
-        ({}, 1, "it reads", "it reads"),
+        ({}, 1, "chamfer", None),
+        ({"device": "cpu"}, 1, "chamfer", "steps run on cpu"),
+        ({"step_per_update": 2}, 1, "chamfer", "step_per_update is 2"),
+        ({}, 4, "chamfer", "into 4 micro-batches"),
+        ({"precision": "fp16"}, 1, "chamfer", "fp16"),
+        ({}, 1, "emd", "the loss emd runs until"),
     ],
 )
-def test_what_cannot_be_recorded(changes, pieces, unrecordable, reason):
-    step = Step(len, len, len, unrecordable=unrecordable)
-    found = why_not(run_like(**changes), step, pieces=pieces)
+def test_what_cannot_be_captured(changes, micro_batches, loss, reason):
+    model = nn.Module()
+    model.config = SimpleNamespace(loss=loss)
+    found = why_no_graph(run_like(**changes), model, micro_batches=micro_batches)
     assert found is None if reason is None else reason in found
 
 
@@ -212,7 +210,7 @@ def train_recipe(recipe, name, *flags, epochs=2, device="cpu", settings=()):
 
 
 MOMENTUM = "bnmscheduler={type: Lambda, kwargs: {decay_step: 1, bn_decay: 0.5, bn_momentum: 0.5, lowest_decay: 0.01}}"
-# Runs with what could be held fast by mistake: a curriculum, rates a layer, momenta, a frozen encoder, two updates on one gradient.
+# Runs with what a graph could hold by mistake: a curriculum, rates a layer, momenta, a frozen encoder, two updates on one gradient.
 RUNS = {
     "debug/point-m2ae": (1, (), ()),
     "debug/gm3d": (2, (), ()),
@@ -231,21 +229,22 @@ def small(recipe):
 
 
 @pytest.mark.parametrize("recipe", RUNS)
-def test_a_run_with_recorded_steps(recipe, tmp_path, monkeypatch):
-    """A whole run of each task, its first epochs judged in between."""
+def test_a_run_with_captured_steps(recipe, tmp_path, monkeypatch):
+    """A whole run of each task, its first epochs evaluated in between."""
     epochs, flags, settings = RUNS[recipe]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(HierarchicalEncoder, "fixed_shapes", True)
     how = {"epochs": epochs, "settings": [*settings, *small(recipe)]}
     as_it_is, refused = train_recipe(recipe, "plain", *flags, **how), []
 
-    def record(run, step, state, *, pieces):
-        assert step.unrecordable is None and pieces == 1
+    def capture(trainer):
+        state = trainer.state
+        assert data_dependent(state.model, torch.device("meta")) is None and trainer.micro_batches == 1
         return graph_of(Again, refused)(state.optimizer, state.model.buffers())
 
-    monkeypatch.setattr(training, "open_graph", record)
-    assert train_recipe(recipe, "recorded", *flags, **how) == as_it_is
-    # Begun again where something that a recording holds fast has changed: the number of guided patches, the momentum.
+    monkeypatch.setattr(accelerate, "open_graph", capture)
+    assert train_recipe(recipe, "captured", *flags, **how) == as_it_is
+    # Begun again where something that a graph holds has changed: the number of guided patches, the momentum.
     assert Again.made == (1 if epochs == 1 else 2) and not refused
 
 
@@ -254,7 +253,7 @@ def test_asking_for_what_cannot_be(tmp_path, monkeypatch, capsys):
     root = Path(__file__).parent.parent.parent
     argv = ["--config", str(root / "cfgs/debug/point-mae.yaml"), "--device", "cpu", "--cuda_graph", "on"]
     assert main.main(argv) == 2
-    assert "--cuda_graph on: steps cannot be recorded, steps run on cpu" in capsys.readouterr().err
+    assert "--cuda_graph on: steps cannot be captured, steps run on cpu" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -268,12 +267,12 @@ def test_asking_for_what_cannot_be(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_run_on_a_gpu(recipe, precision, tmp_path, monkeypatch, caplog):
-    """Recorded steps on a GPU follow those that run as they are."""
+    """Captured steps on a GPU follow those that run as they are."""
     monkeypatch.chdir(tmp_path)
     _, flags, settings = RUNS.get(recipe, (2, (), ()))
     flags, how = (*flags, "--precision", precision), {"settings": [*settings, *small(recipe)], "device": "cuda"}
     plain = train_recipe(recipe, "plain", *flags, "--cuda_graph", "off", **how)
-    recorded = train_recipe(recipe, "recorded", *flags, "--cuda_graph", "on", **how)
-    assert "recording failed" not in caplog.text
-    for there, here in zip(recorded, plain, strict=True):
+    captured = train_recipe(recipe, "captured", *flags, "--cuda_graph", "on", **how)
+    assert "capturing failed" not in caplog.text
+    for there, here in zip(captured, plain, strict=True):
         assert there[:2] == here[:2] and there[2] == pytest.approx(here[2], rel=0.05 if precision == "bf16" else 1e-2)

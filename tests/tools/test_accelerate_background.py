@@ -1,4 +1,4 @@
-"""Judging and saving beside training: the same run as between epochs, also where it is stopped or killed with a judgement under way."""
+"""Asynchronous evaluation and saving: the same run as between epochs, also where it is stopped or killed with an evaluation under way."""
 
 import threading
 from pathlib import Path
@@ -8,9 +8,9 @@ import torch
 
 import main
 from tests.commands import ROOT, check_exact_resume, rows
-from tools import deferred
+from tools import accelerate
 from tools import pretrain as runner_pretrain
-from tools.deferred import Deferred, goes_beside
+from tools.accelerate import Background, is_asynchronous
 from tools.svm import LinearProbe
 from utils.files import read_checkpoint
 
@@ -29,7 +29,7 @@ def arguments(name, *flags, evaluation="beside"):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Return a folder with a run that judges beside training."""
+    """Return a folder with a run that evaluates while it trains."""
     folder = tmp_path_factory.mktemp("beside")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -65,14 +65,14 @@ def test_the_same_run_as_between_epochs(in_whole):
 
 
 def test_a_stopped_run_goes_on(in_whole, monkeypatch):
-    """Stopped in mid-epoch, with the epoch before under judgement: that is booked before anything is saved."""
+    """Stopped in mid-epoch, with the evaluation of the epoch before under way: that is written before anything is saved."""
     check_exact_resume(monkeypatch, runner_pretrain, arguments, FOLDER, at_call=7, kinds=("svm",))
     assert_same_files("whole", "stopped")
 
 
-def test_a_run_that_dies_with_a_judgement_under_way(in_whole, monkeypatch):
-    """The checkpoint on disk owes it, and going on judges first."""
-    original = LinearProbe.judge_features
+def test_a_run_that_dies_with_an_evaluation_under_way(in_whole, monkeypatch):
+    """The checkpoint on disk names it as pending, and going on evaluates first."""
+    original = LinearProbe.evaluate_features
 
     def dies(self, features, *, choose):
         if self.judged:
@@ -81,21 +81,21 @@ def test_a_run_that_dies_with_a_judgement_under_way(in_whole, monkeypatch):
         return original(self, features, choose=choose)
 
     monkeypatch.setattr(LinearProbe, "judged", False, raising=False)
-    monkeypatch.setattr(LinearProbe, "judge_features", dies)
+    monkeypatch.setattr(LinearProbe, "evaluate_features", dies)
     assert main.main(arguments("killed")) == 130
     left = read_checkpoint(FOLDER / "killed" / "ckpt-last.pth")
     assert left["epoch"] == 0 and left["pending"]["evaluations"] == [0] and "acc" not in left["metrics"]
-    monkeypatch.setattr(LinearProbe, "judge_features", original)
+    monkeypatch.setattr(LinearProbe, "evaluate_features", original)
     assert main.main(arguments("killed", "--resume")) == 0
     assert_same_files("whole", "killed")
 
 
-def test_training_goes_on_while_an_epoch_is_judged(tmp_path, monkeypatch):
-    """The judgement of epoch 0 ends only after a step of epoch 1 has begun."""
+def test_training_goes_on_while_an_epoch_is_evaluated(tmp_path, monkeypatch):
+    """The evaluation of epoch 0 ends only after a step of epoch 1 has begun."""
     monkeypatch.chdir(tmp_path)
-    begun, calls, original, augment = threading.Event(), [], LinearProbe.judge_features, runner_pretrain.augment
+    begun, calls, original, augment = threading.Event(), [], LinearProbe.evaluate_features, runner_pretrain.augment
 
-    def judge(self, features, *, choose):
+    def evaluate(self, features, *, choose):
         assert threading.current_thread() is not threading.main_thread()
         calls.append(1)
         assert len(calls) != 2 or begun.wait(120)
@@ -106,15 +106,15 @@ def test_training_goes_on_while_an_epoch_is_judged(tmp_path, monkeypatch):
             begun.set()
         return augment(*args)
 
-    monkeypatch.setattr(LinearProbe, "judge_features", judge)
+    monkeypatch.setattr(LinearProbe, "evaluate_features", evaluate)
     monkeypatch.setattr(runner_pretrain, "augment", watched)
     assert main.main(arguments("watched")) == 0
     assert begun.is_set() and len(calls) == 3
 
 
-def test_what_is_started_is_done_in_order_and_booked_at_the_end():
+def test_what_is_started_is_done_in_order_and_handed_out_at_the_end():
     done, booked = [], []
-    work = Deferred(beside=True)
+    work = Background()
     for number in range(4):
         work.start(lambda number=number: done.append(number) or number, booked.append)
     assert booked == []
@@ -123,15 +123,6 @@ def test_what_is_started_is_done_in_order_and_booked_at_the_end():
     work.start(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         work.close()
-
-
-def test_not_beside_everything_happens_at_once():
-    booked = []
-    work = Deferred()
-    work.start(lambda: 3, booked.append)
-    assert booked == [3]
-    work.finish()
-    work.close()
 
 
 @pytest.mark.parametrize(
@@ -144,6 +135,6 @@ def test_not_beside_everything_happens_at_once():
         ("between", "cuda", 8, False),
     ],
 )
-def test_where_judging_happens(asked, device, cores, beside, monkeypatch):
-    monkeypatch.setattr(deferred.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    assert goes_beside(asked, torch.device(device)) is beside
+def test_where_evaluation_happens(asked, device, cores, beside, monkeypatch):
+    monkeypatch.setattr(accelerate.os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert is_asynchronous(asked, torch.device(device)) is beside

@@ -2,16 +2,23 @@
 
 import json
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from datasets.batches import Batch
-from tools import fitting
-from tools.compile import compile_model, compile_regions, is_whole, undo_compile
-from tools.engine import check_precision
-from tools.fitting import Rehearsal, fewest_pieces, rehearse, too_large
+from tests.training import toy_run, toy_trainer
+from tools import accelerate
+from tools.accelerate import (
+    compile_model,
+    compile_regions,
+    dry_run,
+    fewest_micro_batches,
+    is_whole,
+    too_large,
+    undo_compile,
+)
+from utils.device import check_precision
 from utils.errors import UserError
 
 
@@ -20,24 +27,20 @@ class Greedy(torch.nn.Module):
 
     def __init__(self, room):
         super().__init__()
-        self.room, self.seen = room, []
+        self.room, self.sizes = room, []
         self.norm = torch.nn.BatchNorm1d(3)
 
     def forward(self, points):
-        self.seen.append(len(points))
+        self.sizes.append(len(points))
         if len(points) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.norm(points.flatten(0, 1)).square().sum()
 
 
-def rehearsal(model, **flags):
-    context = SimpleNamespace(
-        config=SimpleNamespace(precision="fp32", total_bs=12),
-        args=SimpleNamespace(**{"compile": False, "micro_batches": 1, **flags}),
-        log=logging.getLogger("test"),
-        device=torch.device("cpu"),
-    )
-    return Rehearsal(context, model, lambda batch: {"loss": model(batch.points)})
+def trainer_of(model, loss=None, **flags):
+    """Return a trainer of a model that has no optimizer, because nothing is updated."""
+    loss = loss or (lambda batch: {"loss": model(batch.points)})
+    return toy_trainer(toy_run(**flags), model, None, [], loss)
 
 
 def batch(clouds=12):
@@ -45,7 +48,7 @@ def batch(clouds=12):
     return Batch(points, None, torch.arange(clouds), step=0)
 
 
-def test_batches_are_cut_into_pieces():
+def test_batches_are_cut_into_micro_batches():
     whole = Batch(
         torch.arange(21.0).view(7, 1, 3), torch.arange(7), torch.arange(7), 4, parts=torch.arange(7).view(7, 1)
     )
@@ -57,17 +60,17 @@ def test_batches_are_cut_into_pieces():
     assert len(whole.split(20)) == 7 and whole.split(1)[0].labels is not None and batch().split(2)[1].labels is None
 
 
-def test_fewest_pieces_leave_no_trace():
+def test_fewest_micro_batches_leave_no_trace():
     model = Greedy(room=3)
     model.norm.weight.grad = torch.ones(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert fewest_pieces(rehearsal(model), batch()) == 4 and model.seen == [12, 6, 3]
+    assert fewest_micro_batches(trainer_of(model), batch()) == 4 and model.sizes == [12, 6, 3]
     assert torch.equal(model.norm.weight.grad, torch.ones(3)) and model.norm.bias.grad is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert fewest_pieces(rehearsal(Greedy(room=12)), batch()) == 1
-    assert fewest_pieces(rehearsal(Greedy(room=1)), batch()) == 12
+    assert fewest_micro_batches(trainer_of(Greedy(room=12)), batch()) == 1
+    assert fewest_micro_batches(trainer_of(Greedy(room=1)), batch()) == 12
     with pytest.raises(UserError, match="single cloud of 8 points"):
-        fewest_pieces(rehearsal(Greedy(room=0)), batch())
+        fewest_micro_batches(trainer_of(Greedy(room=0)), batch())
 
 
 def test_other_errors_pass():
@@ -77,18 +80,18 @@ def test_other_errors_pass():
     model = Greedy(room=3)
     model.forward = broken
     with pytest.raises(RuntimeError, match="shapes"):
-        fewest_pieces(rehearsal(model), batch())
+        fewest_micro_batches(trainer_of(model), batch())
 
 
-def test_pieces_are_chosen_only_when_asked(caplog):
-    assert rehearse(rehearsal(Greedy(room=3), micro_batches=2), batch()) == 2
+def test_micro_batches_are_chosen_only_when_asked(caplog):
+    assert dry_run(trainer_of(Greedy(room=3), micro_batches=2), batch()) == 2
     with caplog.at_level(logging.INFO):
-        assert rehearse(rehearsal(Greedy(room=3), micro_batches="auto"), batch()) == 4
-    assert "4 pieces" in caplog.text
+        assert dry_run(trainer_of(Greedy(room=3), micro_batches="auto"), batch()) == 4
+    assert "4 micro-batches" in caplog.text
 
 
 def test_the_message_names_what_fits():
-    text = str(too_large(rehearsal(Greedy(room=3)), batch(), pieces=1))
+    text = str(too_large(trainer_of(Greedy(room=3)), batch()))
     assert "batch of 12 does not fit" in text and "total_bs=3" in text and "--micro_batches 4" in text
 
 
@@ -104,10 +107,10 @@ def test_a_model_that_does_not_compile_runs_without(caplog):
 
     for module in model.MAE_encoder.blocks.blocks:
         module.compile(backend=refuse)
-    tried = Rehearsal(rehearsal(Greedy(3), compile=True).context, model, lambda batch: model(batch.points))
+    tried = trainer_of(model, lambda batch: model(batch.points), compile=True)
     points = Batch(torch.randn(3, 64, 3), None, torch.arange(3), step=0)
     with caplog.at_level(logging.WARNING):
-        assert rehearse(tried, points) == 1
+        assert dry_run(tried, points) == 1
     assert caplog.text.count("--compile: failed") == 1
     assert torch.isfinite(model(points.points)["loss"])
     compile_regions(model)
@@ -127,11 +130,11 @@ def test_what_fails_as_a_whole_is_compiled_by_regions(caplog, monkeypatch):
 
     model.compile(backend=refuse)
     monkeypatch.setattr(
-        fitting, "compile_regions", lambda model: model.h_encoder.encoder_norms[0].compile(backend="eager")
+        accelerate, "compile_regions", lambda model: model.h_encoder.encoder_norms[0].compile(backend="eager")
     )
-    tried = Rehearsal(rehearsal(Greedy(3), compile=True).context, model, lambda batch: model(batch.points))
+    tried = trainer_of(model, lambda batch: model(batch.points), compile=True)
     with caplog.at_level(logging.WARNING):
-        assert rehearse(tried, Batch(torch.randn(2, 64, 3), None, torch.arange(2), step=0)) == 1
+        assert dry_run(tried, Batch(torch.randn(2, 64, 3), None, torch.arange(2), step=0)) == 1
     assert caplog.text.count("--compile: failed for the whole model, so only its regions are compiled") == 1
     assert not is_whole(model) and model.h_encoder.encoder_norms[0]._compiled_call_impl is not None
 
@@ -172,8 +175,8 @@ def test_bf16_on_a_device_without_it(monkeypatch):
         check_precision(precision, torch.device(device))
 
 
-def test_pieces_train_as_a_whole_batch(tmp_path, monkeypatch):
-    """A classifier's head has batch norms, so a run in pieces is another run; but it is one, with as many updates."""
+def test_micro_batches_train_as_a_whole_batch(tmp_path, monkeypatch):
+    """A classifier's head has batch norms, so a run in micro-batches is another run; but it is one, with as many updates."""
     import main
 
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from torch import nn
 from extensions.m2ae_ops.private import choice
 from models.layers import embed, norm, pool
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
-from tools.compile import compile_model
+from tools.accelerate import compile_model
 
 QUICK = ("point-m2ae", "fine-tuning point-mae", "segmentation point-m2ae")
 
@@ -30,12 +30,10 @@ def loss_and_gradients(
     torch.compiler.reset()
     taken = first_step(name, folder)
     fix_shapes(taken)
-    step = taken.parts()
-    batch = next(taken.batches.epoch(0))
-    inputs = step.ready(batch, step.ahead(batch))
+    inputs = taken.inputs()
     prepare(taken.model)
     torch.manual_seed(1)
-    loss = step.compute(inputs)["loss"]
+    loss = taken.task.compute(taken.model, inputs)["loss"]
     loss.backward()
     return loss.item(), [p.grad for p in taken.model.parameters() if p.grad is not None]
 
@@ -59,6 +57,6 @@ def test_a_whole_model_is_one_graph(name, tmp_path, plain_layers):
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["meta", "cpu"])
 def test_what_the_compiler_makes_draws_and_computes_the_same(device, tmp_path, plain_layers):
-    """Whole, as off the CPU, and region by region; without `OPTIONS` drop path would take other numbers."""
+    """Whole, as off the CPU, and region by region; without `COMPILE_OPTIONS` drop path would take other numbers."""
     compiled = loss_and_gradients("point-mae", tmp_path, lambda model: compile_model(model, torch.device(device)))
     agree(compiled, loss_and_gradients("point-mae", tmp_path, lambda model: None))

@@ -1,0 +1,117 @@
+"""A training run around its loop: state restored, metrics opened, trained, reported."""
+
+import contextlib
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from models.layers.norm import convert_sync_batchnorm
+from tools.context import RunContext
+from tools.optim import build_optimizer
+from tools.run_state import RunState
+from tools.train import StopRequest, Task, Trainer
+from utils.dist import is_main
+from utils.log import MetricsWriter
+
+
+class Session(Task):
+    """A task with what a command does around its training."""
+
+    kind: ClassVar[str]  # what the report of the run calls it
+
+    def open_evaluation(self) -> None:
+        """Load what evaluates the model, on the first process."""
+
+    def describe(self, steps: int) -> str:
+        """Say what is trained on, in one line; `steps` an epoch."""
+        raise NotImplementedError
+
+    def write_report(self) -> None:
+        """Write the report of the run."""
+        raise NotImplementedError
+
+    def conclude(self, state: RunState) -> dict[str, float]:
+        """Log and return what the run was worth, by what the numbers are."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        """Write the report; one that cannot be written does not lose the run."""
+        try:
+            self.write_report()
+        except (OSError, ValueError) as error:
+            self.run.log.warning(f"report: could not be written ({error})")
+
+
+def run_session(session: Session) -> dict[str, float]:
+    """Train a task from its beginning, or on from its last checkpoint; returns what it concludes, on the first process.
+
+    Raises:
+        UserError: bad input, or a loss that is not finite; the last good checkpoint is kept.
+        Interrupted: asked to stop; the state is saved and `--resume` continues it.
+    """
+    run = session.run
+    batches = run.batches(session.clouds, run.config.total_bs, shard=run.args.shard_set)
+    state = open_state(run, session.model, ema=session.ema)
+    if is_main():
+        session.open_evaluation()
+    writer = open_metrics(run, state)
+    run.log.info(session.describe(len(batches)))
+    try:
+        with StopRequest() as stop:
+            trainer = trainer_class()(session, state, batches, writer=writer, stop=stop)
+            with contextlib.closing(trainer):
+                trainer.train()
+    finally:
+        if is_main():
+            writer.close()
+            session.report()
+    return session.conclude(state) if is_main() else {}
+
+
+def trainer_class() -> type[Trainer]:
+    """Return the training loop with its accelerators, or, where `tools/accelerate.py` is left out, the plain one."""
+    try:
+        from tools.accelerate import AcceleratedTrainer
+    except ModuleNotFoundError as error:
+        if error.name != "tools.accelerate":
+            raise
+        return Trainer
+    return AcceleratedTrainer
+
+
+def open_state(run: RunContext, model: nn.Module, *, ema: nn.Module | None = None) -> RunState:
+    """Give a model its optimizer, and synchronised batch norms with `--sync_bn`; `--resume` restores what was saved.
+
+    Args:
+        ema: an average of the model that is saved and restored with it.
+
+    Raises:
+        UserError: the checkpoint to resume from does not fit.
+    """
+    config, args = run.config, run.args
+    if args.sync_bn:
+        convert_sync_batchnorm(model)
+    scaler = torch.amp.GradScaler(run.device.type) if config.precision == "fp16" else None
+    state = RunState(model, build_optimizer(model, config.optimizer), run.seed, scaler=scaler, ema=ema)
+    last = run.folder / "ckpt-last.pth"
+    if args.resume and last.exists():
+        state.restore(last)
+        run.log.info(f"resuming after epoch {state.epoch}, step {state.pending['step']}")
+    return state
+
+
+def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
+    """Open the metrics on the first process and drop the rows that will be written again.
+
+    Those are all rows where an earlier run died before its first checkpoint.
+    """
+    if not is_main():
+        return None
+    following = (state.epoch + 1, state.pending["step"])
+    return MetricsWriter(
+        run.folder,
+        resume_from=following,
+        pending=state.pending["evaluations"],
+        boards=getattr(run.args, "log_dir", None),
+    )
