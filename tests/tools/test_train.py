@@ -148,7 +148,8 @@ RUNS = {
 def arguments(recipe, name, *flags):
     settings = (
         *RUNS[recipe],
-        "max_epoch=0",
+        "max_epoch=1",
+        "max_epoch_inclusive=false",
         "total_bs=4",
         "dataset.train.clouds=20",
         "log_every=1",
