@@ -5,7 +5,6 @@ kernels are compiled at first use.
 """
 
 import importlib.util
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -33,15 +32,10 @@ def load_building():
     )
     sys.modules["building"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["building"])
-    from building import ahead, torch_files
+    from building import ahead, cache_folder, torch_files
 
-    return ahead, torch_files
-
-
-def cache_folder() -> Path:
-    """Return the cache of m2ae_ops, as build.py does: what is compiled here need not be compiled again at run time."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2ae"
-    return Path(os.environ.get("M2AE_CACHE") or user).expanduser() / "ops-objects"
+    # What is compiled here need not be compiled again at run time.
+    return ahead, torch_files, cache_folder() / "ops-objects"
 
 
 class BuildWithKernels(build_py):
@@ -53,14 +47,14 @@ class BuildWithKernels(build_py):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # the source folder is used as it is and compiles at first use
-        ahead, torch_files = load_building()
+        ahead, torch_files, objects = load_building()
         torch = torch_files.find_torch()
         if torch is None:
             print(
                 "m2ae_ops: no PyTorch in this environment; the kernels will be compiled at first use", file=sys.stderr
             )
             return
-        for line in ahead.compile_ahead(PACKAGE / "csrc", torch, package / "lib", cache_folder()):
+        for line in ahead.compile_ahead(PACKAGE / "csrc", torch, package / "lib", objects):
             print(f"m2ae_ops: {line}", file=sys.stderr, flush=True)
 
 

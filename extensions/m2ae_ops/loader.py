@@ -8,6 +8,10 @@ from pathlib import Path
 
 import torch
 
+from .building import BuildError
+from .building.ahead import find_finished
+from .private.library import CSRC, build, present_devices
+
 HOW_TO_BUILD = "build with `python -m extensions.m2ae_ops.build --{half} --verbose` (or `python -m m2ae_ops.build`)"
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 MODES = ("auto", "reference")
@@ -42,8 +46,6 @@ def backend(device: str = "cpu") -> str:
 @functools.cache
 def _load(half: str) -> tuple[str | None, str | None]:
     """Return (what was loaded, None), or (None, reason) without the half; one log line either way."""
-    from .build import BuildError, build  # here, so that `python -m ...build` finds the module not yet imported
-
     mode = os.environ.get("M2AE_OPS", "auto")
     if mode not in MODES:
         raise ValueError(f"M2AE_OPS={mode} is not one of {', '.join(MODES)}")
@@ -51,24 +53,33 @@ def _load(half: str) -> tuple[str | None, str | None]:
         logger.info("using the PyTorch reference of all ops because M2AE_OPS=reference")
         return None, "M2AE_OPS=reference"
     try:
-        path = _load_finished(half)
-        if path is None:
-            path = build(half)
-            torch.ops.load_library(path)
+        path = _load_finished(half) or build(half)
     except (BuildError, OSError) as error:
-        on, how = half.upper(), HOW_TO_BUILD.format(half=half)
-        logger.warning("using the PyTorch reference of all ops on %s, several times slower: %s; %s", on, error, how)
-        return None, str(error)
+        return _without(half, str(error), HOW_TO_BUILD.format(half=half))
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return _without(half, f"{path} does not load: {error}", _remedy(path))
     what = _instruction_set(path) if half == "cpu" else half
     logger.info("using compiled %s kernels (%s) from %s", half.upper(), what, path)
     return what, None
 
 
+def _without(half: str, reason: str, remedy: str) -> tuple[None, str]:
+    line = "using the PyTorch reference of all ops on %s, several times slower: %s; %s"
+    logger.warning(line, half.upper(), reason, remedy)
+    return None, reason
+
+
+def _remedy(path: Path) -> str:
+    """Say what helps against a library that was compiled and does not load."""
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:
+        return "its file system is mounted noexec: set M2AE_CACHE to a folder on another one"
+    return f"remove {path.parent} to compile it anew"
+
+
 def _load_finished(half: str) -> Path | None:
     """Load the library that was installed with the package; return None when there is none that fits."""
-    from .build import CSRC, present_devices
-    from .building.ahead import find_finished
-
     devices = present_devices() if half == "cuda" else ()
     path = find_finished(FINISHED, CSRC, half, torch.__version__, devices)
     if path is None:

@@ -4,23 +4,24 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from extensions.m2ae_ops import backend
-from extensions.m2ae_ops import build as building
-from extensions.m2ae_ops.build import build
-from extensions.m2ae_ops.building import BuildError
-from extensions.m2ae_ops.building import compile as compiling
-from extensions.m2ae_ops.building.compiler import is_x86
-from extensions.m2ae_ops.building.cuda import find_cuda
+from extensions.m2ae_ops import backend, loader
+from extensions.m2ae_ops.building import BuildError, cache_folder
 from extensions.m2ae_ops.building.recipe import CPU_FLAGS, ISA_FLAGS
+from extensions.m2ae_ops.building.toolchain import find_cuda, is_x86
 from extensions.m2ae_ops.building.torch_files import torch_files
+from extensions.m2ae_ops.private import library
+from extensions.m2ae_ops.private.library import build
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -41,7 +42,7 @@ def has_nvcc() -> bool:
         find_cuda(torch_files(Path(torch.__file__).parent))
     except BuildError:
         return False
-    return has_compiler() and (building.CSRC / "cuda").is_dir()
+    return has_compiler() and (library.CSRC / "cuda").is_dir()
 
 
 def run(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -105,7 +106,7 @@ def small_sources(tmp_path, monkeypatch):
         '#include "answer.h"\nextern "C" __attribute__((visibility("default"))) int one() { return answer(); }\n'
     )
     (folder / "two.cpp").write_text('extern "C" __attribute__((visibility("default"))) int two() { return 2; }\n')
-    monkeypatch.setattr(building, "CSRC", folder.parent)
+    monkeypatch.setattr(library, "CSRC", folder.parent)
     monkeypatch.setenv("M2AE_CACHE", str(tmp_path / "cache"))
     return folder
 
@@ -115,10 +116,7 @@ def compiled_files(library: Path) -> set[str]:
     return {name for name in ("one.cpp", "two.cpp") if f"{name} -o" in log}
 
 
-@pytest.mark.parametrize("ninja", [True, False])
-def test_only_what_changed_is_compiled_again(small_sources, monkeypatch, ninja):
-    if not ninja:
-        monkeypatch.setattr(compiling, "find_ninja", lambda: None)
+def test_only_what_changed_is_compiled_again(small_sources):
     first = build()
     assert compiled_files(first) == {"one.cpp", "two.cpp"}
     stamp = first.stat().st_mtime_ns
@@ -138,6 +136,66 @@ def test_a_mistake_is_told_and_the_good_files_are_kept(small_sources):
     assert "error" in log.read_text()
     (small_sources / "two.cpp").write_text("int two() { return 2; }\n")
     assert compiled_files(build()) == {"two.cpp"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="builds on Linux only")
+def test_what_a_killed_build_has_finished_is_kept(small_sources, tmp_path, monkeypatch):
+    """Objects are kept one by one: a build that is stopped in its last file leaves only that to the next one."""
+    real = shutil.which("g++") or shutil.which("c++")
+    slow = tmp_path / "slow"
+    slow.write_text(
+        f'#!/bin/sh\ncase "$*" in *two.cpp*) touch "{tmp_path}/waits"; exec sleep 60 ;; esac\nexec {real} "$@"\n'
+    )
+    slow.chmod(0o755)
+    script = (
+        "import sys; from pathlib import Path; from extensions.m2ae_ops.private import library; "
+        "library.CSRC = Path(sys.argv[1]); library.build()"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "CXX": str(slow), "MAX_JOBS": "1"}
+    started = subprocess.Popen(
+        [sys.executable, "-c", script, str(small_sources.parent)], env=env, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "waits").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+    assert [path.name.split("-")[0] for path in (tmp_path / "cache" / "ops-objects").glob("*.o")] == ["one"]
+    slow.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+    monkeypatch.setenv("CXX", str(slow))
+    assert compiled_files(build()) == {"two.cpp"}
+
+
+def test_a_wrong_number_of_jobs_is_refused(small_sources, monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", "many")
+    with pytest.raises(BuildError, match="MAX_JOBS=many is not a number of at least 1"):
+        build()
+
+
+def test_a_library_that_does_not_load_names_what_helps(small_sources, monkeypatch, caplog):
+    """Building again would not help on a file system without execution."""
+    load = loader._load.__wrapped__
+    monkeypatch.delenv("M2AE_OPS", raising=False)
+    monkeypatch.setattr(loader, "FINISHED", small_sources / "none")
+    path = build()
+    path.write_bytes(b"no library")
+    assert load("cpu")[0] is None and f"remove {path.parent} to compile it anew" in caplog.text
+    monkeypatch.setattr(loader.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    caplog.clear()
+    assert "does not load" in load("cpu")[1]
+    assert "mounted noexec: set M2AE_CACHE to a folder on another one" in caplog.text
+    assert "m2ae_ops.build" not in caplog.text
+
+
+def test_a_user_without_a_home_has_a_cache(monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    for name in ("M2AE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder().name == f"m2ae-{os.getuid()}"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some")
+    assert cache_folder() == Path("/some/m2ae")
 
 
 def test_many_at_once_compile_once(small_sources, caplog):
@@ -163,7 +221,7 @@ def test_objects_that_nobody_uses_are_removed(small_sources):
 @pytest.mark.parametrize("isa", ["base", *(["avx2", "avx512"] if is_x86() else [])])
 def test_clang_takes_the_kernels_too(isa, tmp_path):
     """Compilers differ in what they know about vectors."""
-    source = building.CSRC / "cpu" / f"isa_{isa}.cpp"
+    source = library.CSRC / "cpu" / f"isa_{isa}.cpp"
     command = ["clang++", *CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), "-O0", "-c", str(source)]
     done = subprocess.run([*command, "-o", str(tmp_path / "kernels.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

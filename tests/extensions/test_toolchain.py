@@ -10,8 +10,9 @@ import torch
 
 from extensions.m2ae_ops.building import BuildError, recipe, torch_files
 from extensions.m2ae_ops.building.ahead import find_finished
-from extensions.m2ae_ops.building.compiler import Compiler
-from extensions.m2ae_ops.building.cuda import (
+from extensions.m2ae_ops.building.recipe import cpu_half, cuda_half, sources_digest
+from extensions.m2ae_ops.building.toolchain import (
+    Compiler,
     CudaToolkit,
     architectures_for,
     code_flags,
@@ -21,7 +22,6 @@ from extensions.m2ae_ops.building.cuda import (
     find_cuda,
     parse_architectures,
 )
-from extensions.m2ae_ops.building.recipe import cpu_half, cuda_half, sources_digest
 
 NVCC = """#!/bin/sh
 case "$1" in

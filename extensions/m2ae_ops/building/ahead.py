@@ -9,15 +9,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from . import BuildError
 from .compile import compile_half
-from .compiler import find_compiler
-from .cuda import covers, default_architectures, find_cuda, parse_architectures
-from .errors import BuildError
-from .recipe import Half, cpu_half, cuda_half, sources_digest
+from .recipe import recipe, sources_digest
+from .toolchain import covers
 from .torch_files import TorchFiles
 
 STAMP = "stamp.json"
-CUDA_CHOICES = ("", "0", "1")
 DURATION = {"cpu": "about 20 seconds on two cores", "cuda": "minutes"}
 
 
@@ -30,14 +28,13 @@ def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) ->
     Raises:
         BuildError: M2AE_CUDA=1 and the CUDA half cannot be built.
     """
-    wanted = os.environ.get("M2AE_CUDA", "")
-    if wanted not in CUDA_CHOICES:
+    wanted, halves = os.environ.get("M2AE_CUDA", ""), {}
+    if wanted not in ("", "0", "1"):
         raise BuildError(f"M2AE_CUDA={wanted} is not 0 or 1")
-    halves = {}
     for name in ("cpu", "cuda") if wanted == "1" else ("cpu",):
         try:
-            half, architectures = _plan(name, csrc, torch)
-            what = f"{name.upper()} kernels for PyTorch {torch.version} {' '.join(architectures)}".rstrip()
+            half = recipe(name, csrc, torch)
+            what = f"{name.upper()} kernels for PyTorch {' '.join((torch.version, *half.architectures))}"
             yield f"compiling {what}, {DURATION[name]}"
             compile_half(half, target / half.library, objects)
         except (BuildError, OSError) as error:
@@ -45,7 +42,8 @@ def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) ->
                 raise BuildError(f"M2AE_CUDA=1, but {error}{_output(target)}") from error
             yield f"without compiled CPU kernels: {error}{_output(target)}"
             continue
-        halves[name] = {"library": half.library, "sources": sources_digest(csrc, name), "architectures": architectures}
+        facts = {"library": half.library, "architectures": half.architectures}
+        halves[name] = facts | {"sources": sources_digest(csrc, name)}
         yield f"compiled {what}"
     if wanted != "1":
         yield "left out the CUDA kernels: on a GPU they are compiled at first use, with M2AE_CUDA=1 while installing"
@@ -68,21 +66,7 @@ def find_finished(
         return None
 
 
-def _plan(name: str, csrc: Path, torch: TorchFiles) -> tuple[Half, list[str]]:
-    compiler = find_compiler()
-    if name == "cpu":
-        return cpu_half(csrc, torch, compiler), []
-    toolkit = find_cuda(torch)
-    chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    architectures = parse_architectures(chosen, toolkit) if chosen else default_architectures(toolkit)
-    return cuda_half(csrc, torch, compiler, toolkit, architectures), list(architectures)
-
-
 def _output(target: Path) -> str:
     """Return the end of the compiler's output, because the folder of an installation is removed after it."""
     log_file = target / "build.log"
-    if not log_file.exists():
-        return ""
-    text = log_file.read_text(errors="replace")
-    log_file.unlink()
-    return f"\n{text[-4000:]}"
+    return f"\n{log_file.read_text(errors='replace')[-4000:]}" if log_file.exists() else ""

@@ -1,101 +1,80 @@
-"""Run the commands of a recipe: objects in parallel by ninja, kept for the next build, then the link."""
+"""Run the commands of a recipe: objects in parallel, each kept for the next build as soon as it is finished, then the link."""
 
 import os
 import shlex
 import subprocess
-import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .compiler import find_ninja
-from .errors import BuildError
-from .recipe import Half, Object
+from . import BuildError
+from .recipe import Half
 
 KEEP_DAYS = 14  # objects that no build has used for so long are removed
 
 
 def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = False) -> None:
-    """Compile what is not yet in the folder `objects`, link, and move the finished library to `target` in one step.
+    """Compile what is not yet in the folder `objects`, and link it into `target`, which appears when it is complete.
 
     The compilers' output goes to build.log beside the target, and to the terminal with `verbose`.
 
     Raises:
-        BuildError: a compiler failed.
+        BuildError: a compiler failed or does not start.
         OSError: a folder cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     objects.mkdir(parents=True, exist_ok=True)
-    log_file = target.parent / "build.log"
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-        work = Path(folder)
-        succeeded, text = _compile_missing(half, work, objects)
-        if succeeded:
-            before, after = half.link
-            library = work / half.library
-            files = [str(objects / item.name) for item in half.objects]
-            succeeded, output = _run([*before, *files, *after, "-o", str(library)])
-            text += output
-        log_file.write_text(text)
-        if verbose:
-            print(text)
-        if not succeeded:
-            raise BuildError(f"the compiler failed; its output is in {log_file}")
-        os.replace(library, target)
+    missing = [item for item in half.objects if not _use(objects / item.name)]
+    with ThreadPoolExecutor(_jobs()) as pool:
+        commands = [[*item.command, "-c", str(item.source.resolve())] for item in missing]
+        answers = list(pool.map(_make, [objects / item.name for item in missing], commands))
+    if all(succeeded for succeeded, _ in answers):
+        before, after = half.link
+        answers.append(_make(target, [*before, *(str(objects / item.name) for item in half.objects), *after]))
+    text, log_file = "".join(text for _, text in answers), target.parent / "build.log"
+    log_file.write_text(text)
+    if verbose:
+        print(text)
+    if not all(succeeded for succeeded, _ in answers):
+        raise BuildError(f"the compiler failed; its output is in {log_file}")
     _prune(objects)
 
 
-def _compile_missing(half: Half, work: Path, objects: Path) -> tuple[bool, str]:
-    """Compile into `work`, then keep what succeeded, so that the next attempt has less to do."""
-    missing = []
-    for item in half.objects:
-        try:
-            os.utime(objects / item.name)  # in use, so not to be pruned
-        except FileNotFoundError:
-            missing.append(item)
-    if not missing:
-        return True, ""
-    ninja = find_ninja()
-    succeeded, text = _with_ninja(ninja, missing, work) if ninja else _with_threads(missing, work)
-    for item in missing:
-        if (work / item.name).exists():
-            os.replace(work / item.name, objects / item.name)
-    return succeeded, text
+def _jobs() -> int:
+    """Return how many compilations run at a time: $MAX_JOBS, or as many as this process may use cores."""
+    wanted = os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0))
+    if not str(wanted).isdecimal() or int(wanted) < 1:
+        raise BuildError(f"MAX_JOBS={wanted} is not a number of at least 1")
+    return int(wanted)
 
 
-def _with_ninja(ninja: str, items: list[Object], work: Path) -> tuple[bool, str]:
-    lines = ["rule compile", "  command = $line"]
-    for item in items:
-        line = shlex.join(_command(item, work)).replace("$", "$$")
-        lines += [f"build {item.name}: compile", f"  line = {line}"]
-    (work / "build.ninja").write_text("\n".join(lines) + "\n")
-    jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
-    return _run([ninja, "-C", str(work), "-v", "-k", "0", *jobs])
+def _use(path: Path) -> bool:
+    """Mark a file as in use, so that it is not removed; return whether there is one."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _with_threads(items: list[Object], work: Path) -> tuple[bool, str]:
-    """Stand in for ninja where there is none."""
-    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        answers = list(pool.map(lambda item: _run(_command(item, work)), items))
-    return all(ok for ok, _ in answers), "".join(text for _, text in answers)
-
-
-def _command(item: Object, work: Path) -> list[str]:
-    return [*item.command, "-c", str(item.source.resolve()), "-o", str(work / item.name)]
-
-
-def _run(command: list[str]) -> tuple[bool, str]:
+def _make(result: Path, command: Sequence[str]) -> tuple[bool, str]:
+    """Run a compiler; return whether it succeeded, and its output. The result appears in one step, whoever else makes it too."""
+    part = result.with_name(f"{result.name}.{os.getpid()}.part")
+    command = [*command, "-o", str(part)]
     try:
         answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError as error:
         raise BuildError(f"{command[0]} cannot be started: {error}") from error
+    if answer.returncode == 0:
+        os.replace(part, result)
+    part.unlink(missing_ok=True)
     return answer.returncode == 0, f"{shlex.join(command)}\n{answer.stdout}"
 
 
 def _prune(objects: Path) -> None:
     oldest = time.time() - KEEP_DAYS * 86400
-    for path in objects.glob("*.o"):
+    for path in objects.glob("*.o*"):
         try:
             if path.stat().st_mtime < oldest:
                 path.unlink()

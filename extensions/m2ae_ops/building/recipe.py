@@ -11,23 +11,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .compiler import Compiler, is_x86
-from .cuda import CudaToolkit, code_flags, cuda_runtime
-from .errors import BuildError
+from . import BuildError
+from .toolchain import (
+    Compiler,
+    CudaToolkit,
+    choose_architectures,
+    code_flags,
+    cuda_runtime,
+    find_compiler,
+    find_cuda,
+    is_x86,
+)
 from .torch_files import TorchFiles
 
 LIBRARY_NAMES = {"cpu": "libm2ae_ops.so", "cuda": "libm2ae_ops_cuda.so"}
 # The squared distance must not be contracted to fused multiply-adds: see reference/distance.py.
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
 CPU_FLAGS = ("-O3", "-std=c++17", *HOST_FLAGS)
-CUDA_FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "--fmad=false",
-    "--expt-relaxed-constexpr",
-    "-w",
-    f"-Xcompiler={','.join(HOST_FLAGS)}",
-)
+FOR_HOST = f"-Xcompiler={','.join(HOST_FLAGS)}"
+CUDA_FLAGS = ("-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "-w", FOR_HOST)
 ISA_FLAGS = {
     "isa_avx2.cpp": ("-mavx2", "-mfma", "-mbmi", "-mpopcnt"),
     "isa_avx512.cpp": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mbmi", "-mpopcnt"),
@@ -48,7 +50,7 @@ class Object:
 class Half:
     """One half of the library: "cpu" or "cuda", what it is called, its objects, how they are linked, its key.
 
-    `link` is (what stands before the objects, what stands after them).
+    `link` is (what stands before the objects, what stands after them); architectures are those of the CUDA half.
     """
 
     name: str
@@ -56,25 +58,26 @@ class Half:
     objects: tuple[Object, ...]
     link: tuple[tuple[str, ...], tuple[str, ...]]
     key: str
+    architectures: tuple[str, ...] = ()
+
+
+def recipe(name: str, csrc: Path, torch: TorchFiles, wanted: str = "", devices: Sequence[tuple[int, int]] = ()) -> Half:
+    """Return the recipe of a half by the compilers of this machine; architectures as in `choose_architectures`."""
+    compiler = find_compiler()
+    if name == "cpu":
+        return cpu_half(csrc, torch, compiler)
+    toolkit = find_cuda(torch)
+    return cuda_half(csrc, torch, compiler, toolkit, choose_architectures(toolkit, wanted, devices))
 
 
 def cpu_half(csrc: Path, torch: TorchFiles, compiler: Compiler) -> Half:
-    """Return the recipe of the CPU half, csrc/cpu/*.cpp.
-
-    Raises:
-        BuildError: there are no sources.
-    """
+    """Return the recipe of the CPU half, csrc/cpu/*.cpp."""
     openmp = ("-fopenmp",) if compiler.openmp else ()
-    facts = (*_facts(torch, compiler), *openmp)
-    includes = _options("-isystem", torch.includes)
-    objects = []
-    for source in _sources(csrc / "cpu", "*.cpp"):
-        if source.name in ISA_FLAGS and not is_x86():
-            continue
-        flags = (*CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), *openmp, _abi(torch))
-        objects.append(Object(source, (compiler.command, *flags, *includes), _object_name(source, facts, flags)))
-    before = (compiler.command, "-shared", *openmp)
-    return _half("cpu", objects, before, (f"-L{torch.folder / 'lib'}", "-ltorch_cpu", "-lc10"))
+    sources = [source for source in _sources(csrc / "cpu", "*.cpp") if is_x86() or source.name not in ISA_FLAGS]
+    flags = [(*CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), *openmp) for source in sources]
+    facts, tool = (compiler.version, platform.machine(), *openmp), (compiler.command,)
+    objects = [_object(source, tool, own, torch, facts) for source, own in zip(sources, flags, strict=True)]
+    return _half("cpu", objects, (compiler.command, "-shared", *openmp), torch, ("-ltorch_cpu", "-lc10"))
 
 
 def cuda_half(
@@ -84,19 +87,13 @@ def cuda_half(
 
     PyTorch's headers want those of cuBLAS, cuSPARSE and more, which a small toolkit lacks; NVIDIA's wheels beside PyTorch
     have them. They are searched last, so that the toolkit's own headers fit its compiler.
-
-    Raises:
-        BuildError: there are no sources, or no CUDA runtime to link with.
     """
-    facts = (*_facts(torch, compiler), toolkit.version)
     last = [f"-Xcompiler=-idirafter,{path / 'include'}" for path in torch.nvidia if (path / "include").is_dir()]
-    includes = (*_options("-isystem", torch.includes), *last)
-    flags = (*CUDA_FLAGS, *code_flags(architectures), _abi(torch))
-    command = (toolkit.nvcc, "-ccbin", compiler.command, *flags, *includes)
-    sources = _sources(csrc / "cuda", "*.cu")
-    objects = [Object(source, command, _object_name(source, facts, flags)) for source in sources]
+    flags, tool = (*CUDA_FLAGS, *code_flags(architectures)), (toolkit.nvcc, "-ccbin", compiler.command)
+    facts, sources = (compiler.version, platform.machine(), toolkit.version), _sources(csrc / "cuda", "*.cu")
+    objects = [_object(source, tool, flags, torch, facts, last) for source in sources]
     libraries = ("-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10", str(cuda_runtime(torch, toolkit)))
-    return _half("cuda", objects, (compiler.command, "-shared"), (f"-L{torch.folder / 'lib'}", *libraries))
+    return _half("cuda", objects, (compiler.command, "-shared"), torch, libraries, tuple(architectures))
 
 
 def sources_digest(csrc: Path, name: str) -> str:
@@ -108,23 +105,12 @@ def sources_digest(csrc: Path, name: str) -> str:
     return digest.hexdigest()
 
 
-def _half(name: str, objects: list[Object], before: tuple[str, ...], after: tuple[str, ...]) -> Half:
+def _half(name: str, objects: list[Object], before, torch: TorchFiles, libraries, architectures=()) -> Half:
     # The options by which libraries are named, but not the folders in which they lie, belong to the key.
-    named = [part for part in (*before[1:], *after) if part.startswith("-l") or part.startswith("-f")]
+    named = [part for part in (*before[1:], *libraries) if part.startswith(("-l", "-f"))]
     digest = hashlib.sha256("\0".join([*(item.name for item in objects), *named]).encode())
-    return Half(name, LIBRARY_NAMES[name], tuple(objects), (before, after), digest.hexdigest()[:16])
-
-
-def _facts(torch: TorchFiles, compiler: Compiler) -> tuple[str, ...]:
-    return torch.version, compiler.version, platform.machine()
-
-
-def _abi(torch: TorchFiles) -> str:
-    return f"-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}"
-
-
-def _options(flag: str, paths: Sequence[Path]) -> tuple[str, ...]:
-    return tuple(part for path in paths for part in (flag, str(path)))
+    link = (before, (f"-L{torch.folder / 'lib'}", *libraries))
+    return Half(name, LIBRARY_NAMES[name], tuple(objects), link, digest.hexdigest()[:16], architectures)
 
 
 def _sources(folder: Path, pattern: str) -> list[Path]:
@@ -134,11 +120,13 @@ def _sources(folder: Path, pattern: str) -> list[Path]:
     return sources
 
 
-def _object_name(source: Path, facts: Sequence[str], flags: Sequence[str]) -> str:
-    digest = hashlib.sha256("\0".join([*facts, *flags]).encode())
+def _object(source: Path, tool: Sequence[str], flags: Sequence[str], torch: TorchFiles, facts, last=()) -> Object:
+    flags = (*flags, f"-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}")
+    digest = hashlib.sha256("\0".join([torch.version, *facts, *flags]).encode())
     for path in _with_headers(source):
         digest.update(b"\0" + path.name.encode() + b"\0" + path.read_bytes())
-    return f"{source.stem}-{digest.hexdigest()[:16]}.o"
+    includes = [part for path in torch.includes for part in ("-isystem", str(path))]
+    return Object(source, (*tool, *flags, *includes, *last), f"{source.stem}-{digest.hexdigest()[:16]}.o")
 
 
 def _with_headers(source: Path) -> list[Path]:

@@ -4,7 +4,6 @@ A build by pip runs in an environment of its own, in which the PyTorch of the ta
 a second one would be a download of several GB. Its headers, libraries and version are files that can be found.
 """
 
-import ast
 import importlib.util
 import re
 import site
@@ -40,19 +39,18 @@ def torch_files(folder: Path) -> TorchFiles:
     Raises:
         FileNotFoundError: there is no version.py.
     """
-    facts = _assignments(folder / "version.py")
+    facts = dict(re.findall(r"^(\w+)\b.*= '(.*)'$", (folder / "version.py").read_text(), re.MULTILINE))
     flags = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
     # Wheels up to 2.6 came with either ABI and name it there; later ones have the new one and no longer do.
     abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", flags.read_text()) if flags.exists() else None
-    return TorchFiles(folder, str(facts["__version__"]), facts.get("cuda"), int(abi[1]) if abi else 1)
+    return TorchFiles(folder, facts["__version__"], facts.get("cuda"), int(abi[1]) if abi else 1)
 
 
 def find_torch() -> TorchFiles | None:
     """Return the PyTorch of the running interpreter's environment, or None."""
-    for folder in _site_folders():
-        if (folder / "torch" / "version.py").exists() and (folder / "torch" / "include").is_dir():
-            return torch_files(folder / "torch")
-    return None
+    folders = (folder / "torch" for folder in _site_folders())
+    found = (folder for folder in folders if (folder / "version.py").exists() and (folder / "include").is_dir())
+    return next(map(torch_files, found), None)
 
 
 def _site_folders() -> Iterator[Path]:
@@ -67,13 +65,3 @@ def _site_folders() -> Iterator[Path]:
         for file in sorted(folder.glob("*.pth")):
             lines = file.read_text(errors="replace").splitlines()
             yield from (folder / line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
-
-
-def _assignments(file: Path) -> dict:
-    """Return the names that a Python file assigns constants to."""
-    facts = {}
-    for node in ast.parse(file.read_text()).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and isinstance(node.value, ast.Constant):
-            facts[target.id] = node.value.value
-    return facts
