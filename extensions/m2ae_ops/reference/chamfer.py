@@ -34,11 +34,14 @@ def chamfer_backward(
     return (a_own + a_chosen).to(a.dtype), (b_own + b_chosen).to(b.dtype)
 
 
-def pair_losses(d1: torch.Tensor, d2: torch.Tensor, root: bool) -> torch.Tensor:
-    """Return the loss (B,) of every pair of clouds from the squared nearest distances both ways."""
+def pair_losses(a: torch.Tensor, b: torch.Tensor, d1: torch.Tensor, d2: torch.Tensor, root: bool) -> torch.Tensor:
+    """Return the loss (B,) of every pair of clouds from the squared nearest distances both ways; NaN where a coordinate is."""
     if root:
-        return (d1.clamp_min(SMALLEST).sqrt().mean(1) + d2.clamp_min(SMALLEST).sqrt().mean(1)) / 2
-    return d1.mean(1) + d2.mean(1)
+        losses = (d1.clamp_min(SMALLEST).sqrt().mean(1) + d2.clamp_min(SMALLEST).sqrt().mean(1)) / 2
+    else:
+        losses = d1.mean(1) + d2.mean(1)
+    broken = a.isnan().flatten(1).any(1) | b.isnan().flatten(1).any(1)
+    return torch.where(broken, torch.nan, losses)
 
 
 def loss_gradients(
@@ -82,7 +85,7 @@ def chamfer_loss(
     A gradient that is not wanted comes back with a batch of zero.
     """
     d1, d2, i1, i2 = chamfer(a, b)
-    losses = pair_losses(d1, d2, root)
+    losses = pair_losses(a, b, d1, d2, root)
     grad_a, grad_b = d1.new_empty((0, *a.shape[1:])), d1.new_empty((0, *b.shape[1:]))
     if want_a or want_b:
         to_a, to_b = loss_gradients(torch.ones_like(losses), a, b, i1, i2, root)
@@ -101,7 +104,7 @@ def chamfer_loss_backward(
 def chamfer_chosen(a: torch.Tensor, b: torch.Tensor, root: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the losses (B,) and who chose whom, i1 (B, n) into b and i2 (B, m) into a, int32."""
     d1, d2, i1, i2 = chamfer(a, b)
-    return pair_losses(d1, d2, root), i1.int(), i2.int()
+    return pair_losses(a, b, d1, d2, root), i1.int(), i2.int()
 
 
 def chamfer_chosen_backward(

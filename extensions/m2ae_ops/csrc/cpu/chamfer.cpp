@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -158,6 +159,17 @@ void cloud_losses(const Tensor& d1, const Tensor& d2, bool root, T* losses) {
   });
 }
 
+// Makes the loss of a pair with a NaN coordinate NaN. The searches take NaN distances as infinite, so only infinite losses are checked.
+template <typename T>
+void mark_nan(const Sides<T>& of, T* losses) {
+  const auto is_nan = [](T value) { return std::isnan(value); };
+  for (int64_t pair = 0; pair < of.pairs; ++pair) {
+    if (!std::isinf(losses[pair])) continue;
+    const T *a = of.a + pair * of.n * 3, *b = of.b + pair * of.m * 3;
+    if (std::any_of(a, a + of.n * 3, is_nan) || std::any_of(b, b + of.m * 3, is_nan)) losses[pair] = std::numeric_limits<T>::quiet_NaN();
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> chamfer_chosen_cpu(const Tensor& a, const Tensor& b, bool root) {
   const Tensor p = to_compute(a), q = to_compute(b);
   const int64_t B = p.size(0), n = p.size(1), m = q.size(1);
@@ -168,12 +180,14 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_chosen_cpu(const Tensor& a, const Ten
     AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer_chosen", [&] {
       patch_losses<scalar_t>(p, q, root, losses.mutable_data_ptr<scalar_t>(), i1.mutable_data_ptr<int32_t>(),
                              i2.mutable_data_ptr<int32_t>());
+      mark_nan(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>());
     });
     return {losses, i1, i2};
   }
   const auto [d1, d2, i1, i2] = chamfer_cpu(p, q);
   AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer_chosen", [&, &d1 = d1, &d2 = d2] {
     cloud_losses<scalar_t>(d1, d2, root, losses.mutable_data_ptr<scalar_t>());
+    mark_nan(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>());
   });
   return {losses, i1.to(at::kInt), i2.to(at::kInt)};
 }
