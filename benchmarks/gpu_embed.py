@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.ops.embed_traffic import SHAPES, Shape, table
 from benchmarks.ops.timing import CudaClock, interleave, machine, median
+from extensions.m2ae_ops.private import embedding
 from models.layers.embed import PatchEmbed
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -49,10 +50,8 @@ class Case:
         """Return tokens and all gradients of one side; `dtype` other than the case's for a comparison."""
         dtype = dtype or self.dtype
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            if side == "plain":
-                tokens = self.layers._plain(self.rows, self.shape.k)
-            else:
-                tokens = self.layers._in_one_op(self.rows, self.shape.k, dtype)
+            form = embedding.plain if side == "plain" else embedding.in_one_op
+            tokens = form(embedding.layers_of(*self.layers.layers()), self.rows, self.shape.k)
         return [tokens.detach(), *torch.autograd.grad(tokens, self.leaves, self.flow.to(tokens.dtype))]
 
     def disagreement(self) -> str | None:

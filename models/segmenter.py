@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from extensions import peak_and_mean
 from models import classifier_parts
 from models.hierarchical import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
 from models.layers.gated import GatedPatchEmbed
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
-from models.layers.pool import peak_and_mean
 from models.layers.propagate import PointPropagation
 from models.legacy import legacy_names
 from models.point_m2ae import HierarchyConfig

@@ -2,7 +2,7 @@
 
 Counted are tensors with a row for each member, in elements of a row: written and read once by every pass over them. What a group has once,
 weights and sums are left out on both sides, and so is what several programs of a kernel read at the same time (the L2 cache serves it).
-The plain side is `PatchEmbed._plain` as PyTorch runs it, an operation a pass, backward included.
+The plain side is `extensions.m2ae_ops.private.embedding.plain` as PyTorch runs it, an operation a pass, backward included.
 
 Legend: P channels of a member; A, W, C and D of the hidden, pooled and joined rows and of the tokens.
 """

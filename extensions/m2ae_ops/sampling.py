@@ -1,6 +1,7 @@
 """Farthest point sampling. Shape legend: B batch, N points, S samples."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 
@@ -11,64 +12,60 @@ from .reference import sampling as reference_sampling
 TIE_BREAKS = ("lowest", "pointnet2")
 
 
+@overload
 def fps(
     points: torch.Tensor, num_samples: int, *, skip_near_origin: bool = False, tie_break: str | None = None
-) -> torch.Tensor:
+) -> torch.Tensor: ...
+
+
+@overload
+def fps(
+    points: torch.Tensor, num_samples: Sequence[int], *, skip_near_origin: bool = False, tie_break: str | None = None
+) -> list[torch.Tensor]: ...
+
+
+def fps(points, num_samples, *, skip_near_origin=False, tie_break=None):
     """Choose points greedily, each the farthest from all chosen before it, starting with index 0.
 
     A longer sample begins with every shorter one (the same seed point, the same rules).
 
+    With a list of counts, sample the points, then the chosen ones, and so on: what one call after the other gives, at the price
+    of one. The sample of a sample is its beginning, `0, 1, 2, ...`, where every choice was the only farthest point and no point
+    was repeated. The compiled kernel watches for that, and samples anew only the clouds in which it fails (a smaller cloud
+    may prefer another of several farthest points).
+
     Args:
         points: (B, N, 3), float16 and bfloat16 are computed in float32.
-        num_samples: S >= 1; S > N is allowed and repeats points once all distinct ones are chosen.
+        num_samples: S >= 1; S > N is allowed and repeats points once all distinct ones are chosen. Or S_0, S_1, ..., one for
+            every scale, finest first.
         skip_near_origin: leave out points with x*x + y*y + z*z <= 1e-3, as the published CUDA kernel does; index 0 is
-            chosen all the same.
+            chosen all the same. With several scales: among the points of each of them.
         tie_break: which of several farthest points wins: "lowest" index, or "pointnet2", the reduction order of the
             published kernel. None means "pointnet2" with `skip_near_origin`, else "lowest".
 
     Returns:
         (B, S) int64. Points with a NaN or infinite coordinate are never chosen (index 0 excepted); with no point left
-        to choose from, index 0 repeats.
+        to choose from, index 0 repeats. With a list of counts, a list of (B, S_i): positions in the scale below, at scale 0
+        in `points`.
 
     Raises:
-        ValueError: wrong shape or dtype, no points, S < 1, unknown tie_break.
+        ValueError: wrong shape or dtype, no points, no count, S < 1, unknown tie_break.
     """
     check_points("fps", points=points)
-    check_count("fps", "num_samples", num_samples)
-    check_size("fps", points.shape[0], num_samples)
     tie_break = _tie_break("fps", tie_break, skip_near_origin)
-    return torch.ops.m2ae.fps(points, num_samples, skip_near_origin, tie_break)
-
-
-def fps_nested(
-    points: torch.Tensor, num_samples: Sequence[int], *, skip_near_origin: bool = False, tie_break: str | None = None
-) -> list[torch.Tensor]:
-    """Sample the points, then the chosen ones, and so on: what `fps` gives scale by scale, at the price of one.
-
-    The sample of a sample is its beginning, `0, 1, 2, ...`, where every choice was the only farthest point and no point was
-    repeated. The compiled kernel watches for that, and samples anew only the clouds in which it fails (a smaller
-    cloud may prefer another of several farthest points).
-
-    Args:
-        points: (B, N, 3).
-        num_samples: S_0, S_1, ... each at least 1, one for every scale, finest first.
-        skip_near_origin, tie_break: as in `fps`, applied at every scale to the points of that scale.
-
-    Returns:
-        One (B, S_i) int64 for every scale: positions in the scale below, at scale 0 in `points`.
-
-    Raises:
-        ValueError: wrong shape or dtype, no points, no scale, S < 1, unknown tie_break.
-    """
-    check_points("fps_nested", points=points)
-    num_samples = list(num_samples)
-    if not num_samples:
-        raise ValueError("fps_nested: num_samples=[] must hold one number of at least 1 for every scale")
+    if isinstance(num_samples, str) or not isinstance(num_samples, Sequence):
+        _check_samples(points, num_samples)
+        return torch.ops.m2ae.fps(points, num_samples, skip_near_origin, tie_break)
+    if not len(num_samples):
+        raise ValueError("fps: num_samples=[] must hold one number of at least 1 for every scale")
     for samples in num_samples:
-        check_count("fps_nested", "num_samples", samples)
-        check_size("fps_nested", points.shape[0], samples)
-    tie_break = _tie_break("fps_nested", tie_break, skip_near_origin)
-    return torch.ops.m2ae.fps_nested(points, num_samples, skip_near_origin, tie_break)
+        _check_samples(points, samples)
+    return torch.ops.m2ae.fps_nested(points, list(num_samples), skip_near_origin, tie_break)
+
+
+def _check_samples(points: torch.Tensor, samples: int) -> None:
+    check_count("fps", "num_samples", samples)
+    check_size("fps", points.shape[0], samples)
 
 
 def _tie_break(op: str, tie_break: str | None, skip_near_origin: bool) -> str:

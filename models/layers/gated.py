@@ -40,7 +40,7 @@ class SelfGate(nn.Module):
 class GatedPatchEmbed(nn.Module):
     """Embed the members of each group into one token (Liu et al. 2023; the authors' code).
 
-    `first_conv` lifts each member, the gate weighs it, mean and maximum over the group stand side by side, and `second_conv` makes
+    `first_conv` lifts each member, the gate weighs it, mean and maximum over the group are joined, and `second_conv` makes
     the token. Batch statistics of `first_conv` run over all members, those of `second_conv` over groups. No layer has a bias.
 
     Args:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from extensions import fps_nested, gather, group, knn
+from extensions import fps, gather, group, knn
 
 
 class Pyramid(NamedTuple):
@@ -37,7 +37,7 @@ def group_pyramid(points: Tensor, num_groups: Sequence[int], group_sizes: Sequen
     members = points.float()
     _check_sizes(members.shape[1], num_groups, group_sizes)
     pyramid = Pyramid([], [], [])
-    for chosen, size in zip(fps_nested(members, num_groups, skip_near_origin=True), group_sizes, strict=True):
+    for chosen, size in zip(fps(members, num_groups, skip_near_origin=True), group_sizes, strict=True):
         centers = gather(members, chosen)  # (B, G, 3)
         _, idx = knn(centers, members, size)  # (B, G, K)
         pyramid.centers.append(centers)

@@ -22,8 +22,8 @@ def test_both_sides_agree_and_are_timed(shape, precision):
 
 
 def test_a_wrong_side_is_refused(monkeypatch):
-    case, right = gpu_embed.Case(POINTS, 2, "bf16", "cpu"), gpu_embed.PatchEmbed._in_one_op
-    monkeypatch.setattr(gpu_embed.PatchEmbed, "_in_one_op", lambda *args: right(*args) * 1.2)
+    case, right = gpu_embed.Case(POINTS, 2, "bf16", "cpu"), gpu_embed.embedding.in_one_op
+    monkeypatch.setattr(gpu_embed.embedding, "in_one_op", lambda *args: right(*args) * 1.2)
     found = gpu_embed._measured_or_refused(case, wall_clock, gpu_embed.parse([]))
     assert found["refused"].startswith("tokens: ")
     assert "not timed, tokens" in gpu_embed.line({"title": "x", "precision": "bf16", "batch": 2} | found)

@@ -12,10 +12,10 @@ from extensions import (
     gather,
     group,
     knn,
-    row_sums,
     three_interpolate,
     three_nn,
 )
+from extensions.m2ae_ops.private.rows import row_sums
 
 A, B = torch.zeros(2, 4, 3), torch.zeros(2, 5, 3)
 IDX, WEIGHT = torch.zeros(2, 4, 3, dtype=torch.int64), torch.zeros(2, 4, 3)

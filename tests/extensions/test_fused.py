@@ -8,8 +8,9 @@ import torch
 
 pytest.importorskip("triton")
 
-from extensions import fused_ready, mini_pointnet
-from extensions.m2ae_ops.fused import check, compose, launch
+from extensions.m2ae_ops.private.fused import check, compose, launch
+from extensions.m2ae_ops.private.fused.check import fused_ready
+from extensions.m2ae_ops.private.mini_pointnet import mini_pointnet
 from extensions.m2ae_ops.reference import embedding as reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -244,12 +245,10 @@ def test_repeated_runs_give_the_same_bits_on_a_gpu(points):
 @pytest.mark.gpu
 def test_a_graph_replays_with_new_rows():
     rows, weights = operands(True, groups=300, k=16)
-    names = ("lift", "widen", "from_hidden", "from_group", "last")
 
     def step():
         leaves = [w.detach().requires_grad_() for w in weights]
-        named = dict(zip(names, leaves, strict=False))
-        tokens, *_ = mini_pointnet(rows, **named, affines=tuple(leaves[5:]), k=16, dtype=torch.bfloat16)
+        tokens, *_ = mini_pointnet(rows, weights=leaves[:5], affines=tuple(leaves[5:]), k=16, dtype=torch.bfloat16)
         return torch.autograd.grad(tokens.float().square().sum(), leaves)
 
     side = torch.cuda.Stream()

@@ -1,6 +1,5 @@
 """The mini-PointNet op in plain PyTorch: against the formula, gradients, given statistics, errors, as a citizen of PyTorch."""
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +8,9 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from extensions import mini_pointnet
+from extensions.m2ae_ops.private import mini_pointnet as module
+from extensions.m2ae_ops.private.mini_pointnet import mini_pointnet
 
-module = importlib.import_module("extensions.m2ae_ops.mini_pointnet")  # the package has a function of this name
-NAMES = ("lift", "widen", "from_hidden", "from_group", "last")
 channels = pytest.mark.parametrize("channels", [3, 5], ids=["points", "tokens"])
 
 
@@ -29,7 +27,7 @@ def operands(channels, *, groups=4, k=3, widths=(6, 5, 8, 7), dtype=torch.float6
 
 
 def call(rows, weights, k=3, **options):
-    return mini_pointnet(rows, **dict(zip(NAMES, weights, strict=False)), affines=tuple(weights[5:]), k=k, **options)
+    return mini_pointnet(rows, weights=weights[:5], affines=tuple(weights[5:]), k=k, **options)
 
 
 def by_formula(rows, weights, k=3, stats=None):
@@ -88,6 +86,15 @@ def test_gradcheck_and_opcheck(channels):
         torch.library.opcheck(op.default, (rows.detach(), *detached, *stats, 3, 1e-5, 1e-5, torch.bfloat16))
 
 
+def test_points_that_need_a_gradient():
+    """As rows like others; values and statistics are those of points without."""
+    rows, weights = operands(3)
+    moving = rows.detach().requires_grad_()
+    assert gradcheck(lambda rows, *weights: call(rows, weights)[0], (moving, *weights), fast_mode=True)
+    for found, expected in zip(call(moving, weights), call(rows, weights), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_under_the_compiler():
     rows, weights = operands(5, dtype=torch.float32)
     compiled = torch.compile(
@@ -140,8 +147,6 @@ def test_errors():
         call(rows, [weights[0], weights[1][:, :4], *weights[2:]])
     with pytest.raises(ValueError, match=r"mini_pointnet: stats\[1\] must be \(2, 8\), got \(2, 6\)"):
         call(rows, weights, stats=(torch.ones(2, 6), torch.ones(2, 6)))
-    with pytest.raises(ValueError, match="points get no gradient; detach them"):
-        call(rows.clone().requires_grad_(), weights)
     with pytest.raises(ValueError, match=r"dtype must be floating, got torch.int64"):
         call(rows, weights, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"rows must be float16, bfloat16, float32 or float64, got torch.int64"):

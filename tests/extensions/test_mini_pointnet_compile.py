@@ -18,7 +18,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.backends import nvidia
 from triton.compiler import ASTSource
-from extensions.m2ae_ops.fused import backward, check, forward, launch
+from extensions.m2ae_ops.private.fused import backward, check, forward, launch
 from extensions.m2ae_ops.reference import embedding as reference
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.uint8: "*u8", torch.float64: "*fp64"}

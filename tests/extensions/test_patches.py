@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import extensions as ops
 from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.private import patches as ops
 from extensions.m2ae_ops.reference import patches as reference
 
 compiled = pytest.mark.skipif(not backend().startswith("compiled"), reason="of the compiled kernels")

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
-from extensions import norm_relu, norm_relu_backward, norm_relu_sums, row_sums
 from extensions.m2ae_ops import backend
+from extensions.m2ae_ops.private.patches import norm_relu
+from extensions.m2ae_ops.private.rows import norm_relu_backward, norm_relu_sums, row_sums
 from extensions.m2ae_ops.reference import rows as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extensions import fps, fps_nested, gather
+from extensions import fps, gather
 from extensions.m2ae_ops.reference import sampling as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -96,7 +96,7 @@ def test_nested_samples_are_those_of_every_scale(device, shape, percent, steps, 
     for p in percent:
         num_samples.append(max(1, num_samples[-1] * p // 100))
     for skip, tie_break in RULES:
-        ours = fps_nested(points, num_samples[1:], skip_near_origin=skip, tie_break=tie_break)
+        ours = fps(points, num_samples[1:], skip_near_origin=skip, tie_break=tie_break)
         expected = scale_by_scale(points, num_samples[1:], skip, tie_break)
         assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
@@ -107,7 +107,7 @@ def test_nested_with_a_tie_that_a_smaller_cloud_breaks_otherwise(device):
     # Among the four chosen ones (0, 2, 1, 3) positions 1, 2, 3 tie again and the order is 0 2 1 3: position 2 is taken first.
     points = torch.zeros(1, 8, 3, device=device)
     points[0, 1, 0] = points[0, 2, 1] = points[0, 3, 2] = 1.0
-    chosen = fps_nested(points, [4, 4, 2], tie_break="pointnet2")
+    chosen = fps(points, [4, 4, 2], tie_break="pointnet2")
     assert [idx.tolist() for idx in chosen] == [[[0, 2, 1, 3]], [[0, 2, 1, 3]], [[0, 2]]]
 
 
@@ -116,7 +116,7 @@ def test_nested_samples_of_a_pyramid(device):
     points = torch.randn(3, 1024, 3, generator=torch.Generator().manual_seed(2)).to(device)
     points[1, 0] = 0.001  # the first centre lies near the origin: chosen all the same, at every scale
     points[2, :] = points[2, :1]  # nothing but repeats
-    chosen = fps_nested(points, [512, 256, 64], skip_near_origin=True)
+    chosen = fps(points, [512, 256, 64], skip_near_origin=True)
     expected = scale_by_scale(points, [512, 256, 64], True, "pointnet2")
     assert all(torch.equal(a, b) for a, b in zip(chosen, expected, strict=True))
     assert torch.equal(chosen[1][:2], torch.arange(256, device=device).expand(2, -1))
@@ -138,10 +138,10 @@ def test_large_clouds_agree_with_the_reference(device, count, samples):
 SAMPLE_ALL = """
 import sys
 import torch
-from extensions import fps, fps_nested
+from extensions import fps
 results = []
 for points in torch.load(sys.argv[1]):
-    results += [fps(points, 70), *fps_nested(points, [60, 20], skip_near_origin=True)]
+    results += [fps(points, 70), *fps(points, [60, 20], skip_near_origin=True)]
 torch.save(results, sys.argv[2])
 """
 
@@ -155,7 +155,7 @@ def test_instruction_sets_agree(level, tmp_path):
     subprocess.run(command, check=True, cwd=root, env=os.environ | {"M2AE_CPU": level, "PYTHONPATH": str(root)})
     expected = []
     for points in clouds:
-        expected += [fps(points, 70), *fps_nested(points, [60, 20], skip_near_origin=True)]
+        expected += [fps(points, 70), *fps(points, [60, 20], skip_near_origin=True)]
     assert all(torch.equal(a, b) for a, b in zip(torch.load(tmp_path / "out.pt"), expected, strict=True))
 
 
@@ -166,14 +166,14 @@ def test_thread_count_changes_no_sample():
         results = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append(torch.cat([fps(points, 90), *fps_nested(points, [80, 30])], 1))
+            results.append(torch.cat([fps(points, 90), *fps(points, [80, 30])], 1))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def test_nested_shapes_without_data():
-    shapes = [idx.shape for idx in fps_nested(torch.empty(2, 30, 3, device="meta"), [9, 4])]
+    shapes = [idx.shape for idx in fps(torch.empty(2, 30, 3, device="meta"), [9, 4])]
     assert shapes == [(2, 9), (2, 4)]
     torch.library.opcheck(torch.ops.m2ae.fps_nested, (torch.randn(2, 30, 3), [9, 4], True, "pointnet2"))
 
@@ -187,9 +187,9 @@ def test_nested_shapes_without_data():
         (lambda: fps(torch.zeros(4, 3), 1), "fps: points must have shape"),
         (lambda: fps(torch.zeros(1, 4, 3).long(), 1), "fps: points must be float16, .* got torch.int64"),
         (lambda: fps(torch.zeros(1, 4, 3), 1, tie_break="first"), "fps: tie_break='first' is not one of"),
-        (lambda: fps_nested(torch.zeros(1, 4, 3), []), r"fps_nested: num_samples=\[\] must hold one number"),
-        (lambda: fps_nested(torch.zeros(1, 4, 3), [2, 0]), "fps_nested: num_samples=0 must be at least 1"),
-        (lambda: fps_nested(torch.zeros(1, 4, 2), [2]), r"fps_nested: points must have shape \(B, N, 3\)"),
+        (lambda: fps(torch.zeros(1, 4, 3), []), r"fps: num_samples=\[\] must hold one number"),
+        (lambda: fps(torch.zeros(1, 4, 3), [2, 0]), "fps: num_samples=0 must be at least 1"),
+        (lambda: fps(torch.zeros(1, 4, 2), [2]), r"fps: points must have shape \(B, N, 3\)"),
     ],
 )
 def test_errors(call, message):

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from extensions.m2ae_ops.private import choice
-from models.layers import embed, norm, pool
 from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
 from tools.accelerate import compile_model
 
@@ -19,8 +18,6 @@ QUICK = ("point-m2ae", "fine-tuning point-mae", "segmentation point-m2ae")
 def plain_layers(monkeypatch):
     """Do without the CPU's fused kernels, as a GPU does."""
     monkeypatch.setattr(choice, "eager_cpu", lambda x: False)
-    for module in (embed, norm, pool):
-        monkeypatch.setattr(module, "can_fuse", lambda *args: False)
 
 
 def loss_and_gradients(

@@ -1,4 +1,4 @@
-"""Plain PyTorch forms of the eight steps of the fused mini-PointNet. `../fused/launch.py` has the same functions as kernels.
+"""Plain PyTorch forms of the eight steps of the fused mini-PointNet. `../private/fused/launch.py` has the same functions as kernels.
 
 Legend: R = G * k rows, the k members of group 0 first; A columns of the hidden rows, C of the joined ones, N or D of a maximum's result.
 `norm` (3, A) holds mean, scale and shift, the one of the way back (5, C) slope and offset as well. `source` with `lift` is the first layer

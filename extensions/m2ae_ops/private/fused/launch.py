@@ -1,4 +1,4 @@
-"""The eight steps of the fused mini-PointNet as kernels; `../reference/embedding.py` says what each one computes.
+"""The eight steps of the fused mini-PointNet as kernels; `../../reference/embedding.py` says what each one computes.
 
 Sums over rows are float32 inside a program, which takes its tiles in order, and float64 over programs, in their order: no atomics, and
 the same bits at every run. On CPU tensors the kernels run under TRITON_INTERPRET=1, for the tests.

@@ -1,7 +1,7 @@
-"""The mini-PointNet of `PatchEmbed` on the CPU, in few passes over the members.
+"""The mini-PointNet of `patch_embed` on the CPU, in few passes over the members.
 
-Matrix products are PyTorch's; everything between them is one pass each (`extensions/m2ae_ops/patches.py`), over pieces of rows that
-stay in the cache. Batch statistics are sums in double precision, as in `BatchNorm`. Three things are never computed: the normalised
+Matrix products are PyTorch's; everything between them is one pass each (`patches.py`), over blocks of rows that stay in the cache.
+Batch statistics are sums in double precision, as in `batch_norm`. Three things are never computed: the normalised
 rows of the first layer of points, whose statistics and gradients follow from the moments of three coordinates; what a maximum
 drops, neither stored nor given a gradient; and rows after the first layer of `second_conv`, which are recomputed where they are needed.
 
@@ -10,9 +10,15 @@ Shapes: `R` = G * K members, the K of group 0 first, `G` groups, `C` channels.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from extensions import (
+from ..normalization import batch_norm
+from . import choice
+from .embedding import Layers, compute_dtype, finish
+from .norms import Reduce, check_rows, folded, moments, reduction, track, way_back
+from .patches import (
+    LARGEST_GROUP,
     group_max,
     join_rows,
     lift_rows,
@@ -22,28 +28,36 @@ from extensions import (
     peak_sums,
     spread_winners,
 )
-from utils.dist import all_reduce_sum
 
-PIECE = 4096  # bytes of a column of the rows that are worked on at a time: 1024 rows of float32
-LARGEST_GROUP = 255  # of `group_max`
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+BLOCK = 4096  # bytes of a column of the rows that are worked on at a time: 1024 rows of float32
 
 
-def piece_rows(dtype: torch.dtype, K: int) -> int:
+def block_rows(dtype: torch.dtype, k: int) -> int:
     """Return how many rows are worked on at a time: whole groups, at least one."""
-    return max(PIECE // dtype.itemsize // K, 1) * K
+    return max(BLOCK // dtype.itemsize // k, 1) * k
 
 
-def can_fuse(rows: Tensor, K: int) -> bool:
+def serves(rows: Tensor, k: int) -> bool:
     """Return whether this file serves these members: on the CPU, eager. A GPU and the compiler have better means of their own."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
-    return (
-        rows.device.type == "cpu"
-        and dtype in DTYPES
-        and 0 < K <= LARGEST_GROUP
-        and len(rows) > 0
-        and not torch.compiler.is_compiling()
+    return choice.eager_cpu(rows) and compute_dtype(rows) in choice.DTYPES and k <= LARGEST_GROUP and len(rows) > 0
+
+
+def train(layers: Layers, rows: Tensor, k: int) -> Tensor:
+    """Embed rows (R, P) with the statistics of the batch, with gradients: (G, D)."""
+    dtype, first, second = compute_dtype(rows), layers.first, layers.second
+    check_rows(first, len(rows))
+    if rows.shape[1] == 3 and not rows.requires_grad:
+        hidden, mean, variance, count = LiftMembers.apply(
+            rows, layers.lift, first.weight, first.bias, first.eps, reduction(first), dtype
+        )
+        track(first, mean + layers.lift_bias.detach(), variance, count)
+    else:
+        hidden = batch_norm(F.linear(rows, layers.lift, layers.lift_bias), first, relu=True).to(dtype)
+    tokens, mean, variance, count = PeakOfGroups.apply(
+        hidden, *layers[1:4], second.weight, second.bias, layers.last, k, second.eps, reduction(second)
     )
+    track(second, mean + layers.joined_bias.detach(), variance, count)
+    return finish(layers, tokens)
 
 
 class LiftMembers(torch.autograd.Function):
@@ -56,35 +70,35 @@ class LiftMembers(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, points, weight, gamma, beta, eps, shared, dtype):
+    def forward(ctx, points, weight, gamma, beta, eps, reduce: Reduce, dtype):
         exact = points.double()
         own = torch.cat([torch.ones(len(points), 1, dtype=torch.float64), exact], 1)
         own = own.T @ own  # (4, 4): count, sums of coordinates, sums of their products
-        moments = all_reduce_sum(own) if shared else own
-        rows = moments[0, 0]
-        center = moments[0, 1:] / rows
-        covariance = moments[1:, 1:] / rows - center.outer(center)
+        total = own if reduce is None else reduce(own)
+        rows = total[0, 0]
+        center = total[0, 1:] / rows
+        covariance = total[1:, 1:] / rows - center.outer(center)
         w = weight.double()
         mean, variance = w @ center, ((w @ covariance) * w).sum(1).clamp_(min=0)
         inverse_std = torch.rsqrt(variance + eps)
         scale = gamma.double() * inverse_std
         hidden = lift_rows(points, w * scale.unsqueeze(1), beta.double() - mean * scale, dtype)
         ctx.save_for_backward(points, hidden, w, own, rows, mean, inverse_std, scale)
-        ctx.shared, ctx.real = shared, weight.dtype
+        ctx.reduce, ctx.real = reduce, weight.dtype
         mean, variance = mean.to(weight.dtype), variance.to(weight.dtype)
         ctx.mark_non_differentiable(mean, variance, rows)
         return hidden, mean, variance, rows
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):
         points, hidden, w, own, rows, mean, inverse_std, scale = ctx.saved_tensors
         sums = lift_rows_sums(grad.contiguous(), hidden, points)  # (4, C): of g x, g y, g z, g
         to_weight, to_beta = sums[:3].T, sums[3]  # (C, 3), (C,)
         to_gamma = ((w * to_weight).sum(1) - mean * to_beta) * inverse_std  # of g times the normalised value
-        total = all_reduce_sum(torch.stack([to_beta, to_gamma])) if ctx.shared else torch.stack([to_beta, to_gamma])
-        normed = (w @ own[1:, 1:] - mean.outer(own[0, 1:])) * inverse_std.unsqueeze(
-            1
-        )  # (C, 3): of normalised value x, y, z
+        total = torch.stack([to_beta, to_gamma])
+        total = total if ctx.reduce is None else ctx.reduce(total)
+        normed = (w @ own[1:, 1:] - mean.outer(own[0, 1:])) * inverse_std.unsqueeze(1)  # (C, 3): value times x, y, z
         common = total[0].outer(own[0, 1:]) + total[1].unsqueeze(1) * normed
         to_weight = scale.unsqueeze(1) * (to_weight - common / rows)
         return None, to_weight.to(ctx.real), to_gamma.to(ctx.real), to_beta.to(ctx.real), None, None, None
@@ -100,71 +114,55 @@ class PeakOfGroups(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, widen, from_hidden, from_group, gamma, beta, last, K, eps, shared):
-        dtype, groups, step = hidden.dtype, len(hidden) // K, piece_rows(hidden.dtype, K)
+    def forward(ctx, hidden, widen, from_hidden, from_group, gamma, beta, last, k, eps, reduce: Reduce):
+        dtype, groups, step = hidden.dtype, len(hidden) // k, block_rows(hidden.dtype, k)
         widen_t, hidden_t, last_t = (w.to(dtype).T for w in (widen, from_hidden, last))
-        pooled = [group_max(piece @ widen_t, K) for piece in hidden.split(step)]
+        pooled = [group_max(block @ widen_t, k) for block in hidden.split(step)]
         pooled, pooled_winners = (torch.cat(parts) for parts in zip(*pooled, strict=True))
         offsets = pooled @ from_group.to(dtype).T  # (G, C)
         joined = hidden.new_empty(len(hidden), len(from_hidden))
         sums = 0
-        for piece, part, group in zip(hidden.split(step), joined.split(step), offsets.split(step // K), strict=True):
-            torch.mm(piece, hidden_t, out=part)
-            sums = sums + join_rows(part, group, K)
+        for block, part, group in zip(hidden.split(step), joined.split(step), offsets.split(step // k), strict=True):
+            torch.mm(block, hidden_t, out=part)
+            sums = sums + join_rows(part, group, k)
         rows = torch.tensor(float(len(hidden)), dtype=torch.float64)
-        if shared:
-            sums, rows = all_reduce_sum(sums), all_reduce_sum(rows)
-        mean = sums[0] / rows
-        variance = (sums[1] / rows - mean.square()).clamp_(min=0)
-        inverse_std = torch.rsqrt(variance + eps)
+        if reduce is not None:
+            sums, rows = reduce(sums), reduce(rows)
+        mean, variance, inverse_std = moments(sums, rows, eps)
         norm = (mean, gamma.double() * inverse_std, beta)
-        tokens = [group_max(norm_relu(part, *norm) @ last_t, K) for part in joined.split(step)]
+        tokens = [group_max(norm_relu(part, *norm) @ last_t, k) for part in joined.split(step)]
         tokens, winners = (torch.cat(parts) for parts in zip(*tokens, strict=True))
-        ctx.save_for_backward(
-            hidden,
-            widen,
-            from_hidden,
-            from_group,
-            last,
-            pooled,
-            pooled_winners,
-            joined,
-            winners,
-            *norm,
-            inverse_std,
-            rows,
-        )
-        ctx.shared, ctx.step, ctx.groups = shared, step, groups
+        weights, winning = (widen, from_hidden, from_group, last), (pooled, pooled_winners, joined, winners)
+        ctx.save_for_backward(hidden, *weights, *winning, *norm, inverse_std, rows)
+        ctx.reduce, ctx.step, ctx.groups = reduce, step, groups
         mean, variance = mean.to(gamma.dtype), variance.to(gamma.dtype)
         ctx.mark_non_differentiable(mean, variance, rows)
         return tokens, mean, variance, rows
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, *_):
         hidden, widen, from_hidden, from_group, last, pooled, pooled_winners, joined, winners, *rest = ctx.saved_tensors
         mean, scale, shift, inverse_std, rows = rest
-        dtype, real, per_piece = hidden.dtype, last.dtype, ctx.step * ctx.groups // len(hidden)
+        dtype, real, per_block = hidden.dtype, last.dtype, ctx.step * ctx.groups // len(hidden)
         rounded = last.to(dtype)  # as the products of the way forward saw it
         own, to_last = peak_sums(grad, winners, rounded, joined, mean=mean, scale=scale, shift=shift)
-        total = all_reduce_sum(own) if ctx.shared else own
-        # d joined = scale * (g - mean(g) - (x - mean) / var * mean(g * (x - mean)))
-        slope = -scale * inverse_std.square() * total[1] / rows
-        offset = -scale * total[0] / rows
+        slope, offset = way_back(own, scale, inverse_std, rows, ctx.reduce)
 
         weight = from_hidden.to(dtype)
         to_from_hidden = torch.zeros_like(from_hidden)
         to_hidden, to_offsets = torch.empty_like(hidden), []
-        pieces = (
-            grad.split(per_piece),
-            winners.split(per_piece),
+        blocks = (
+            grad.split(per_block),
+            winners.split(per_block),
             *(t.split(ctx.step) for t in (joined, hidden, to_hidden)),
         )
-        for flow, won, part, piece, out in zip(*pieces, strict=True):
+        for flow, won, part, block, out in zip(*blocks, strict=True):
             to_part, to_group = peak_backward(
                 flow, won, rounded, part, mean=mean, scale=scale, shift=shift, slope=slope, offset=offset
             )
             torch.mm(to_part, weight, out=out)
-            to_from_hidden += to_part.T @ piece
+            to_from_hidden += to_part.T @ block
             to_offsets.append(to_group)
         to_offsets = torch.cat(to_offsets).to(dtype)  # (G, C)
         to_from_group = to_offsets.T @ pooled
@@ -175,43 +173,23 @@ class PeakOfGroups(torch.autograd.Function):
         return to_hidden, *weights, None, None, None
 
 
-def encode_members(
-    rows: Tensor,
-    K: int,
-    first: nn.Sequential,
-    second: nn.Sequential,
-    from_hidden: Tensor,
-    from_group: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    """Run a mini-PointNet in evaluation mode without gradients, its norms folded into the weights: (R, C_in) to (G, C_out).
-
-    Args:
-        first, second: `first_conv` and `second_conv` of `PatchEmbed`.
-        from_hidden, from_group, bias: what makes the joined rows, from `PatchEmbed._joining`.
-    """
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
-    lift, norm, _, widen = first
-    scale, shift = norm.folded()
-    lift_weight, lift_shift = lift.weight.squeeze(-1) * scale.unsqueeze(1), lift.bias * scale + shift
-    norm, last = second[1], second[3]
-    scale, shift = norm.folded()
-    weights = (
-        widen.weight.squeeze(-1),
-        from_hidden * scale.unsqueeze(1),
-        from_group * scale.unsqueeze(1),
-        last.weight.squeeze(-1),
-    )
+def encode(layers: Layers, rows: Tensor, k: int) -> Tensor:
+    """Embed rows (R, P) in evaluation mode without gradients, the norms folded into the weights: (G, D)."""
+    dtype = compute_dtype(rows)
+    scale, shift = folded(layers.first)
+    lift_weight, lift_shift = layers.lift * scale.unsqueeze(1), layers.lift_bias * scale + shift
+    scale, shift = folded(layers.second)
+    weights = (layers.widen, *(part * scale.unsqueeze(1) for part in layers[2:4]), layers.last)
     widen_t, hidden_t, group_t, last_t = (w.to(dtype).T for w in weights)
-    bias = (bias * scale + shift).to(dtype)
+    bias = (layers.joined_bias * scale + shift).to(dtype)
     tokens = []
-    for piece in rows.split(piece_rows(dtype, K)):
-        if lift.in_channels == 3:
-            hidden = lift_rows(piece, lift_weight, lift_shift, dtype)
+    for block in rows.split(block_rows(dtype, k)):
+        if rows.shape[1] == 3:
+            hidden = lift_rows(block, lift_weight, lift_shift, dtype)
         else:
-            hidden = F.linear(piece.to(dtype), lift_weight.to(dtype), lift_shift.to(dtype)).relu_()
-        pooled, _ = group_max(hidden @ widen_t, K)
-        joined = (hidden @ hidden_t).view(len(pooled), K, -1)
+            hidden = F.linear(block.to(dtype), lift_weight.to(dtype), lift_shift.to(dtype)).relu_()
+        pooled, _ = group_max(hidden @ widen_t, k)
+        joined = (hidden @ hidden_t).view(len(pooled), k, -1)
         joined.add_(torch.addmm(bias, pooled, group_t).unsqueeze(1)).relu_()
-        tokens.append(group_max(joined.flatten(0, 1) @ last_t, K)[0])
-    return torch.cat(tokens) + last.bias.to(dtype)
+        tokens.append(group_max(joined.flatten(0, 1) @ last_t, k)[0])
+    return torch.cat(tokens) + layers.last_bias.to(dtype)

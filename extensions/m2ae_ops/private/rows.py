@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .private.checks import check_device, check_float
-from .private.registration import register
-from .reference import rows as reference
+from ..reference import rows as reference
+from .checks import check_device, check_float
+from .registration import register
 
 
 def row_sums(x: Tensor, y: Tensor, shift: Tensor) -> Tensor:

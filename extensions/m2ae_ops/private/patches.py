@@ -8,9 +8,9 @@ puts them together with gradients; none is differentiable by itself. Results do 
 import torch
 from torch import Tensor
 
-from .private.checks import FLOATS
-from .private.registration import register
-from .reference import patches as reference
+from ..reference import patches as reference
+from .checks import FLOATS
+from .registration import register
 
 LARGEST_GROUP = 255  # winners are stored as bytes
 

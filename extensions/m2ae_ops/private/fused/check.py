@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..reference import embedding as reference
+from ...reference import embedding as reference
 from .limits import KERNEL_DTYPES, LARGEST_GROUP, has_triton
 
 MODES = ("auto", "on", "off")

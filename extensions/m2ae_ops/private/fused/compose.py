@@ -1,4 +1,4 @@
-"""The mini-PointNet from eight steps, forward and backward: `launch.py` has them as kernels, `../reference/embedding.py` in PyTorch.
+"""The mini-PointNet from eight steps, forward and backward: `launch.py` has them as kernels, `../../reference/embedding.py` in PyTorch.
 
 Of everything as wide as the joined rows, only those rows themselves are ever in memory: written once and read once on the way forward, read
 three times on the way back. Hidden rows of points, normalised rows and all gradients of rows live inside a kernel.

@@ -3,24 +3,23 @@
 Legend: R = G * k members, the k of group 0 first; P channels of a member, A, W and C of the layers inside, D of a token.
 """
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..reference import embedding as reference
+from .checks import FLOATS, check_float
 from .fused import compose
 from .fused.limits import KERNEL_DTYPES, LARGEST_GROUP, has_triton
-from .private.checks import FLOATS, check_float
-from .private.registration import register
-from .reference import embedding as reference
+from .registration import register
 
 
 def mini_pointnet(
     rows: Tensor,
     *,
-    lift: Tensor,
-    widen: Tensor,
-    from_hidden: Tensor,
-    from_group: Tensor,
-    last: Tensor,
+    weights: Sequence[Tensor],
     affines: tuple[Tensor, Tensor],
     k: int,
     eps: tuple[float, float] = (1e-5, 1e-5),
@@ -34,8 +33,8 @@ def mini_pointnet(
     Of equal members the first has won. Biases before a norm belong into `stats`, the last one onto the tokens.
 
     Args:
-        rows: (R, P). With P = 3 they are points and get no gradient.
-        lift, widen, from_hidden, from_group, last: (A, P), (W, A), (C, A), (C, W), (D, C).
+        rows: (R, P). Points (P = 3) without gradient have a form of their own, which stores no hidden rows.
+        weights: lift (A, P), widen (W, A), from_hidden (C, A), from_group (C, W), last (D, C).
         affines: weight and bias of both norms, (2, A) and (2, C).
         stats: mean and biased variance of both norms, (2, A) and (2, C); None: those of the rows, which is what has a gradient.
         dtype: of products and of what is stored; sums are float32 at least. None: that of the rows.
@@ -51,35 +50,29 @@ def mini_pointnet(
         plain PyTorch.
     """
     dtype = dtype or rows.dtype
-    _check(rows, lift, widen, from_hidden, from_group, last, affines, stats, k, dtype)
+    _check(rows, weights, affines, stats, k, dtype)
     given = stats or (None, None)
-    weights = (lift, widen, from_hidden, from_group, last)
+    if rows.shape[1] == 3 and rows.requires_grad and torch.is_grad_enabled():
+        # One more coordinate, always 0, makes them rows like others.
+        rows, weights = F.pad(rows, (0, 1)), (F.pad(weights[0], (0, 1)), *weights[1:])
     return torch.ops.m2ae.mini_pointnet(rows, *weights, *affines, *given, k, *eps, dtype)[:3]
 
 
-def _check(rows, lift, widen, from_hidden, from_group, last, affines, stats, k, dtype) -> None:
+def _check(rows, weights, affines, stats, k, dtype) -> None:
     check_float("mini_pointnet", "rows", rows)
     if rows.dim() != 2 or k < 1 or len(rows) == 0 or len(rows) % k:
         raise ValueError(f"mini_pointnet: rows must be (G * {k}, P) of at least one group, got {tuple(rows.shape)}")
     if dtype not in FLOATS:
         raise ValueError(f"mini_pointnet: dtype must be floating, got {dtype}")
-    A, W, C, D = len(lift), len(widen), len(from_hidden), len(last)
-    expected = {
-        "lift": (lift, (A, rows.shape[1])),
-        "widen": (widen, (W, A)),
-        "from_hidden": (from_hidden, (C, A)),
-        "from_group": (from_group, (C, W)),
-        "last": (last, (D, C)),
-        "affines[0]": (affines[0], (2, A)),
-        "affines[1]": (affines[1], (2, C)),
-    }
+    A, W, C, D = (len(weight) for weight in (*weights[:3], weights[4]))
+    names = ("lift", "widen", "from_hidden", "from_group", "last", "affines[0]", "affines[1]")
+    shapes = ((A, rows.shape[1]), (W, A), (C, A), (C, W), (D, C), (2, A), (2, C))
+    expected = {name: given for name, *given in zip(names, (*weights, *affines), shapes, strict=True)}
     if stats is not None:
         expected |= {"stats[0]": (stats[0], (2, A)), "stats[1]": (stats[1], (2, C))}
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ValueError(f"mini_pointnet: {name} must be {shape}, got {tuple(tensor.shape)}")
-    if rows.shape[1] == 3 and rows.requires_grad and torch.is_grad_enabled():
-        raise ValueError("mini_pointnet: points get no gradient; detach them")
 
 
 def _steps(rows: Tensor, k: int, dtype: torch.dtype):
