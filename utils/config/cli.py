@@ -185,8 +185,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.transfer:
         last.append(f"model.head={'linear' if args.transfer == 'linear' else 'mlp3'}")
     args.set = [*first, *args.set, *last]
-    args.seed = 0 if args.seed is None else args.seed
-    args.precision = args.precision or "fp32"
     return args
 
 

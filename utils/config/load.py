@@ -60,7 +60,7 @@ def load_config(
     """
     file = Path(path)
     old = old or OldNames()
-    where = _short(file) + (f" (with --set {' '.join(overrides)})" if overrides else "")
+    where = _short(file) + _with(overrides)
     tree = read_recipe(file, old)
     _override(tree, overrides, file, where, datasets, old)
     tree["imports"] = _import(tree.get("imports"), imports, file, where)
@@ -88,7 +88,7 @@ def saved_config(
             f"{where}: model {name!r} is registered by {', '.join(map(str, tree['imports']))}, and a checkpoint runs no code: "
             "give that file with --import"
         )
-    where += f" (with --set {' '.join(overrides)})" if overrides else ""
+    where += _with(overrides)
     _override(tree, overrides, ROOT, where, datasets, OldNames())
     return _build(tree, where, models, datasets, None, OldNames())
 
@@ -130,7 +130,7 @@ def _over(base: Any, tree: Any) -> Any:
     """Return `tree` merged over `base`."""
     if not isinstance(base, Mapping) or not isinstance(tree, Mapping):
         return tree
-    if "_base_" in tree or ("NAME" in tree and base.get("NAME", tree["NAME"]) != tree["NAME"]):
+    if "_base_" in tree or ("NAME" in tree and _flat_entry(base, "").get("NAME") != tree["NAME"]):
         return tree
     return {**base, **{key: _over(base.get(key), value) for key, value in tree.items()}}
 
@@ -217,7 +217,15 @@ def _split(override: str) -> tuple[list[str], Any]:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"--set {override}: expected key.path=value, for example --set optimizer.kwargs.lr=1e-3")
-    return keys, parse_value(text, f"--set {override}")
+    return keys, parse_value(text, f"--set {_cut(override)}")
+
+
+def _with(overrides: Sequence[str]) -> str:
+    return f" (with --set {' '.join(map(_cut, overrides))})" if overrides else ""
+
+
+def _cut(override: str) -> str:
+    return override if len(override) <= 80 else override[:77] + "..."
 
 
 def _set(tree: dict, keys: list[str], value: Any) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.errors import UserError, suggest
 
+LARGEST = {int: 2**63 - 1, float: 1e38}  # what tensors can hold
 _NAMES = {
     int: "a whole number",
     float: "a number",
@@ -150,13 +151,15 @@ def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     if isinstance(value, bool) or kind is bool:
         fits = isinstance(value, bool) and kind is bool
     elif kind is float:
-        fits = isinstance(value, int | float) and math.isfinite(value)
+        fits = isinstance(value, int | float) and (isinstance(value, int) or math.isfinite(value))
     elif kind is int:
         fits = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     else:
         fits = isinstance(value, kind)
     if not fits:
         raise UserError(f"{where}: is {_show(value)}; expected {_describe(kind)}")
+    if kind in (int, float) and abs(value) > LARGEST[kind]:
+        raise UserError(f"{where}: is {_show(value)}; it must not be above {LARGEST[kind]:.0e}")
     return kind(value) if kind in (int, float) else value
 
 
@@ -169,7 +172,10 @@ def _describe(kind: Any) -> str:
 def _show(value: Any) -> str:
     if value is None:
         return "empty"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write whole numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

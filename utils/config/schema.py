@@ -195,6 +195,7 @@ class RunConfig:
             "log_every": 1,
             "keep_from": 0,
             "keep_every": 1,
+            "seed": 0,
         }
         for key, low in lowest.items():
             value = getattr(self, key)

@@ -21,28 +21,39 @@ _FLOAT = re.compile(
 )
 
 
+_INT = re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)$")
+_OTHERWISE = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+MOST_VALUES, DEEPEST = 100_000, 50  # of one file
+
+
 class Loader(yaml.SafeLoader):
-    """Plain data only; `1e-3` is a number, and a key that stands twice is reported."""
+    """Plain data only; `1e-3` is a number, `010` is ten, `1:00` and dates are text, and a key that stands twice is reported."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+        known = set()
         for key_node, _ in node.value:
             key = getattr(key_node, "value", None)
-            if isinstance(key, str) and key in seen:
+            if isinstance(key, str) and key in known:
                 mark = key_node.start_mark
                 # As published readers do, the last one counts; but nobody should have to find that out.
                 _LOG.warning("%s, line %d: key %r stands twice; the last one counts", mark.name, mark.line + 1, key)
             if isinstance(key, str):
-                seen.add(key)
+                known.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = node.value.replace("_", "")
+        return int(text, 16 if "x" in text else 10)
 
 
 _LOG = logging.getLogger("m2ae.config")
 Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _OTHERWISE]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -64,10 +75,12 @@ def parse_value(text: str, where: str) -> Any:
         UserError: it is no YAML, such as an unclosed bracket.
     """
     try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or error
-        raise UserError(f"{where}: value {text!r} is malformed ({problem}); quote text, close brackets") from error
+        value = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        raise UserError(f"{where}: value {text[:60]!r} is malformed ({problem}); quote text, close brackets") from error
+    _check_size(value, where)
+    return value
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -85,22 +98,49 @@ def read_yaml(path: str | Path) -> dict:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); is it a YAML file?") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    loader = Loader(text) if "\0" not in text else None
-    if loader is None:
+    if "\0" in text:
         raise UserError(f"{path}: holds binary data; is it a YAML file?")
-    loader.name = str(path)
-    try:
-        tree = loader.get_single_data()
-    except yaml.YAMLError as error:
-        raise UserError(_explain(path, error)) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is malformed YAML ({error})") from error
-    finally:
-        loader.dispose()
+    tree = _parse(path, text)
     if not isinstance(tree, dict):
         kind = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise UserError(f"{path}: holds {kind}; expected keys with values")
+    _check_size(tree, f"{path}")
     return tree
+
+
+def _parse(path: Path, text: str) -> Any:
+    try:
+        loader = Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(
+            f"{path}, line {line}: holds the control character {chr(error.character)!r}; take it out"
+        ) from error
+    loader.name = str(path)
+    try:
+        return loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(_explain(path, error)) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested more than {DEEPEST} deep; is it a configuration?") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is malformed YAML ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(tree: Any, where: str) -> None:
+    """Raise for what holds itself or is too large, as anchors and aliases of a short file can make it."""
+    left, count = [(tree, 0)], 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if depth > DEEPEST:
+            raise UserError(f"{where}: is nested more than {DEEPEST} deep, or holds itself; is it a configuration?")
+        if count > MOST_VALUES:
+            raise UserError(f"{where}: holds more than {MOST_VALUES} values; is it a configuration?")
+        if isinstance(value, dict | list):
+            left += [(inner, depth + 1) for inner in (value.values() if isinstance(value, dict) else value)]
 
 
 def _explain(path: Path, error: yaml.YAMLError) -> str:

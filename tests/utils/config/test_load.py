@@ -213,6 +213,57 @@ def test_overrides(load):
     assert config.augmentation == "rotate"
 
 
+@dataclass
+class OtherConfig:
+    NAME: str = "Other"
+    PLACE: str = "data/other"
+    subset: str = "train"
+    npoints: int = 64
+    num_points: int = 0
+
+
+@pytest.fixture
+def other():
+    sets = Registry("data set")
+    for name, config in (("Clouds", CloudsConfig), ("Other", OtherConfig)):
+        sets.register(name, config=config)(object)
+    return sets
+
+
+def test_another_set_by_flags(load, tmp_path, other):
+    """Keys of the old set give way; how clouds are drawn stays, where the new set knows it."""
+    tree = {**SMALL, "dataset": {"train": {"_base_": "clouds.yaml", "subset": "test", "npoints": 128, "note": "x"}}}
+    load_other = lambda *sets: load(tree, *sets, datasets=other).dataset.train  # noqa: E731
+    assert load_other("dataset.train.NAME=Other") == OtherConfig(subset="test", npoints=128)
+    assert load_other("dataset.train.NAME=Other", "dataset.train.PLACE=here").PLACE == "here"
+    assert load_other("dataset.train.PLACE=here", "dataset.train.NAME=Other").PLACE == "here"
+    assert load_other("dataset.train.NAME=Clouds") == load(tree).dataset.train
+    (tmp_path / "other.yaml").write_text("NAME: Other\nPLACE: there\nsubset: train\n")
+    assert load_other("dataset.train._base_=other.yaml") == OtherConfig("Other", "there", "test", 128)
+    svm = {"train": {"NAME": "Other", "num_points": 99}, "test": {"NAME": "Other", "num_points": 99}}
+    config = load({**SMALL, "dataset": {"svm": svm}}, "dataset.svm.train.NAME=Clouds", datasets=other)
+    assert config.dataset.svm.train == CloudsConfig(npoints=99) and config.dataset.svm.test.num_points == 99
+    assert load({**SMALL, "dataset": {}}, "dataset.val.NAME=Other", datasets=other).dataset.val == OtherConfig()
+
+
+def test_base_of_a_recipe(load, tmp_path, other):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "base.yaml").write_text(yaml.safe_dump({**SMALL, "class_names": ["a", "b"]}))
+    (tmp_path / "below" / "clouds.yaml").write_text("NAME: Clouds\nnpoints: 32\nnote: below\n")
+    base = {"_base_": "below/base.yaml"}
+    config = load({**base, "optimizer": {"kwargs": {"weight_decay": 0.1}}, "class_names": ["c"]})
+    assert (config.optimizer.kwargs.lr, config.optimizer.kwargs.weight_decay) == (0.001, 0.1)
+    assert config.class_names == ["c"] and config.dataset.train == CloudsConfig(npoints=128, note="below")
+    assert load({**base, "dataset": {"train": {"subset": "test"}}}).dataset.train.npoints == 128
+    # An entry with a base of its own, or with another NAME, replaces the whole.
+    assert load({**base, "dataset": {"train": {"_base_": "clouds.yaml"}}}).dataset.train == CloudsConfig(npoints=32)
+    assert load({**base, "dataset": {"train": {"NAME": "Other"}}}, datasets=other).dataset.train == OtherConfig()
+    assert load({**base, "dataset": {"train": None}}).dataset.train is None
+    (tmp_path / "more.yaml").write_text("total_bs: 7\nmax_epoch: 9\n")
+    config = load({"_base_": ["below/base.yaml", "more.yaml"], "max_epoch": 3})
+    assert (config.total_bs, config.max_epoch) == (7, 3)
+
+
 def test_base_can_be_overridden(load, tmp_path):
     (tmp_path / "more.yaml").write_text("NAME: Clouds\nsubset: test\n")
     assert load(SMALL, "dataset.train._base_=more.yaml").dataset.train == CloudsConfig(subset="test", npoints=128)
@@ -259,6 +310,15 @@ def test_base_can_be_overridden(load, tmp_path):
         ),
         ("npoints=31", r"npoints is 31, fewer points than the 32 groups"),
         ("ignored=[a]", r"unknown key 'ignored'"),
+        ("seed=-3", r"seed: is -3; it must be at least 0"),
+        ("max_epoch=1:00", r"max_epoch: is '1:00'; expected a whole number"),
+        ("seed=1" + 30 * "0", r"seed: is 10+; it must not be above 9e\+18"),
+        ("max_epoch=1e300", r"max_epoch: is 1e\+300; it must not be above 9e\+18"),
+        ("grad_norm_clip=" + 500 * "9", r"grad_norm_clip: is 9+\.\.\.; it must not be above 1e\+38"),
+        ("grad_norm_clip=" + 5000 * "9", r"--set grad_norm_clip=9+\.\.\.: value '9+' is malformed \(Exceeds the limit"),
+        ("x=" + 3000 * "[", r"--set x=\[+\.\.\.: value '\[+' is malformed"),
+        ("total_bs=2020-13-45", r"total_bs: is '2020-13-45'; expected a whole number"),
+        ("x=\a", r"value '\\x07' is malformed \(special characters are not allowed\)"),
     ],
 )
 def test_bad_overrides(load, override, message):
@@ -282,6 +342,16 @@ def test_bad_overrides(load, override, message):
         ("model: {NAME: Net}\ndataset: {train: 3}", r"dataset.train: is 3; expected _base_ and others"),
         ("model: {NAME: Net}\noptimizer: {type: AdamW, kwargs: {}}", r"optimizer.kwargs: key 'lr' is missing"),
         ("model: {NAME: Net}\nmodel2: {}", r"unknown key 'model2'; did you mean model"),
+        ("a: 1\nb: \a", r"recipe.yaml, line 2: holds the control character '\\x07'"),
+        ("model: &a {NAME: Net, again: *a}", r"recipe.yaml: is nested more than 50 deep, or holds itself"),
+        ("a: " + 3000 * "[", r"recipe.yaml: is nested more than 50 deep"),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(f"{'bcdefg'[i]}: &{'bcdefg'[i]} [{','.join(['*' + 'abcdef'[i]] * 10)}]\n" for i in range(6)),
+            r"recipe.yaml: holds more than 100000 values",
+        ),
+        ("_base_: none.yaml\nmodel: {NAME: Net}", r"_base_: 'none.yaml' is no file; give the path of a recipe"),
+        ("_base_: recipe.yaml\nmodel: {NAME: Net}", r"recipe.yaml: is its own _base_, through .*recipe.yaml"),
     ],
 )
 def test_bad_files(load, text, message):
@@ -311,7 +381,10 @@ def test_missing_file_names_close_ones():
 
 def test_numbers_in_yaml(tmp_path):
     path = tmp_path / "a.yaml"
-    path.write_text("{a: 1e-3, b: 5E+2, c: .5e1, d: -2e4, e: 1, f: 1.5, g: 1e, h: e5, i: 0x10, j: '1e-3', k: -.inf}")
+    path.write_text(
+        "{a: 1e-3, b: 5E+2, c: .5e1, d: -2e4, e: 1, f: 1.5, g: 1e, h: e5, i: 0x10, j: '1e-3', k: -.inf, l: 010, m: -1_000, "
+        "n: 1:00, o: 2020-01-02, p: 08}"
+    )
     values = read_yaml(path)
     expected = {
         "a": 0.001,
@@ -324,6 +397,11 @@ def test_numbers_in_yaml(tmp_path):
         "h": "e5",
         "i": 16,
         "j": "1e-3",
+        "l": 10,
+        "m": -1000,
+        "n": "1:00",
+        "o": "2020-01-02",
+        "p": 8,
     }
     assert values.pop("k") == float("-inf")
     assert values == expected and type(values["b"]) is float
