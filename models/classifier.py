@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.layers.drop import Dropout
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm
 from models.legacy import legacy_names
@@ -140,11 +141,11 @@ def classification_head(width: int, classes: int) -> nn.Sequential:
         LinearBeforeNorm(width, HEAD_WIDTH),
         BatchNorm(HEAD_WIDTH),
         nn.ReLU(),
-        nn.Dropout(HEAD_DROPOUT),
+        Dropout(HEAD_DROPOUT),
         LinearBeforeNorm(HEAD_WIDTH, HEAD_WIDTH),
         BatchNorm(HEAD_WIDTH),
         nn.ReLU(),
-        nn.Dropout(HEAD_DROPOUT),
+        Dropout(HEAD_DROPOUT),
         nn.Linear(HEAD_WIDTH, classes),
     )
 

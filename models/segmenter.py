@@ -20,6 +20,7 @@ from extensions import peak_and_mean
 from models import classifier_parts
 from models.hierarchical import HierarchicalEncoder
 from models.inter_mae import GatedEncoderConfig
+from models.layers.drop import Dropout
 from models.layers.gated import GatedPatchEmbed
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
@@ -140,7 +141,7 @@ class PartSegmenter(nn.Module):
         setattr(self, f"convs{len(widths)}", PointwiseConv(widths[-1], self.config.num_parts))
         for number, width in enumerate(widths[1:], start=1):
             setattr(self, f"bns{number}", BatchNorm(width))
-        self.dropout = nn.Dropout(HEAD_DROPOUT)
+        self.dropout = Dropout(HEAD_DROPOUT)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that pre-training gives."""

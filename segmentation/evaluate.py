@@ -39,8 +39,8 @@ class PartVote:
 class PartEvaluator:
     """Evaluate a part segmenter on one labelled set.
 
-    The points of a cloud are drawn once from the seed, as many as in training and, as published, with replacement: scores of
-    two epochs, or of two models with one seed, are over the same points.
+    The points of a cloud are drawn once from the seed, as many as in training and, as published, with replacement:
+    scores of two epochs, or of two models with one seed, are over the same points.
     """
 
     run: RunContext

@@ -15,8 +15,8 @@ from utils.files import write_atomic
 def run_test(run: RunContext) -> dict[str, float]:
     """Evaluate the part segmenter in `--ckpts` on the test set; returns scores in percent by what they are.
 
-    Writes a time-stamped folder with the report, the IoU of each category and part, PLY files of true and predicted parts,
-    and the predictions for every cloud.
+    Writes a time-stamped folder with the report, the IoU of each category and part, PLY files of true and predicted
+    parts, and the predictions for every cloud.
 
     Raises:
         UserError: the checkpoint is not one of this segmenter whole, or the configuration has no set to evaluate on.

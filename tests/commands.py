@@ -26,14 +26,14 @@ def rows(folder, *kinds):
     return [row for row in found if row["kind"] in kinds]
 
 
-def run_in_two_processes(flags):
-    """Run the main program in two processes on the CPU, one thread each; it must end well."""
+def run_in_processes(flags, count=2):
+    """Run the main program in several processes on the CPU, one thread each; it must end well."""
     launch = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc_per_node=2",
+        f"--nproc_per_node={count}",
         str(ROOT / "main.py"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

@@ -13,7 +13,7 @@ import yaml
 import main
 from models import build_model, load_weights
 from models.images.clip_layout import clip_keys
-from tests.commands import run_in_two_processes
+from tests.commands import run_in_processes
 from tools import export as export_published
 from tools import pretrain as runner_pretrain
 from utils.files import read_checkpoint
@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(beside_whole, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_equal_one(beside_whole):
-    run_in_two_processes(arguments("two", "--sync_bn"))
+    run_in_processes(arguments("two", "--sync_bn"))
     for part in ("loss_2d", "loss_3d"):
         one, two = ([row[part] for row in rows(name, "step")] for name in ("whole", "two"))
         assert len(one) == 4 and two == pytest.approx(one, rel=1e-4)

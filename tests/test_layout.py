@@ -1,12 +1,13 @@
-"""The rooms of the house and the direction of imports (`docs/architecture.md`)."""
+"""The packages and the direction of imports (`docs/architecture.md`)."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each room may import from the rooms named here, and from itself.
+# Each package may import from the packages named here, and from itself.
 MAY_IMPORT = {
     "utils": set(),
     "extensions": set(),
@@ -15,31 +16,65 @@ MAY_IMPORT = {
     "tools": {"datasets", "models", "extensions", "utils"},
     "segmentation": {"datasets", "models", "extensions", "utils", "tools"},
 }
-# A published command changes into segmentation/; the launcher does for another script what the interpreter does.
-MAY_EDIT_THE_PATH = {ROOT / "segmentation" / "main.py", ROOT / "extensions" / "m2ae_ops" / "compat" / "launch.py"}
-# Entries of the house that are not at its top run the main program.
+# A published command changes into segmentation/; the launchers do for another script what the interpreter does.
+COMPAT = ROOT / "extensions" / "m2ae_ops" / "compat"
+MAY_EDIT_THE_PATH = {ROOT / "segmentation" / "main.py", COMPAT / "launch.py", COMPAT / "start" / "sitecustomize.py"}
+# Commands that are not at the top run the main program.
 MAY_RUN_MAIN = {ROOT / "segmentation" / "main.py"}
-ROOMS = set(MAY_IMPORT) | {"main", "tests", "benchmarks"}
-SOURCES = [path for room in MAY_IMPORT for path in sorted((ROOT / room).rglob("*.py"))]
+COMMANDS = [
+    ROOT / "main.py",
+    ROOT / "main_vis.py",
+    ROOT / "main_pretrain.py",
+    ROOT / "main_finetune.py",
+    ROOT / "hubconf.py",
+]
+PACKAGES = set(MAY_IMPORT) | {"main", "tests", "benchmarks"}
+SOURCES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
+MOST_PARAMETERS = 10
 
 
-def imported_rooms(tree: ast.AST) -> set[str]:
-    rooms = set()
-    for node in ast.walk(tree):
-        names = []
+def read(path: Path) -> ast.AST:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the dotted names that a file imports, at its top or inside functions; of `from a import b` both a and a.b."""
+    names = set()
+    for node in ast.walk(read(path)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [node.module]
-        rooms |= {name.split(".")[0] for name in names} & ROOMS
-    return rooms
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = module_name(path).split(".")
+            package = package if path.name == "__init__.py" else package[:-1]
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imports_of_files() -> dict[str, set[str]]:
+    """Return the files that each file imports, by module name; of `from package import module` the module alone."""
+    files = {module_name(path): path for path in [*SOURCES, *COMMANDS]}
+    graph = {}
+    for name, path in files.items():
+        found = imported(path) & set(files)
+        packages = {other for other in found if any(one.startswith(f"{other}.") for one in found)}
+        named = {node.names[0].name for node in ast.walk(read(path)) if isinstance(node, ast.Import)}
+        graph[name] = found - {name} - (packages - named)
+    return graph
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_run_one_way_and_house_rules_hold(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    room = path.relative_to(ROOT).parts[0]
-    assert imported_rooms(tree) <= MAY_IMPORT[room] | {room} | ({"main"} if path in MAY_RUN_MAIN else set())
+def test_imports_run_one_way(path):
+    tree = read(path)
+    package = path.relative_to(ROOT).parts[0]
+    packages = {name.split(".")[0] for name in imported(path)} & PACKAGES
+    assert packages <= MAY_IMPORT[package] | {package} | ({"main"} if path in MAY_RUN_MAIN else set())
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "bare except"
         assert not (isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)), "import *"
@@ -47,7 +82,27 @@ def test_imports_run_one_way_and_house_rules_hold(path):
             assert not (node.attr == "path" and isinstance(node.value, ast.Name) and node.value.id == "sys"), "sys.path"
 
 
-def test_top_level_of_the_house():
+def test_files_import_each_other_in_no_circle():
+    try:
+        TopologicalSorter(imports_of_files()).prepare()
+    except CycleError as error:
+        pytest.fail(f"these files import each other: {' <- '.join(error.args[1])}")
+
+
+def test_functions_have_few_parameters():
+    """Command lines, and ops, whose signatures are those of the kernels, are left out."""
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] == "extensions":
+            continue
+        for node in ast.walk(read(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                count = len(names) - (names[:1] in (["self"], ["cls"]))
+                assert count <= MOST_PARAMETERS, f"{path.relative_to(ROOT)}: {node.name} has {count} parameters"
+
+
+def test_top_level():
     for name in (
         "main.py",
         "main_vis.py",

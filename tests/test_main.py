@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import main
-from tests.commands import run_in_two_processes
+from tests.commands import run_in_processes
 from tools import pretrain as runner_pretrain
 from utils.files import read_checkpoint
 
@@ -143,18 +143,18 @@ def test_sigterm_saves_and_resume_is_exact(beside_whole, monkeypatch, call):
 
 
 def test_stopped_during_the_evaluation(beside_whole, monkeypatch):
-    """The checkpoint owes an evaluation then; resume judges the same weights and books the result to their epoch."""
-    original = runner_pretrain.LinearProbe.judge_features
+    """The checkpoint names it as pending; resume evaluates the same weights, and the result counts for their epoch."""
+    original = runner_pretrain.LinearProbe.evaluate_features
 
-    def judge(self, *args, **options):
+    def evaluate(self, *args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge_features", judge)
-    assert main.main(arguments("owing")) == 130
-    assert read_checkpoint(FOLDER / "owing" / "ckpt-last.pth")["pending"]["evaluations"] == [0]
-    monkeypatch.setattr(runner_pretrain.LinearProbe, "judge_features", original)
-    assert main.main(arguments("owing", "--resume")) == 0
-    assert_same_run("whole", "owing")
+    monkeypatch.setattr(runner_pretrain.LinearProbe, "evaluate_features", evaluate)
+    assert main.main(arguments("pending")) == 130
+    assert read_checkpoint(FOLDER / "pending" / "ckpt-last.pth")["pending"]["evaluations"] == [0]
+    monkeypatch.setattr(runner_pretrain.LinearProbe, "evaluate_features", original)
+    assert main.main(arguments("pending", "--resume")) == 0
+    assert_same_run("whole", "pending")
 
 
 def test_died_before_the_first_checkpoint(beside_whole, monkeypatch):
@@ -196,17 +196,18 @@ def test_accumulation_survives_a_stop(monkeypatch):
     """Published accumulation carries gradients over epochs; they are saved with the rest."""
     settings = [*SMALLER, "step_per_update=3", "legacy=[undivided_accumulation]", "max_epoch=1"]
     assert main.main(arguments("whole", settings=settings)) == 0
-    original = runner_pretrain._evaluate
+    task = runner_pretrain.Pretraining
+    original = task.evaluate
 
-    def evaluate(training, *args, **options):
-        original(training, *args, **options)
-        if training.state.epoch == 0:
+    def evaluate(self, trainer, epoch):
+        original(self, trainer, epoch)
+        if epoch == 0:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(runner_pretrain, "_evaluate", evaluate)
+    monkeypatch.setattr(task, "evaluate", evaluate)
     assert main.main(arguments("carried", settings=settings)) == 128 + signal.SIGTERM
     assert read_checkpoint(FOLDER / "carried" / "ckpt-last.pth")["pending"]["gradients"]
-    monkeypatch.setattr(runner_pretrain, "_evaluate", original)
+    monkeypatch.setattr(task, "evaluate", original)
     assert main.main(arguments("carried", "--resume", settings=settings)) == 0
     assert_same_run("whole", "carried")
 
@@ -219,11 +220,11 @@ def test_two_processes_equal_one(accumulated):
     the first steps have grown to 5e-7 .. 5e-5 by the twentieth. The first steps therefore are where a wrong gradient would show.
     """
     settings = [
-        "dataset.train.clouds=320", "max_epoch=1", "log_every=1", f"step_per_update={accumulated}", "model.drop_path_rate=0",
+        "dataset.train.clouds=320", "max_epoch=1", "log_every=1", f"step_per_update={accumulated}", "model.drop_path_rate=0.2",
         "svm.random_weights=false", "svm.cross_validate=false", "dataset.svm.train.clouds=60", "dataset.svm.test.clouds=40",
     ]  # fmt: skip
     assert main.main(arguments("one", "--val_freq", "2", settings=settings)) == 0
-    run_in_two_processes(arguments("two", "--sync_bn", "--val_freq", "2", settings=settings))
+    run_in_processes(arguments("two", "--sync_bn", "--val_freq", "2", settings=settings))
     losses = {name: [row["loss"] for row in rows(name) if row["kind"] == "step"] for name in ("one", "two")}
     assert len(losses["one"]) == 20
     assert losses["two"][:8] == pytest.approx(losses["one"][:8], rel=2e-6)
@@ -235,8 +236,8 @@ def test_two_processes_equal_one(accumulated):
 def test_two_processes_may_share_out_the_set():
     """Each trains on its own clouds; steps and judgements are as many as without."""
     settings = [*SMALLER, "max_epoch=1", "log_every=1", "total_bs=16", "dataset.train.clouds=48"]
-    run_in_two_processes(arguments("shards", "--shard_set", settings=settings))
-    run_in_two_processes(arguments("whole_set", settings=settings))
+    run_in_processes(arguments("shards", "--shard_set", settings=settings))
+    run_in_processes(arguments("whole_set", settings=settings))
     shards, whole = ([row for row in rows(name) if row["kind"] == "step"] for name in ("shards", "whole_set"))
     assert len(shards) == len(whole) == 6  # three an epoch
     assert shards[0]["loss"] != whole[0]["loss"]

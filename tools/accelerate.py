@@ -1,8 +1,8 @@
 """What makes the training loop faster, from outside: `AcceleratedTrainer` is `tools.train.Trainer` with the same numbers.
 
-CUDA graphs capture a whole step. A side stream prefetches the inputs of the next one. Asynchronous work, evaluations and
-checkpoints, goes on while training does. `--compile` compiles the model. A dry run of one step finds out whether a batch
-fits into memory, into how many micro-batches it must be cut, and whether a compiled model runs at all.
+CUDA graphs capture a whole step. A side stream prefetches the inputs of the next one. Asynchronous work, evaluations
+and checkpoints, goes on while training does. `--compile` compiles the model. A dry run of one step finds out whether
+a batch fits into memory, into how many micro-batches it must be cut, and whether a compiled model runs at all.
 """
 
 import os
@@ -234,9 +234,9 @@ class StepGraph:
     started by one call. It reads and writes the same memory each time, so inputs are copied to where it reads them,
     learning rates are on the device, and seeds are given before each run (`torch.manual_seed`), which graphs follow.
 
-    The first steps run as they are, on the stream that captures later; they are steps as any other. Inputs of another kind
-    (shapes, types, or numbers that are no tensors) begin again. Before a graph takes the place of the step, both run once,
-    from the same state. Where capturing fails, or the result differs, steps run as they are from then on.
+    The first steps run as they are, on the stream that captures later; they are steps as any other. Inputs of another
+    kind (shapes, types, or numbers that are no tensors) begin again. Before a graph takes the place of the step, both
+    run once, from the same state. Where capturing fails, or the result differs, steps run as they are from then on.
 
     Args:
         optimizer: its learning rates and gradients are adapted to the graph.

@@ -21,12 +21,12 @@ def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator,
     """Augment this process's part (B, N, 3) of a batch.
 
     Args:
-        kind: "scale_translate"; "uniform_scale_translate" (of part segmentation); "rotate" each cloud about the up axis; "batch_rotate":
-            scale each cloud a little, then rotate the whole batch by one angle, as published for I2P-MAE on ScanObjectNN; "scale_rotate":
-            the same with an angle a cloud; "none".
+        kind: "scale_translate"; "uniform_scale_translate" (of part segmentation); "rotate" each cloud about the up
+            axis; "batch_rotate": scale each cloud a little, then rotate the whole batch by one angle, as published
+            for I2P-MAE on ScanObjectNN; "scale_rotate": the same with an angle a cloud; "none".
 
-    Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows. Not `shared` is a
-    batch that this process has to itself.
+    Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows. Not
+    `shared` is a batch that this process has to itself.
     """
     B = len(points)
     processes, place = (world_size(), rank()) if shared else (1, 0)

@@ -88,11 +88,13 @@ class Robustness:
 def run_corruptions(run: RunContext) -> dict[str, float]:
     """Evaluate the classifier in `--ckpts` on the clean test set and on ModelNet40-C; returns percentages by what they are.
 
-    Clouds of a corruption are thinned to the points that the classifier takes, as --test does; those that have fewer are taken as they
-    are, because repeated points would take the places of neighbours, and repeated only where they are too few for the groups.
+    Clouds of a corruption are thinned to the points that the classifier takes, as --test does; those that have fewer
+    are taken as they are, because repeated points would take the places of neighbours, and repeated only where they
+    are too few for the groups.
 
     Raises:
-        UserError: the checkpoint is not one of this classifier whole, data are missing or damaged, or the reference does not fit.
+        UserError: the checkpoint is not one of this classifier whole, data are missing or damaged, or the reference
+            does not fit.
     """
     config, args = run.config, run.args
     folder = Path(args.corruptions)
@@ -153,8 +155,8 @@ def read_reference(path: Path, found: list[tuple[str, int]]) -> dict[str, dict[i
     A list of five numbers stands for the severities in turn, one number for their mean.
 
     Raises:
-        UserError: the file cannot be read, or lacks one of the corruptions and severities `found`, or an error rate is no
-            percentage above 0.
+        UserError: the file cannot be read, or lacks one of the corruptions and severities `found`, or an error rate
+            is no percentage above 0.
     """
     try:
         errors = json.loads(path.read_text(encoding="utf-8"))["errors"]

@@ -60,8 +60,8 @@ class Vote:
 class Evaluator:
     """Evaluate a classifier on one labelled set.
 
-    What no random number changes is done once: the clouds that validation takes (M, npoints, 3), thinned by farthest point
-    sampling, and those that voting draws from.
+    What no random number changes is done once: the clouds that validation takes (M, npoints, 3), thinned by farthest
+    point sampling, and those that voting draws from.
     """
 
     run: RunContext
@@ -90,8 +90,8 @@ class Evaluator:
     def vote(self, model: nn.Module, rounds: int) -> Vote:
         """Classify by the mean logits of ten augmented passes, `rounds` times.
 
-        Each pass draws one random subset of points a batch and augments as training does if that is scale and shift or rotation, else
-        by scale and shift, as published for I2P-MAE.
+        Each pass draws one random subset of points a batch and augments as training does if that is scale and shift
+        or rotation, else by scale and shift, as published for I2P-MAE.
         """
         if self._pool is None:
             self._pool = self._thinned(oversampled(self.run.config.npoints, self.clouds.npoints))

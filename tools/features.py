@@ -49,7 +49,8 @@ def extract_features(
 def linear_svm(train_x, train_y, test_x, test_y, *, C: float, choose: bool = False) -> SVMResult:
     """Fit a linear support vector classifier (one against one) and evaluate it on the test features.
 
-    The Gram matrix is computed once, in double precision: the same problem as `SVC(kernel="linear")`, at matrix-product speed.
+    The Gram matrix is computed once, in double precision: the same problem as `SVC(kernel="linear")`, at
+    matrix-product speed.
 
     Args:
         choose: also choose C by cross-validation on the training features and evaluate that one.

@@ -1,4 +1,4 @@
-"""Clouds for the gallery of a report: what went in, what the encoder saw, what came out."""
+"""Clouds for the gallery of a report: what went in, the visible part, what came out."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,8 +51,8 @@ def reconstruction_gallery(
 ) -> list[GalleryItem]:
     """Mask and rebuild `count` clouds of a set with a pre-training model, in evaluation mode.
 
-    Patches overlap, so the rebuilt ones hold more points than the cloud: farthest point sampling thins visible and rebuilt points
-    together to the number of the input.
+    Patches overlap, so the rebuilt ones hold more points than the cloud: farthest point sampling thins visible and
+    rebuilt points together to the number of the input.
 
     Args:
         guidance: (groups, generator) -> keyword arguments of the model's `forward`.

@@ -19,8 +19,9 @@ LOWEST_RATE = 1e-6
 def parameter_groups(model: nn.Module, weight_decay: float, *, token_rule: bool = True) -> list[dict]:
     """Split a model's parameters into [no decay, decay].
 
-    No decay for one-dimensional tensors and biases and, by the published "token" rule, for every name that contains `token`. The rule was
-    meant for mask tokens but spares `token_embed` and `token_prop` as well; it is kept because published numbers were trained with it.
+    No decay for one-dimensional tensors and biases and, by the published "token" rule, for every name that contains
+    `token`. The rule was meant for mask tokens but spares `token_embed` and `token_prop` as well; it is kept because
+    published numbers were trained with it.
     """
     spared, decayed = [], []
     for name, parameter in model.named_parameters():
@@ -36,8 +37,8 @@ _BLOCK = re.compile(r"(.*\bblocks\.\d+)\.(?:norm\d|attn|mlp)\.|(.*encoder_blocks
 def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float, *, token_rule: bool = True) -> list[dict]:
     """Split the groups of `parameter_groups` by depth; each has the factor of its learning rate as `lr_scale` (Bao et al. 2022).
 
-    Block n of D, counted from fine to coarse where there are several scales, has layer_decay ** (D - 1 - n), a class token
-    layer_decay ** D, everything else, patch embedding, norms and head, the whole rate: as published for GM3D.
+    Block n of D, counted from fine to coarse where there are several scales, has layer_decay ** (D - 1 - n), a class
+    token layer_decay ** D, everything else, patch embedding, norms and head, the whole rate: as published for GM3D.
     """
     found = {name: _BLOCK.match(name) for name, _ in model.named_parameters()}
     blocks = list(dict.fromkeys(match.group(1) or match.group(2) for match in found.values() if match))

@@ -104,7 +104,8 @@ class Pretraining(Session):
     def evaluate(self, trainer: Trainer, epoch: int | None) -> None:
         """Evaluate the encoder as it is by a linear SVM and keep the best one; epoch None stands for the untrained weights.
 
-        Features are extracted here; the SVM is fitted and its result written where `trainer` says, perhaps while training goes on.
+        Features are extracted here; the SVM is fitted and its result written where `trainer` says, perhaps while
+        training goes on.
         """
         probe, state, started = self.probe, trainer.state, time.perf_counter()
         if probe is None:

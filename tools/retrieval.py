@@ -14,7 +14,7 @@ def similarity(image_features: Tensor, cloud_features: Tensor) -> Tensor:
 
 
 def retrieval(cosines: Tensor, labels: Tensor | None = None) -> dict[str, float]:
-    """Judge retrieval from image to cloud, in percent, beside what guessing would reach.
+    """Score retrieval from image to cloud, in percent, and what guessing would reach.
 
     Args:
         cosines: (M, M), row i and column i belong together. A cloud that is as near as the right one counts as nearer.
@@ -22,7 +22,7 @@ def retrieval(cosines: Tensor, labels: Tensor | None = None) -> dict[str, float]
     """
     M = len(cosines)
     right = cosines.diagonal().unsqueeze(1)
-    place = (cosines >= right).sum(1)  # 1 = found first
+    place = (cosines >= right).sum(1)  # 1 = the nearest
     found = {f"top {k}": 100 * (place <= k).double().mean().item() for k in (1, 5)}
     found |= {f"top {k}, chance": 100 * min(k / M, 1.0) for k in (1, 5)}
     found["median place"] = place.double().median().item()

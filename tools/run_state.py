@@ -1,4 +1,4 @@
-"""What a training run is made of, into a checkpoint and back, bit for bit."""
+"""The state of a training run, into a checkpoint and back, bit for bit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,8 @@ class RunState:
     Attributes:
         epoch: last epoch that is complete; -1 before the first.
         metrics, best_metrics: of that epoch and of the best one: "acc" as a fraction, and "epoch".
-        pending: what the checkpoint still owes: "evaluations", epochs to be judged with these very weights; "step" and "rows", how far
-            the next epoch got and what it logged.
+        pending: what is still to be done: "evaluations", epochs to be evaluated with these very weights; "step" and
+            "rows", how far the next epoch got and what it logged.
     """
 
     model: nn.Module
@@ -54,7 +54,7 @@ class RunState:
         """Continue from a checkpoint that `checkpoint` wrote.
 
         Raises:
-            UserError: it is none of ours, or of a run with another seed or model.
+            UserError: it lacks the state of a run, or is of a run with another seed or model.
         """
         saved = read_checkpoint(path)
         missing = {"base_model", "optimizer", "epoch", "pending", "random"} - set(saved)

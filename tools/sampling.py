@@ -45,8 +45,8 @@ def repeat_points(points: Points, count: int) -> Points:
 def training_points(points: Tensor, npoints: int, draw: torch.Generator) -> Tensor:
     """Choose the points that a classifier trains on, (B, N, 3) -> (B, npoints, 3).
 
-    Farthest point sampling keeps somewhat more than `npoints`; of these a random subset is taken, the same positions in every
-    cloud of the batch, as published.
+    Farthest point sampling keeps somewhat more than `npoints`; of these a random subset is taken, the same positions
+    in every cloud of the batch, as published.
     """
     return subset(farthest(points, oversampled(npoints, points.shape[1])), npoints, draw)
 
@@ -69,7 +69,7 @@ def farthest(points: Tensor, count: int) -> Tensor:
     """Thin (B, N, 3) to (B, count, 3) by farthest point sampling.
 
     Note:
-        Also where count is N: points within 0.0316 of the origin are never chosen, so that copies of another point take their
-        place, as in the published programs (ScanObjectNN, whose clouds are not normalised).
+        Also where count is N: points within 0.0316 of the origin are never chosen, so that copies of another point
+        take their place, as in the published programs (ScanObjectNN, whose clouds are not normalised).
     """
     return gather(points, fps(points, count, skip_near_origin=True))

@@ -1,8 +1,8 @@
 """The training loop: prepare, forward and backward, update, log, save, stop.
 
-`Trainer` is the whole loop, written plainly. `Task` is what a command gives it: how a batch becomes the inputs of a model,
-how these become losses, and what is evaluated. `tools/accelerate.py` wraps the loop from outside and changes none of its
-numbers; it may be left out.
+`Trainer` is the whole loop, written plainly. `Task` is what a command gives it: how a batch becomes the inputs of a
+model, how these become losses, and what is evaluated. `tools/accelerate.py` wraps the loop from outside and changes
+none of its numbers; it may be left out.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from tools.optim import batch_norm_momentum, build_schedule
 from tools.run_state import RunState
 from utils.config.schema import RunConfig
 from utils.device import autocast, peak_memory_mb
-from utils.dist import all_reduce_sum, barrier, is_main, rank, world_size
+from utils.dist import all_reduce_sum, barrier, is_main, world_size
 from utils.errors import UserError
 from utils.files import save_checkpoint
 from utils.log import MetricsWriter
@@ -355,8 +355,8 @@ class Trainer:
         return update(self.state.optimizer, clip=clip, scaler=self.state.scaler, repeats=repeats)
 
     def seed_layers(self, batch: Batch, epoch: int) -> None:
-        """Seed what layers draw in a step, such as drop path."""
-        torch.manual_seed(step_seed(self.run.seed, epoch, batch.step, batch.stream(f"layers {rank()}")))
+        """Seed what layers draw in a step, such as drop path: for the global batch, so the same on every process."""
+        torch.manual_seed(step_seed(self.run.seed, epoch, batch.step, batch.stream("layers 0")))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context of the run's precision."""
@@ -513,8 +513,8 @@ def distribute(model: nn.Module, device: torch.device, *, every_step: bool = Tru
     """Wrap a model so that gradients are averaged over the processes; with one process it stays as it is.
 
     Args:
-        every_step: whether each backward pass averages. The order of averaging can then be fixed in advance, because all parameters
-            that train get a gradient in every step.
+        every_step: whether each backward pass averages. The order of averaging can then be fixed in advance, because
+            all parameters that train get a gradient in every step.
     """
     if world_size() == 1:
         return model

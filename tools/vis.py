@@ -1,4 +1,4 @@
-"""Pictures of a pre-trained model: clouds of a data set or of one's own files, what the encoder saw, what was rebuilt."""
+"""Pictures of a pre-trained model: clouds of a data set or of one's own files, the visible part, the rebuilt whole."""
 
 import re
 from datetime import datetime
@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.files import write_atomic
 
 DEFAULT_COUNT = 8
-CHUNK = 32  # clouds that the model sees at a time
+CHUNK = 32  # clouds that go through the model at a time
 # Cloud of a gallery row -> the name that the published program gives its text file.
 PUBLISHED_NAMES = {"input": "gt.txt", "visible": "vis.txt", "rebuilt": "dense_points.txt"}
 

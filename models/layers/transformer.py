@@ -6,25 +6,10 @@ Shapes: `B` batch, `L` tokens, `C` channels.
 from collections.abc import Sequence
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
 from models.layers.attention import Attention
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch for whole samples while training, and rescale what is kept (Huang et al. 2016)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = 1 - self.rate
-        shape = (len(x),) + (1,) * (x.dim() - 1)
-        return x * (torch.rand(shape, device=x.device) < keep).to(x.dtype) / keep
+from models.layers.drop import DropPath
 
 
 class MLP(nn.Module):

@@ -9,12 +9,13 @@ from torch import nn
 from extensions.m2ae_ops.private import choice
 from models import hierarchical as hierarchy
 from models.layers.attention import Attention
+from models.layers.drop import DropPath
 from models.layers.embed import PatchEmbed
 from models.layers.group import group_pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.packing import pack, plan_packing, unpack
 from models.layers.propagate import interpolate
-from models.layers.transformer import Blocks, DropPath, drop_path_rates
+from models.layers.transformer import Blocks, drop_path_rates
 
 
 class ConvLayout(nn.Module):

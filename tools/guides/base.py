@@ -1,9 +1,10 @@
 """A guide: what a method needs besides the model while it pre-trains, such as a teacher or an image branch.
 
-It chooses masks and targets. A method that needs one has a file here with the name of the model's module and a function
-`build(run, model, clouds) -> Guide`. What a guide holds is no part of the model: it is in no checkpoint's `base_model`, has
-no gradient and no place in the optimizer. An average of the model (`ema`) is saved under that name. What trains with a
-model only while it pre-trains, such as an image branch, a guide makes part of it when it is built, before the optimizer is.
+It chooses masks and targets. A method that needs one has a file here with the name of the model's module and a
+function `build(run, model, clouds) -> Guide`. What a guide holds is no part of the model: it is in no checkpoint's
+`base_model`, has no gradient and no place in the optimizer. An average of the model (`ema`) is saved under that name.
+What trains with a model only while it pre-trains, such as an image branch, a guide makes part of it when it is built,
+before the optimizer is.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class Guide:
 
     Attributes:
         ema: an average of the model that checkpoints keep, or None.
-        follows_model: whether `prepare` reads trainable weights, or an average of them; where it does not, it may run while the previous
-            step is still executing.
+        follows_model: whether `prepare` reads trainable weights, or an average of them; where it does not, it may run
+            while the previous step is still executing.
     """
 
     ema: nn.Module | None = None
@@ -66,7 +67,8 @@ class Guide:
 def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide:
     """Build the guide of a model on the device of the run, for the clouds that it trains on.
 
-    It is in the file of this folder that is called as the model's module; a model whose module has none there needs no guide.
+    It is in the file of this folder that is called as the model's module; a model whose module has none there needs
+    no guide.
 
     Raises:
         UserError: weights of a teacher are missing or do not fit, or the clouds lack what the method needs.

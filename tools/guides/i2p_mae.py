@@ -1,4 +1,4 @@
-"""I2P-MAE's guide: an image teacher looks at every batch and says what stays visible and what visible tokens should mean.
+"""The guide of I2P-MAE: an image teacher says of every batch what stays visible and what visible tokens should mean.
 
 Where points are the same at each visit its features are kept on disk, in half precision, one row a cloud.
 
@@ -38,8 +38,8 @@ def build(run: RunContext, model: I2PMAE, clouds: CloudSet) -> "ImageGuide":
     """Build the guide of a run.
 
     Raises:
-        UserError: weights of the teacher are missing, of another architecture or not those that a resumed run began with; its features are
-            not as wide as the head; or a cache is asked for where points change.
+        UserError: weights of the teacher are missing, of another architecture or not those that a resumed run began
+            with; its features are not as wide as the head; or a cache is asked for where points change.
     """
     config = run.config.model
     teacher = build_teacher(config.teacher).to(run.device)
@@ -113,8 +113,8 @@ class ImageGuide(Guide):
         )
 
     def sections(self, model: I2PMAE) -> list[Section]:
-        """Return what the teacher saw of some clouds, and what it made of it."""
-        from tools.report.guidance import guidance_section
+        """Return what the teacher says of some clouds."""
+        from tools.guides.i2p_mae_sections import guidance_section
 
         return [guidance_section(self, model)]
 

@@ -1,4 +1,4 @@
-"""Pictures beside Inter-MAE: which of them a step sees, what encodes them, and what a run shows of the pairs."""
+"""The guide of Inter-MAE: which pictures of a cloud a step takes, what encodes them, and what a run shows of the pairs."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ class PictureGuide(Guide):
 
     def pairs(self, model: nn.Module, *, count: int = SHOWN) -> Pairs:
         """Compare up to `count` clouds of the held-out set, evenly spread, with one picture of each."""
-        clouds, held_out = self._judged()
+        clouds, held_out = self._shown_set()
         chosen = np.unique(np.linspace(0, len(clouds) - 1, min(count, len(clouds))).astype(int))
         views = open_set_views(clouds, self.config)
         draw = lambda stream: generator(self.run.seed, 0, 0, stream)  # noqa: E731
@@ -68,11 +68,11 @@ class PictureGuide(Guide):
         cloud_features, image_features = self._encode(model, shown, numbers, views, draw)
         return Pairs(shown, views.load(numbers[:, 0]), cloud_features, image_features, held_out=held_out)
 
-    def _judged(self) -> tuple[CloudSet, bool]:
+    def _shown_set(self) -> tuple[CloudSet, bool]:
         """Return the first set of the recipe that was not trained on, else the training set."""
         entries = self.run.config.dataset
-        judged = [entries.val, entries.test, None if entries.svm is None else entries.svm.test]
-        for entry in judged:
+        held_out = [entries.val, entries.test, None if entries.svm is None else entries.svm.test]
+        for entry in held_out:
             if entry is not None:
                 clouds = build_dataset(entry)
                 if not np.array_equal(clouds.points[0], self.clouds.points[0]):
@@ -205,7 +205,7 @@ class FrozenFeatures:
 
 @dataclass
 class FreshBranch:
-    """A random encoder and head, drawn anew at every step and never trained: the published fault `fresh_image_branch`."""
+    """A random encoder and head, drawn anew at every step and never trained: the published bug `fresh_image_branch`."""
 
     run: RunContext
     config: ImageBranchConfig

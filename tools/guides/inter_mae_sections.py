@@ -12,7 +12,7 @@ from tools.report.page import Section
 from tools.report.thumbnails import cloud_picture, matrix_picture, picture, picture_rows
 from tools.retrieval import retrieval, similarity
 
-SHOWN = 256  # pairs that the report judges
+SHOWN = 256  # pairs that the report evaluates
 BATCH = 32  # of the similarity matrix
 EXAMPLES, NEAREST = 6, 5
 SIDE = 96  # pixels of a picture on the page
@@ -104,11 +104,11 @@ def _retrieval(pairs: Pairs) -> Section:
         for name in ("top 1", "top 5", "same class")
         if name in found
     ]
-    judged = table(("image to cloud", "found", "guessing"), rows)
+    shares = table(("image to cloud", "found", "guessing"), rows)
     examples = []
     for index in (int(index) for index in _chosen(pairs)):
         order = cosines[index].argsort(descending=True, stable=True)[:NEAREST].tolist()
         nearest = [(pairs.cloud(j), ("✓ " if j == index else "") + pairs.caption(j)) for j in order]
         examples.append([(pairs.image(index), pairs.caption(index)), *nearest])
     lead = f"The nearest clouds of each picture among {_source(pairs)}; the median place of the right one is {found['median place']:.0f}."
-    return Section("Retrieval from image to cloud", judged + picture_rows(examples), lead)
+    return Section("Retrieval from image to cloud", shares + picture_rows(examples), lead)

@@ -1,0 +1,42 @@
+"""Several processes compute what one would, with drop path: it is drawn for the global batch like everything else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.commands import run_in_processes
+
+ROOT = Path(__file__).parent.parent
+METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
+STEPS, SIZE = 15, 12  # a batch that two and three processes can share
+
+
+def arguments(method, name, *flags):
+    settings = [
+        f"total_bs={SIZE}",
+        f"dataset.train.clouds={SIZE * STEPS}",
+        "max_epoch=0",
+        "log_every=1",
+        "dataset.svm=null",
+    ]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    recipe = str(ROOT / "cfgs" / "debug" / f"{method}.yaml")
+    return ["--config", recipe, "--exp_name", name, "--device", "cpu", *flags, *sets]
+
+
+def losses(method, name):
+    lines = Path(f"experiments/debug/{method}/{name}/metrics.jsonl").read_text().splitlines()
+    return [row["loss"] for row in map(json.loads, lines) if row["kind"] == "step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_with_drop_path_equal_one(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(arguments(method, "one")) == 0
+    assert len(losses(method, "one")) == STEPS
+    for count in (2, 3):
+        run_in_processes(arguments(method, str(count), "--sync_bn"), count)
+        assert losses(method, str(count)) == pytest.approx(losses(method, "one"), rel=1e-5)
