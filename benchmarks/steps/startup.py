@@ -110,11 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def write(path: Path, rows: list[dict], threads: int, arguments: list[str] | None) -> None:
+def write(path: Path, rows: list[dict], threads: int, arguments: list[str] | None, *, name: str = "startup") -> None:
+    """Write the rows, the command of benchmarks/steps/<name>.py that gave them, and where they were measured."""
     from benchmarks.ops.timing import machine
     from utils.provenance import provenance
 
-    about = provenance() | {"Command": " ".join(["benchmarks.steps.startup", *(arguments or sys.argv[1:])])}
+    about = provenance() | {"Command": " ".join([f"benchmarks.steps.{name}", *(arguments or sys.argv[1:])])}
     result = {
         "provenance": about,
         "machine": machine(),

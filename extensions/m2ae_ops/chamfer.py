@@ -42,8 +42,8 @@ def chamfer_loss(a: torch.Tensor, b: torch.Tensor, kind: str = "cdl2") -> torch.
 
     Returns:
         (B,), one loss a pair, float32 for half-precision input, summed in float64; differentiable in a and b through the chosen
-        pairs, any number of times. A NaN coordinate in either cloud makes the loss of its pair NaN, else an infinite one makes it
-        infinite; gradients through such points are NaN. Other pairs are untouched.
+        pairs, any number of times. A NaN coordinate makes the loss of its pair NaN, an infinite one makes it infinite; either makes
+        all gradients of its pair NaN. Other pairs are not touched.
 
     Raises:
         ValueError: wrong shape or dtype, no points, tensors that do not match, unknown kind.

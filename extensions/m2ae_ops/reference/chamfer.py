@@ -54,7 +54,7 @@ def loss_gradients(
     *,
     rows: Any = indexing,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the gradients of `grad` (B,) times the losses, in the compute precision.
+    """Return the gradients of `grad` (B,) times the losses, in the compute precision; NaN for pairs that are not finite.
 
     Differentiable any number of times with `i1` and `i2` held fixed; `rows` as in `pair_gradients`.
     """
@@ -63,7 +63,8 @@ def loss_gradients(
     back = _distance_gradient(grad, b, a, i2, root, rows)
     a_own, b_chosen = pair_gradients(forth[..., None], a, b, i1[..., None], rows=rows)
     b_own, a_chosen = pair_gradients(back[..., None], b, a, i2[..., None], rows=rows)
-    return a_own + a_chosen, b_own + b_chosen
+    finite = (a.isfinite().flatten(1).all(1) & b.isfinite().flatten(1).all(1))[:, None, None]
+    return torch.where(finite, a_own + a_chosen, torch.nan), torch.where(finite, b_own + b_chosen, torch.nan)
 
 
 def _distance_gradient(grad, query, support, idx, root, rows) -> torch.Tensor:

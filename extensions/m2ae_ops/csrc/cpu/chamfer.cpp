@@ -204,8 +204,13 @@ std::tuple<Tensor, Tensor> chamfer_chosen_backward_cpu(const Tensor& grad, const
     const auto weigh = [&](int64_t pair, PairChoices<scalar_t>& choices, scalar_t* weights) {
       const int64_t ways = root ? 2 : 1;
       choices.even[0] = flows[pair * stride] / scalar_t(ways * n), choices.even[1] = flows[pair * stride] / scalar_t(ways * m);
-      if (!root) return;
       const scalar_t *at_a = of.a + pair * n * 3, *at_b = of.b + pair * m * 3;
+      choices.weight[0] = choices.weight[1] = nullptr;
+      if (!kernels<scalar_t>().all_finite(at_a, 3 * n) || !kernels<scalar_t>().all_finite(at_b, 3 * m)) {
+        choices.even[0] = choices.even[1] = std::numeric_limits<scalar_t>::quiet_NaN();
+        return;
+      }
+      if (!root) return;
       scalar_t* back = weights + padded(n);
       kernels<scalar_t>().root_weights(at_a, at_b, choices.forth, n, weights);
       kernels<scalar_t>().root_weights(at_b, at_a, choices.back, m, back);

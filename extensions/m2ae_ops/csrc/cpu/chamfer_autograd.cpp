@@ -41,7 +41,11 @@ variable_list unfused_gradients(const Tensor& grad, const Tensor& a, const Tenso
   const bool again = at::GradMode::is_enabled();
   at::AutoGradMode enable(true);
   const auto [d1, d2, i1, i2] = op.call(a, b);
-  return torch::autograd::grad({way_loss(d1, root).add(way_loss(d2, root))}, wanted, {grad}, again, again);
+  variable_list found = torch::autograd::grad({way_loss(d1, root).add(way_loss(d2, root))}, wanted, {grad}, again, again);
+  // A pair with a coordinate that is not finite has no gradient.
+  const Tensor finite = a.isfinite().flatten(1).all(1).logical_and(b.isfinite().flatten(1).all(1)).view({-1, 1, 1});
+  for (Tensor& one : found) one = at::where(finite, one, one.new_full({}, std::numeric_limits<double>::quiet_NaN()));
+  return found;
 }
 
 class ChamferChosen : public torch::autograd::Function<ChamferChosen> {

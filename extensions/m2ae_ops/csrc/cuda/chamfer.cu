@@ -120,6 +120,21 @@ __device__ inline T pair_loss(double forth, int n, double back, int m, bool root
   return T((forth / double(n) + back / double(m)) * (root ? 0.5 : 1.0));
 }
 
+// What the coordinates of a pair make of its loss and gradients.
+template <typename T>
+struct Health {
+  bool nan, finite;
+
+  __device__ T loss(T value) const { return nan ? T(NAN) : value; }
+  __device__ T weight(T value) const { return finite ? value : T(NAN); }
+};
+
+// What is wrong with a coordinate: 2 if it is NaN, 1 if it is infinite, else 0.
+template <typename T>
+__device__ inline int flaw(T value) {
+  return value != value ? 2 : value - value != 0 ? 1 : 0;
+}
+
 // Where the results of the loss go; a gradient that is not wanted is a null pointer.
 template <typename T>
 struct LossOutputs {
@@ -199,19 +214,22 @@ __global__ void __launch_bounds__(kPatchWarps * kWarp)
   const Term<T> forth(from_bits(nearest_of_patch(mine_a, patches.b, m, partner_of_a)), n, root);
   const Term<T> back(from_bits(nearest_of_patch(mine_b, patches.a, n, partner_of_b)), m, root);
   const double forth_sum = warp_sum(lane < n ? double(forth.value) : 0.0), back_sum = warp_sum(lane < m ? double(back.value) : 0.0);
-  if (lane == 0) out.loss[pair] = pair_loss<T>(forth_sum, n, back_sum, m, root);
+  const int flaws = flaw(mine_a.x) | flaw(mine_a.y) | flaw(mine_a.z) | flaw(mine_b.x) | flaw(mine_b.y) | flaw(mine_b.z);
+  const Health<T> health{__any_sync(kAllLanes, flaws & 2) != 0, __any_sync(kAllLanes, flaws) == 0};
+  if (lane == 0) out.loss[pair] = health.loss(pair_loss<T>(forth_sum, n, back_sum, m, root));
   if (!out.grad_a && !out.grad_b) return;
   __syncwarp();
-  patches.a[lane].weight = forth.weight, patches.b[lane].weight = back.weight;
+  const T weight_of_a = health.weight(forth.weight), weight_of_b = health.weight(back.weight);
+  patches.a[lane].weight = weight_of_a, patches.b[lane].weight = weight_of_b;
   tell_chosen(partner_of_a, n, patches.choosers_of_b);
   tell_chosen(partner_of_b, m, patches.choosers_of_a);
   __syncwarp();
   if (out.grad_a && lane < n) {
-    write_gradient(mine_a, forth.weight, patches.b[partner_of_a], patches.choosers_of_a[lane], patches.b,
+    write_gradient(mine_a, weight_of_a, patches.b[partner_of_a], patches.choosers_of_a[lane], patches.b,
                    out.grad_a + (pair * n + lane) * 3);
   }
   if (out.grad_b && lane < m) {
-    write_gradient(mine_b, back.weight, patches.a[partner_of_b], patches.choosers_of_b[lane], patches.a,
+    write_gradient(mine_b, weight_of_b, patches.a[partner_of_b], patches.choosers_of_b[lane], patches.a,
                    out.grad_b + (pair * m + lane) * 3);
   }
 }
@@ -220,12 +238,12 @@ constexpr int kTermThreads = 256;
 
 // Sums the terms of a cloud's squared distances, by a whole block, and leaves weights in their place. Right in thread 0.
 template <typename T>
-__device__ inline double sum_terms(T* sqdist, int count, bool root, double* slots) {
+__device__ inline double sum_terms(T* sqdist, int count, bool root, const Health<T>& health, double* slots) {
   double sum = 0;
   for (int i = threadIdx.x; i < count; i += kTermThreads) {
     const Term<T> term(sqdist[i], count, root);
     sum += double(term.value);
-    sqdist[i] = term.weight;
+    sqdist[i] = health.weight(term.weight);
   }
   sum = warp_sum(sum);
   if (lane_id() == 0) slots[threadIdx.x / kWarp] = sum;
@@ -236,18 +254,29 @@ __device__ inline double sum_terms(T* sqdist, int count, bool root, double* slot
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kTermThreads) cloud_terms_kernel(T* d1, int n, T* d2, int m, bool root, T* loss) {
+__device__ inline int flaws_of(const T* points, int count) {
+  int flaws = 0;
+  for (int64_t i = threadIdx.x; i < int64_t(count) * 3; i += kTermThreads) flaws |= flaw(points[i]);
+  return flaws;
+}
+
+// The losses of clouds, a block for a pair, from the squared distances both ways, in whose place the weights of the pairs come.
+template <typename T>
+__global__ void __launch_bounds__(kTermThreads)
+    cloud_terms_kernel(const T* a, int n, const T* b, int m, T* d1, T* d2, bool root, T* loss) {
   __shared__ double slots[2][kTermThreads / kWarp];
-  const int64_t b = blockIdx.x;
-  const double forth = sum_terms(d1 + b * n, n, root, slots[0]), back = sum_terms(d2 + b * m, m, root, slots[1]);
-  if (threadIdx.x == 0) loss[b] = pair_loss<T>(forth, n, back, m, root);
+  const int64_t pair = blockIdx.x;
+  const int flaws = flaws_of(a + pair * n * 3, n) | flaws_of(b + pair * m * 3, m);
+  const Health<T> health{__syncthreads_or(flaws & 2) != 0, __syncthreads_or(flaws) == 0};
+  const double forth = sum_terms(d1 + pair * n, n, root, health, slots[0]), back = sum_terms(d2 + pair * m, m, root, health, slots[1]);
+  if (threadIdx.x == 0) loss[pair] = health.loss(pair_loss<T>(forth, n, back, m, root));
 }
 
 template <typename T>
 void cloud_losses(const Tensor& a, const Tensor& b, bool root, Tensor& loss, Tensor& grad_a, Tensor& grad_b, bool want_a, bool want_b) {
   auto [d1, d2, i1, i2] = chamfer_cuda(a, b);
-  launch(cloud_terms_kernel<T>, a.size(0), kTermThreads, 0, d1.template mutable_data_ptr<T>(), int(a.size(1)),
-         d2.template mutable_data_ptr<T>(), int(b.size(1)), root, loss.mutable_data_ptr<T>());
+  launch(cloud_terms_kernel<T>, a.size(0), kTermThreads, 0, a.const_data_ptr<T>(), int(a.size(1)), b.const_data_ptr<T>(),
+         int(b.size(1)), d1.template mutable_data_ptr<T>(), d2.template mutable_data_ptr<T>(), root, loss.mutable_data_ptr<T>());
   if (want_a) start_pair_gradient<T>(a, b, d1, i1, d2, i2, 1, grad_a);
   if (want_b) start_pair_gradient<T>(b, a, d2, i2, d1, i1, 1, grad_b);
 }

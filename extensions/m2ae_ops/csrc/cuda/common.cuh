@@ -1,4 +1,4 @@
-// What the CUDA files share: types, launching, and the steps of a warp.
+// What the CUDA files share: types and the steps of a warp; launching is in launch.cuh.
 //
 // Distances must not be contracted to fused multiply-adds: the build passes --fmad=false to every file.
 #pragma once
@@ -7,15 +7,14 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <climits>
 #include <cstdint>
 #include <tuple>
+
+#include "launch.cuh"
 
 namespace m2ae {
 
@@ -39,25 +38,6 @@ inline int small(int64_t count, const char* op, const char* what) {
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  C10_CUDA_CHECK(cudaGetDevice(&device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-// Starts the kernel on the current stream of the current device. The grid is one-dimensional, so that its limit is 2^31 - 1.
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), int64_t blocks, int threads, size_t shared_bytes, Args... args) {
-  if (blocks == 0) return;
-  TORCH_CHECK_VALUE(blocks <= INT_MAX, "m2ae: ", blocks, " blocks exceed the limit of a launch; split the batch");
-  if (shared_bytes > 32 * 1024) {  // together with static memory it may pass the 48 KiB that need no asking
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)));
-  }
-  kernel<<<unsigned(blocks), threads, shared_bytes, c10::cuda::getCurrentCUDAStream()>>>(Params(args)...);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
-}
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;

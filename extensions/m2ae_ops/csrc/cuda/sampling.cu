@@ -317,42 +317,23 @@ void start_blocks(const Tensor& points, const Task& task) {
 
 // Starts clusters of `size` blocks, if the device can run them.
 template <int P>
-bool start_clusters(const Tensor& points, const Task& task, unsigned size) {
-  const auto kernel = fps_cluster<P>;
+bool start_clusters(const Tensor& points, const Task& task, int size) {
   const size_t bytes = sizeof(ClusterMemory) + size_t(kClusterThreads) * P * 3 * sizeof(float);
-  C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-  if (size > 8) C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {size, 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(unsigned(points.size(0) * size));
-  config.blockDim = dim3(kClusterThreads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = c10::cuda::getCurrentCUDAStream();
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int active = 0;
-  C10_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&active, kernel, &config));
-  if (active == 0) return false;
-  C10_CUDA_CHECK(
-      cudaLaunchKernelEx(&config, kernel, points.const_data_ptr<float>(), task.layout, task.samples, task.nesting, task.out));
-  return true;
+  return launch_clusters(fps_cluster<P>, points.size(0), size, kClusterThreads, bytes, points.const_data_ptr<float>(), task.layout,
+                         task.samples, task.nesting, task.out);
 }
 
-unsigned blocks_for(int positions, int per_block) {
-  unsigned size = 1;
+int blocks_for(int positions, int per_block) {
+  int size = 1;
   while (int64_t(size) * per_block < positions) size *= 2;
   return size;
 }
 
 // Returns whether a cluster does the work: half-filled registers if there are processors to spare, else full ones.
 bool try_clusters(const Tensor& points, const Task& task) {
-  const int64_t B = points.size(0);
-  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9 || B * kLargestCluster > INT_MAX) return false;
   const int positions = task.layout.positions;
-  const unsigned wide = blocks_for(positions, kClusterThreads * 8), narrow = blocks_for(positions, kClusterThreads * 16);
-  const bool spare = B * wide <= device_attribute(cudaDevAttrMultiProcessorCount);
+  const int wide = blocks_for(positions, kClusterThreads * 8), narrow = blocks_for(positions, kClusterThreads * 16);
+  const bool spare = points.size(0) * wide <= device_attribute(cudaDevAttrMultiProcessorCount);
   if (spare && wide <= kLargestCluster && start_clusters<8>(points, task, wide)) return true;
   return narrow <= kLargestCluster && start_clusters<16>(points, task, narrow);
 }
