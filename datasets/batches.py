@@ -3,7 +3,7 @@
 Legend: B clouds a rank sees in one step, N points a sample.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,10 @@ class Batch:
     def stream(self, name: str) -> str:
         """Name the stream of random numbers for this piece; that of a whole batch is `name` itself."""
         return f"{name}, piece {self.piece}" if self.piece else name
+
+    def draw(self, seed: int, epoch: int) -> Callable[[str], torch.Generator]:
+        """Return what gives this step of an epoch its random numbers: name of the stream -> generator."""
+        return lambda name: generator(seed, epoch, self.step, self.stream(name))
 
 
 class Batches:
@@ -101,9 +105,9 @@ class Batches:
         Without `drop_last` the last batch may be smaller, its slices of unequal size and, with fewer clouds than ranks,
         empty.
         """
-        order = self._order(epoch)
+        order, count = self._order(epoch), len(self.cloud_set)
         for step in range(first_step, len(self)):
-            size = min(self.batch_size, len(self.cloud_set) - step * self.batch_size)
+            size = min(self.batch_size, count - step * self.batch_size)
             begin, end = (part * size // self.world_size for part in (self.rank, self.rank + 1))
             # Of its own clouds a rank has as many left as there are in its slice of the global batch.
             first = step * self.batch_size + begin if self.own is None else step * (self.batch_size // self.world_size)

@@ -74,7 +74,7 @@ class PartSegmentation(Supervised):
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Augment and group the clouds."""
-        draw, kind = self.run.draw(epoch, batch), self.run.config.augmentation
+        draw, kind = batch.draw(self.run.config.seed, epoch), self.run.config.augmentation
         points = augment(batch.points, kind, self.clouds.up_axis, draw("augmentation"))
         return {"points": points, "pyramid": self.model.group(points), "category": batch.labels, "parts": batch.parts}
 

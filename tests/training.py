@@ -76,17 +76,18 @@ class ToyTask(Task):
         return self.loss(inputs)
 
 
-def toy_run(*, accum=1, divide=True, clip=None, log_every=100, lr=1.0, folder=None, precision="fp32", **flags):
+def toy_run(*, accum=1, divide=True, clip=None, log_every=100, lr=1.0, folder=None, precision="fp32", per_step=False, **flags):
     """Return the context of a run with the keys that the loop reads."""
     config = SimpleNamespace(
         step_per_update=accum,
         grad_norm_clip=clip,
         precision=precision,
-        scheduler=SimpleNamespace(type="function", kwargs=None, lag=0, per_step=False),
+        scheduler=SimpleNamespace(type="function", kwargs=None, lag=0, per_step=per_step),
         optimizer=SimpleNamespace(kwargs=SimpleNamespace(lr=lr)),
         legacy_names=lambda: set() if divide else {"undivided_accumulation"},
         log_every=log_every,
         total_bs=4,
+        seed=0,
         bnmscheduler=None,
         max_epoch=0,
         max_epoch_inclusive=True,

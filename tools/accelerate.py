@@ -54,6 +54,7 @@ class AcceleratedTrainer(Trainer):
             self._tried = True
             self.micro_batches = dry_run(self, self.first_batch(epoch))
             self.graph = open_graph(self)
+        self.step = super().step if self.graph is None else self.captured_step
 
     def train_steps(self, epoch: int, log: EpochLog) -> bool:
         """Train as the plain loop does; where memory runs out, say which batch would fit."""
@@ -67,12 +68,11 @@ class AcceleratedTrainer(Trainer):
 
     def prepared(self, epoch: int) -> Iterator[tuple[Batch, Any]]:
         """Yield what the plain loop does; on a GPU the next batch is prepared while a step runs."""
-        return prefetch(super().prepared(epoch), self.side)
+        pairs = super().prepared(epoch)
+        return pairs if self.side is None else prefetch(pairs, self.side)
 
-    def step(self, batch: Batch, epoch: int, inputs: Any) -> tuple[Values, Tensor]:
-        """Run a step, by a CUDA graph where there is one."""
-        if self.graph is None:
-            return super().step(batch, epoch, inputs)
+    def captured_step(self, batch: Batch, epoch: int, inputs: Any) -> tuple[Values, Tensor]:
+        """Run a step by a CUDA graph: what `step` does, with the same inputs and results."""
         with self.autocast():
             inputs = self.task.complete(batch, epoch, inputs)
         values, finite = self.graph(self._whole_step, inputs, seed=partial(self.seed_layers, batch, epoch))
@@ -181,11 +181,8 @@ class SideStream:
         return value
 
 
-def prefetch(items: Iterable[Any], side: SideStream | None) -> Iterator[Any]:
-    """Yield items; on a side stream each is made one item before it is asked for."""
-    if side is None:
-        yield from items
-        return
+def prefetch(items: Iterable[Any], side: SideStream) -> Iterator[Any]:
+    """Yield items, each of which is made on a side stream, one item before it is asked for."""
     items, end = iter(items), object()
     side.follow()
     pending = side.run(next, items, end)

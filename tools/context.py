@@ -1,14 +1,13 @@
 """What every command is handed by `main.py`."""
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from datasets.batches import Batch, Batches
+from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from models import build_model
 from utils.config.merge import to_dict
@@ -16,7 +15,6 @@ from utils.config.schema import RunConfig
 from utils.dist import rank, world_size
 from utils.errors import UserError
 from utils.log import Logger
-from utils.seed import generator
 
 
 @dataclass
@@ -37,10 +35,6 @@ class RunContext:
     def config_dict(self) -> dict:
         """Return the configuration as plain data."""
         return to_dict(self.config)
-
-    def draw(self, epoch: int, batch: Batch) -> Callable[[str], torch.Generator]:
-        """Return what gives a step its random numbers: stream -> generator."""
-        return lambda stream: generator(self.seed, epoch, batch.step, batch.stream(stream))
 
     def batches(self, clouds: CloudSet, batch_size: int, **options) -> Batches:
         """Return batches of a set for this process, drawn from the seed of the run."""

@@ -87,7 +87,7 @@ class Classification(Supervised):
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Choose points, augment and group them."""
-        draw, config = self.run.draw(epoch, batch), self.run.config
+        draw, config = batch.draw(self.run.config.seed, epoch), self.run.config
         points = training_points(batch.points, config.npoints, draw("subset"))
         points = augment(points, config.augmentation, self.clouds.up_axis, draw("augmentation"))
         return {"points": points, "pyramid": self.model.group(points), "labels": batch.labels}

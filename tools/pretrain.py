@@ -56,7 +56,7 @@ class Pretraining(Session):
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Augment the clouds, group them, and ask a guide that follows no weights."""
-        draw = self.run.draw(epoch, batch)
+        draw = batch.draw(self.run.config.seed, epoch)
         points = augment(batch.points, self.run.config.augmentation, self.clouds.up_axis, draw("augmentation"))
         inputs = {"points": points, "pyramid": self.model.group(points)}
         return inputs if self.guide.follows_model else self._guided(batch, epoch, inputs)
@@ -70,7 +70,7 @@ class Pretraining(Session):
         return {name: value for name, value in model(**inputs).items() if name.startswith(LOGGED)}
 
     def _guided(self, batch: Batch, epoch: int, inputs: dict[str, Any]) -> dict[str, Any]:
-        draw = self.run.draw(epoch, batch)
+        draw = batch.draw(self.run.config.seed, epoch)
         found = self.guide.prepare(batch=batch, epoch=epoch, draw=draw, **inputs)
         if "masked" not in found:
             found["masked"] = self.model.draw_mask(inputs["pyramid"], generator=draw("mask"))

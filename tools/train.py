@@ -219,7 +219,7 @@ class Trainer:
         self.writer, self.stop = writer, stop
         config, parts = self.run.config, self.run.args.micro_batches
         self.micro_batches = 1 if parts == "auto" else parts
-        self.accumulated = config.step_per_update
+        self.steps, self.accumulated = len(batches), config.step_per_update
         self.divides = "undivided_accumulation" not in config.legacy_names()
         self.schedule = build_schedule(config.scheduler, config.optimizer.kwargs.lr)
         self.wrapped = distribute(state.model, self.run.device, every_step=self.accumulated == parts == 1)
@@ -261,7 +261,7 @@ class Trainer:
         run, state, config = self.run, self.state, self.run.config
         if config.bnmscheduler is not None:
             self.set_momentum(batch_norm_momentum(config.bnmscheduler, epoch))
-        bar = run.log.progress(len(self.batches), f"epoch {epoch}/{last_epoch(config)}", done=state.pending["step"])
+        bar = run.log.progress(self.steps, f"epoch {epoch}/{last_epoch(config)}", done=state.pending["step"])
         self.before_steps(epoch)
 
         def flush(first: int, rows: list[dict]) -> None:
@@ -291,8 +291,10 @@ class Trainer:
 
     def train_steps(self, epoch: int, log: EpochLog) -> bool:
         """Train on the batches that are left of an epoch; returns False where it was stopped before its end."""
+        rate = self.set_rate(epoch)
         for batch, inputs in self.prepared(epoch):
-            rate = self.set_rate(epoch, batch)
+            if self.run.config.scheduler.per_step:
+                rate = self.set_rate(epoch, batch.step / self.steps)
             values, finite = self.step(batch, epoch, inputs)
             log.add(values, rate, finite)
             if self._stops_after(batch):
@@ -310,9 +312,9 @@ class Trainer:
                     inputs = self.task.prepare(batch, epoch)
             yield batch, inputs
 
-    def set_rate(self, epoch: int, batch: Batch) -> float:
-        """Give each parameter group the learning rate of a step; returns the rate itself."""
-        rate = self.schedule(epoch, batch.step / len(self.batches))
+    def set_rate(self, epoch: int, fraction: float = 0.0) -> float:
+        """Give each parameter group the learning rate of an epoch, or of a fraction of it; returns the rate itself."""
+        rate = self.schedule(epoch, fraction)
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         return rate
@@ -356,7 +358,7 @@ class Trainer:
 
     def seed_layers(self, batch: Batch, epoch: int) -> None:
         """Seed what layers draw in a step, such as drop path: for the global batch, so the same on every process."""
-        torch.manual_seed(step_seed(self.run.seed, epoch, batch.step, batch.stream("layers 0")))
+        torch.manual_seed(step_seed(self.run.config.seed, epoch, batch.step, batch.stream("layers 0")))
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Return the context of the run's precision."""
@@ -375,12 +377,12 @@ class Trainer:
         undivided_accumulation) losses are summed, and left-over gradients wait for the next epoch.
         """
         position = batch.step + 1
-        return position % self.accumulated == 0 or (self.divides and position == len(self.batches))
+        return position % self.accumulated == 0 or (self.divides and position == self.steps)
 
     def _share(self, batch: Batch) -> int:
         """Return what the loss of a batch is divided by: the number of batches of its update."""
         first = batch.step // self.accumulated * self.accumulated
-        return min(self.accumulated, len(self.batches) - first) if self.divides else 1
+        return min(self.accumulated, self.steps - first) if self.divides else 1
 
     def _averaging(self, batch: Batch, *, last: bool) -> contextlib.AbstractContextManager:
         """Return the context of a backward pass: gradients are averaged over the processes by the last one before an update.
@@ -397,7 +399,7 @@ class Trainer:
         Several processes must agree, which costs a synchronisation: they do so at the log interval only.
         """
         position = batch.step + 1
-        if position % self.accumulated or position >= len(self.batches):
+        if position % self.accumulated or position >= self.steps:
             return False
         asked = world_size() == 1 or position % self.run.config.log_every == 0
         return asked and self.stop.agreed(self.run.device)
@@ -441,10 +443,9 @@ class Trainer:
         return next(self.batches.epoch(epoch, first_step=self.state.pending["step"]))
 
     def _write_steps(self, epoch: int, first: int, rows: list[dict], speed: float) -> None:
-        steps = len(self.batches)
         for offset, row in enumerate(rows):
             for name, value in row.items():
-                self.writer.scalar(self.task.display.tag(name), value, epoch * steps + first + offset)
+                self.writer.scalar(self.task.display.tag(name), value, epoch * self.steps + first + offset)
         position = {"kind": "step", "epoch": epoch, "step": first + len(rows) - 1}
         self.writer.write({**position, **rows[-1], "samples_per_second": speed})
 

@@ -65,7 +65,7 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
     optimizer = torch.optim.AdamW(net.parameters(), fused=True, lr=1.0)
     batches = [Batch(number, rows, (advices or [1.0] * len(sizes))[number]) for number, rows in enumerate(sizes)]
     trainer = toy_trainer(
-        toy_run(clip=1.0),
+        toy_run(clip=1.0, per_step=True),
         net,
         optimizer,
         batches,
@@ -75,7 +75,8 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
     draw = lambda batch: torch.randn(batch.rows, 3, generator=torch.Generator().manual_seed(batch.step))  # noqa: E731
     trainer.task.prepare = lambda batch, epoch: {"points": draw(batch), "advice": batch.advice}
     trainer.schedule = lambda epoch, fraction: RATE * (1 + (fraction > 0.5))
-    trainer.graph = None if graph is None else graph(optimizer, net.buffers())
+    if graph is not None:
+        trainer.graph, trainer.step = graph(optimizer, net.buffers()), trainer.captured_step
     log = EpochLog(lambda first, rows: None, every=3)
     complete = trainer.train_steps(0, log)
     log.read()

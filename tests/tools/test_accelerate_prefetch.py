@@ -42,11 +42,11 @@ class Notes:
 
 
 def test_one_batch_is_prepared_early_and_no_more():
-    here, notes, there = list(prefetch(range(0, 30, 10), None)), Notes(), []
+    notes, there = Notes(), []
     for item in prefetch(iter(range(0, 30, 10)), notes):
         notes.calls.append(f"train {item}")
         there.append(item)
-    assert there == here == [0, 10, 20]
+    assert there == [0, 10, 20]
     first = ["follow", "run 0", "run 10", "hand over 0", "train 0", "run 20", "hand over 10", "train 10"]
     assert notes.calls == [*first, "run to the end", "hand over 20", "train 20"]
     assert list(prefetch([], Notes())) == []

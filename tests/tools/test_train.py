@@ -115,7 +115,7 @@ def test_losses_have_their_published_names_and_are_written_once():
     trainer = SimpleNamespace(
         task=SimpleNamespace(display=DISPLAY),
         writer=Notebook(),
-        batches=[None] * 4,
+        steps=4,
         state=SimpleNamespace(metrics={name: value for name, value in row.items() if name != "lr"}),
         run=SimpleNamespace(device=SimpleNamespace(type="cpu"), log=SimpleNamespace(info=lambda text: None)),
     )
