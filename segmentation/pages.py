@@ -13,12 +13,10 @@ from datasets.formats.ply import write_ply
 from segmentation.evaluate import PartEvaluator
 from segmentation.metrics import PartScores
 from tools.context import RunContext
-from tools.report.charts import Series, line_chart
 from tools.report.clouds import CATEGORIES
 from tools.report.confusion import confusion_section
 from tools.report.markup import MISSING, table
 from tools.report.page import GalleryItem, Section, write_report
-from tools.report.runlog import curve, read_rows
 from utils.files import write_atomic
 
 MOST_ROWS = 24  # of the gallery, one a category
@@ -31,15 +29,14 @@ def write_pages(
 
     With `report.html` and `gallery.png` come `ious.csv` and `parts/<category>_{true,predicted}.ply`.
     """
-    sections = [section for section in (_course(folder),) if section is not None]
-    gallery = []
+    sections, gallery = [], []
     if evaluator.scores is not None:
         clouds = evaluator.clouds
         rows = iou_rows(evaluator.scores, clouds.class_names, clouds.category_parts, clouds.part_names)
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_atomic(folder / "ious.csv", lambda file: file.write(text.getvalue().encode("utf-8")))
-        sections += [_iou_section(evaluator.scores, rows), _confusion(evaluator)]
+        sections = [_iou_section(evaluator.scores, rows), _confusion(evaluator)]
         gallery = _gallery(evaluator)
         for item in gallery:
             write_parts(folder / "parts", item)
@@ -82,7 +79,7 @@ def part_item(
 ) -> GalleryItem:
     """Return a gallery row of one cloud (n, 3) under several labellings, global part ids (n,), of a category with parts `ids`."""
     values = {key: np.searchsorted(ids, found) for key, found in parts.items()}
-    return GalleryItem(name, dict.fromkeys(parts, points), values=values, legend=list(names), **options)
+    return GalleryItem(name, dict.fromkeys(parts, points), values=values, legend=list(names), value_name="part", **options)
 
 
 def _short(name: str, category: str) -> str:
@@ -110,28 +107,6 @@ def _gallery(evaluator: PartEvaluator) -> list[GalleryItem]:
             )
         )
     return items
-
-
-def _course(folder: Path) -> Section | None:
-    """Return the scores over the epochs, or None where nothing was evaluated while training."""
-    rows = read_rows(folder / "metrics.jsonl", "parts")
-    if not rows:
-        return None
-    names = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
-    series = []
-    for color, (key, name) in enumerate(names.items()):
-        epochs, values = curve(rows, key)
-        series.append(Series(name, epochs, [100 * value for value in values], color=color))
-    votes = {row.get("epoch"): row for row in read_rows(folder / "metrics.jsonl", "parts_vote")}
-    listed = [
-        (row["epoch"], *(_percent(row[key]) for key in names), _percent(votes.get(row["epoch"], {}).get("mean")))
-        for row in rows
-    ]
-    chart = line_chart(series, title="Scores", y_label="%", floor=0, text=lambda value: f"{value:.2f} %")
-    every = table(("epoch", *(f"{name}, %" for name in names.values()), "instance mIoU with voting, %"), listed)
-    lead = "The best epoch is picked on the clouds it is reported on, which flatters it; the last epoch is not picked."
-    body = f'<div class="charts">{chart}</div><details class="panel"><summary>All epochs</summary>{every}</details>'
-    return Section("Mean IoU", body, lead)
 
 
 def _iou_section(scores: PartScores, rows: list[list]) -> Section:

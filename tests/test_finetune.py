@@ -62,7 +62,9 @@ def test_a_run_leaves_everything_behind(beside_whole):
     assert best["acc"] == max(row["accuracy"] for row in judged)
     assert best["acc_vote"] == max(row["mean"] for row in votes)
     page = (folder / "report.html").read_text()
-    assert "Last accuracy" in page and "selected on the clouds it is reported on" in page and "Confusion" in page
+    assert "Last accuracy" in page and "selected on the clouds that it is reported on" in page and "Confusion" in page
+    wrong = round(40 * (1 - judged[-1]["accuracy"]))
+    assert page.count(", taken for ") == min(wrong, 24) and "<h2>By class</h2>" in page
 
 
 def test_checkpoints_name_their_classes(beside_whole, capsys):
@@ -131,7 +133,9 @@ def test_test_agrees_with_validation(beside_whole, capsys):
     last = rows(FOLDER / "whole", "val")[-1]["accuracy"]
     assert f"accuracy {100 * last:.2f} %" in log and "over 2 rounds" in log and "selected on the test set" in log
     folder = sorted((FOLDER / "whole").glob("test_*"))[0]
-    assert len((folder / "predictions.txt").read_text().splitlines()) == 41 and (folder / "report.html").exists()
+    assert len((folder / "predictions.txt").read_text().splitlines()) == 41
+    page = (folder / "report.html").read_text()
+    assert page.index("Mistakes, most confident first") < page.index("Confusion matrix") < page.index("By class")
 
 
 def test_seeds_are_run_and_summarised(beside_whole, capsys):
@@ -144,6 +148,7 @@ def test_seeds_are_run_and_summarised(beside_whole, capsys):
         assert value == pytest.approx(100 * rows(FOLDER / "seeds" / f"seed{seed}", "val")[-1]["accuracy"])
         assert read_checkpoint(FOLDER / "seeds" / f"seed{seed}" / "ckpt-last.pth")["random"]["seed"] == seed
     assert "| accuracy, last epoch |" in capsys.readouterr().out
+    assert '<a href="seed4/report.html">seed4</a>' in (FOLDER / "seeds" / "summary.html").read_text()
     # A finished sweep is only read again.
     assert main.main(arguments("seeds", "--scratch_model", "--seeds", "3,4", "--resume", settings=short)) == 0
     assert json.loads((FOLDER / "seeds" / "summary.json").read_text()) == summary

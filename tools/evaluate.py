@@ -5,6 +5,7 @@ Shapes: `B` batch, `N` points, `M` clouds of a set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from datasets import CloudSet, build_dataset
 from models import load_weights
 from tools.augment import augment
 from tools.context import RunContext
+from tools.report.predictions import ABOUT, Predictions, class_section, mistake_items
 from tools.sampling import farthest, oversampled, subset
 from utils.device import autocast
 from utils.errors import UserError
@@ -70,6 +72,7 @@ class Evaluator:
     _thin: Tensor | None = field(default=None, repr=False)
     _pool: Tensor | None = field(default=None, repr=False)
     predictions: np.ndarray | None = field(default=None, repr=False)  # of the last evaluation, (M,) int64
+    probabilities: np.ndarray | None = field(default=None, repr=False)  # likewise, (M, classes) float32
 
     def __post_init__(self):
         if self.clouds.labels is None:
@@ -78,13 +81,13 @@ class Evaluator:
             )
 
     def evaluate(self, model: nn.Module) -> float:
-        """Return the accuracy (a fraction) without augmentation; keeps `predictions`."""
+        """Return the accuracy (a fraction) without augmentation; keeps `predictions` and `probabilities`."""
         if self._thin is None:
             self._thin = self._thinned(self.npoints or self.run.config.npoints)
         logits = _in_evaluation(
             model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._thin)])
         )
-        self.predictions = logits.argmax(1).numpy()
+        self.predictions, self.probabilities = logits.argmax(1).numpy(), logits.softmax(1).numpy()
         return accuracy(self.predictions, self.clouds.labels)
 
     def vote(self, model: nn.Module, rounds: int) -> Vote:
@@ -105,6 +108,26 @@ class Evaluator:
         used = max(int(self.predictions.max()), int(self.clouds.labels.max())) + 1
         shown = max(used, len(self.clouds.class_names or []))
         return confusion_matrix(self.predictions, self.clouds.labels, shown), names[:shown]
+
+    def pages(self) -> dict[str, Any]:
+        """Return what a report shows of the last evaluation, as keyword arguments of `write_report`: mistakes first."""
+        if self.probabilities is None:
+            return {}
+        clouds = self.clouds
+        found = Predictions(
+            labels=np.asarray(clouds.labels),
+            probabilities=self.probabilities,
+            class_names=clouds.class_names or [],
+            names=clouds.names or [f"#{row}" for row in range(len(clouds))],
+            points=lambda row: self._thin[row].numpy(),
+            up_axis=clouds.up_axis,
+        )
+        return {
+            "gallery": mistake_items(found),
+            "gallery_about": ABOUT,
+            "confusion": self.confusion(),
+            "sections": [class_section(found)],
+        }
 
     def _round(self, model: nn.Module, index: int) -> float:
         run, config = self.run, self.run.config

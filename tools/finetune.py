@@ -141,7 +141,7 @@ class Classification(Supervised):
         path = write_report(
             run.folder,
             config=run.config_dict(),
-            confusion=None if self.evaluator.predictions is None else self.evaluator.confusion(),
+            **self.evaluator.pages(),
             title=f"Fine-tuning {run.config.model.NAME}: {run.args.exp_name}",
         )
         run.log.info(f"report: {path}")

@@ -9,10 +9,18 @@ from torch import Tensor, nn
 
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
-from extensions import fps
+from extensions import chamfer_distance, fps
 from models.layers.group import Pyramid
 from tools.report.page import GalleryItem
 from utils.seed import generator
+
+CENTERS = "patch centres"
+LEGEND = ("visible", "hidden, or predicted")
+ABOUT = (
+    "Gallery",
+    "Patches overlap: a point is hidden only where all patches that hold it are, so far more points than patches are visible. "
+    "In the rebuilt cloud, points of visible patches are kept and all others predicted; it is thinned to the number of the input.",
+)
 
 
 def chosen_clouds(clouds: CloudSet, count: int, seed: int, device: torch.device) -> tuple[np.ndarray, Tensor]:
@@ -52,7 +60,8 @@ def reconstruction_gallery(
     """Mask and rebuild `count` clouds of a set with a pre-training model, in evaluation mode.
 
     Patches overlap, so the rebuilt ones hold more points than the cloud: farthest point sampling thins visible and
-    rebuilt points together to the number of the input.
+    rebuilt points together to the number of the input. Values tell hidden from visible patches, and predicted points
+    from those that were kept.
 
     Args:
         guidance: (groups, generator) -> keyword arguments of the model's `forward`.
@@ -69,11 +78,32 @@ def reconstruction_gallery(
         rebuilt, whose = rebuilt[out["valid"]], whose[out["valid"]]
     items = []
     for row, index in enumerate(chosen):
-        members = pyramid.idx[0][row][~out["masked_finest"][row]].unique()
-        visible = points[row][members]
-        filled = torch.cat([visible, rebuilt[whose == row].flatten(0, 1)])  # (V + L_row * K, 3)
+        masked = out["masked_finest"][row]
+        members = pyramid.idx[0][row][~masked].unique()
+        visible, predicted = points[row][members], rebuilt[whose == row].flatten(0, 1)
+        filled = torch.cat([visible, predicted])  # (V + L_row * K, 3)
         keep = fps(filled[None], min(len(filled), points.shape[1]))[0]
-        cells = {"input": points[row], "visible": visible, "rebuilt": filled[keep]}
-        cells = {key: value.cpu().numpy() for key, value in cells.items()}
-        items.append(GalleryItem(clouds=cells, **describe(clouds, index)))
+        cells = {
+            "input": points[row],
+            CENTERS: pyramid.centers[0][row],
+            "visible": visible,
+            "rebuilt": filled[keep],
+        }
+        hidden = torch.ones(points.shape[1], dtype=torch.int64, device=points.device).index_fill(0, members, 0)
+        values = {
+            "input": hidden,
+            CENTERS: masked.long(),
+            "visible": torch.zeros_like(members),
+            "rebuilt": (keep >= len(visible)).long(),
+        }
+        about = describe(clouds, index)
+        about["note"] = " · ".join(filter(None, [about["note"], _distance(points[row], filled[keep])]))
+        cells, values = ({name: array.cpu().numpy() for name, array in found.items()} for found in (cells, values))
+        items.append(GalleryItem(clouds=cells, values=values, legend=LEGEND, value_name="mask", **about))
     return items
+
+
+def _distance(cloud: Tensor, rebuilt: Tensor) -> str:
+    """Say how far a rebuilt cloud is from its input: mean squared distance to the nearest point, both ways added."""
+    there, back = chamfer_distance(cloud[None].float(), rebuilt[None].float())[:2]
+    return f"Chamfer distance {1000 * float(there.mean() + back.mean()):.2f} (x1000)"

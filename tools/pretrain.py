@@ -12,7 +12,7 @@ from models import load_weights
 from tools.augment import augment
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult
-from tools.gallery_items import reconstruction_gallery
+from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.guides.base import Guide, build_guide
 from tools.optim import check_training
 from tools.report.page import write_report
@@ -152,6 +152,7 @@ class Pretraining(Session):
             run.folder,
             config=run.config_dict(),
             gallery=reconstruction_gallery(model, self.clouds, run.seed, run.device, guidance=guide.picture),
+            gallery_about=ABOUT,
             galleries=guide.galleries(model),
             confusion=None if self.probe is None else self.probe.confusion(),
             sections=guide.sections(model),

@@ -109,9 +109,11 @@ def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
     if not is_main():
         return None
     following = (state.epoch + 1, state.pending["step"])
-    return MetricsWriter(
+    writer = MetricsWriter(
         run.folder,
         resume_from=following,
         pending=state.pending["evaluations"],
         boards=getattr(run.args, "log_dir", None),
     )
+    writer.describe(run.config_dict())
+    return writer

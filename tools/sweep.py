@@ -8,6 +8,7 @@ from copy import copy
 from pathlib import Path
 
 from tools.published.paths import find_recipe
+from tools.report.summary import write_summary
 from tools.run_folder import experiment_folder
 from utils.config.cli import FOLDS
 from utils.files import write_atomic
@@ -47,7 +48,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def summarise(args: argparse.Namespace, results: Mapping[str, Mapping[str, float]]) -> str:
-    """Write `summary.json` and `summary.md` beside the runs; returns the table.
+    """Write `summary.json`, `summary.md` and `summary.html` into the folder above the runs; returns the table.
 
     The spread is the sample standard deviation over all runs, seeds and folds alike.
     """
@@ -63,7 +64,8 @@ def summarise(args: argparse.Namespace, results: Mapping[str, Mapping[str, float
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.json", lambda file: file.write(content.encode()))
     write_atomic(folder / "summary.md", lambda file: file.write(text.encode()))
-    return f"{text}{folder / 'summary.md'}"
+    page = write_summary(folder, rows, list(results), title=f"{args.exp_name}: {len(results)} runs")
+    return f"{text}{folder / 'summary.md'}\nreport: {page}"
 
 
 def _table(runs: list[str], rows: Mapping[str, dict]) -> str:

@@ -82,7 +82,7 @@ def _write(run: RunContext, evaluator: Evaluator, results: dict[str, float]) -> 
     path = write_report(
         folder,
         config=run.config_dict(),
-        confusion=evaluator.confusion(),
+        **evaluator.pages(),
         summary={**summary, "Clouds": len(clouds), "Checkpoint": str(run.args.ckpts)},
         title=f"{run.config.model.NAME} on {clouds.name}: {run.args.exp_name}",
     )

@@ -12,7 +12,7 @@ from datasets.formats.cloud_files import cloud_files, read_cloud
 from datasets.formats.ply import write_ply
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
-from tools.gallery_items import reconstruction_gallery
+from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.report.page import GalleryItem, write_report
 from utils.device import autocast
 from utils.errors import UserError
@@ -55,6 +55,7 @@ def run_vis(run: RunContext) -> Path:
         folder,
         config=run.config_dict(),
         gallery=items,
+        gallery_about=ABOUT,
         summary={"Checkpoint": str(args.ckpts), "Clouds": f"{len(items)} of {source}", "Seed of the masks": run.seed},
         title=f"{run.config.model.NAME} rebuilds: {args.exp_name}",
     )
@@ -123,6 +124,8 @@ def _write_clouds(folder: Path, item: GalleryItem) -> None:
     """Write each cloud of a gallery row as PLY and, under the published names, as text."""
     folder.mkdir()
     for name, points in item.clouds.items():
+        if name not in PUBLISHED_NAMES:
+            continue
         write_ply(folder / f"{name}.ply", points)
         write_atomic(
             folder / PUBLISHED_NAMES[name],

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class MetricsWriter:
         self._board_folder = self.folder / "TFBoard" if boards is None else Path(boards)
         self.path = self.folder / "metrics.jsonl"
         self._resumed = resume_from is not None
+        self._resumed_past_start = self._resumed and tuple(resume_from) > (0, 0)
         self._boards: dict[str, Any] | None = {}
         self._earlier: dict[str, list[Path]] = {}  # event files of earlier processes, by split
         self._seen: set[tuple[str, str]] = set()
@@ -76,6 +77,20 @@ class MetricsWriter:
             drop_scalars(self._earlier[split], tag, step)
         board.add_scalar(tag, value, step)
 
+    def describe(self, config: dict) -> None:
+        """Write a configuration to TensorBoard, as text and as hyper-parameters; nothing in a run that is continued."""
+        board = None if self._resumed_past_start else self._board("train")
+        if board is None:
+            return
+        import yaml
+        from tensorboardX.summary import hparams
+
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        board.add_text("Configuration", "".join(f"    {line}\n" for line in text.splitlines()))
+        values = {key: value for key, value in _flat(config) if isinstance(value, bool | int | float | str)}
+        for summary in hparams(values, {"Loss/Epoch/Loss_1": 0.0}):
+            board.file_writer.add_summary(summary)
+
     def _board(self, split: str):
         """Open the TensorBoard writer of a split; None without tensorboardX, which is said once."""
         if self._boards is None:
@@ -103,6 +118,15 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _flat(config: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of nested mappings."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> Any:

@@ -141,6 +141,18 @@ def test_resumed_metrics_equal_uninterrupted_ones(tmp_path, stopped_at):
     assert scalars(resumed) == scalars(whole) and len(scalars(whole)) == 18
 
 
+def test_tensorboard_gets_the_configuration_once(tmp_path):
+    config = {"model": {"NAME": "Point_MAE", "dims": [1, 2]}, "seed": 3}
+    for start in ((0, 0), (1, 0)):  # the second goes on with the first
+        with MetricsWriter(tmp_path, resume_from=start) as writer:
+            writer.describe(config)
+            writer.scalar("Loss/Epoch/Loss_1", 1.0, start[0])
+    tags = [tag for _, tag, _, _ in scalars(tmp_path)]
+    assert tags.count("Configuration/text_summary") == 1 and tags.count("_hparams_/experiment") == 1
+    content = b"".join(path.read_bytes() for path in tmp_path.glob("TFBoard/train/events*"))
+    assert b"model.NAME" in content and b"Point_MAE" in content and b"seed: 3" in content
+
+
 def test_pending_evaluations_are_not_doubled(tmp_path):
     with MetricsWriter(tmp_path) as writer:
         run_rows(writer, [0, 1])

@@ -63,8 +63,17 @@ def pair_sections(pairs: Pairs) -> list[Section]:
 
 
 def _chosen(pairs: Pairs) -> np.ndarray:
+    """Return examples of as many classes as there are: sets are often sorted by class."""
     count = len(pairs.clouds)
-    return np.unique(np.linspace(0, count - 1, min(EXAMPLES, count)).astype(int))
+    if pairs.clouds.labels is None:
+        return np.unique(np.linspace(0, count - 1, min(EXAMPLES, count)).astype(int))
+    labels = np.asarray(pairs.clouds.labels)
+    classes, first = np.unique(labels, return_index=True)
+    turn = np.arange(count) - first[np.searchsorted(classes, labels)]  # of a sorted set, which one of its class
+    spread = np.argsort(turn, kind="stable")[: len(classes)]
+    spread = spread[np.unique(np.linspace(0, len(spread) - 1, min(EXAMPLES, len(spread))).astype(int))]
+    rest = np.setdiff1d(np.arange(count), spread)[: max(0, EXAMPLES - len(spread))]
+    return np.concatenate([spread, rest])
 
 
 def _source(pairs: Pairs) -> str:
@@ -86,7 +95,12 @@ def _matrix(pairs: Pairs) -> Section:
     low, high = float(cosines.min()), float(cosines.max())
     size = len(cosines)
     body = matrix_picture(
-        cosines, low=low, high=high, side=12 * size, alt=f"cosines of {size} images and {size} clouds"
+        cosines,
+        low=low,
+        high=high,
+        side=12 * size,
+        alt=f"cosines of {size} images and {size} clouds",
+        axes=("image", "cloud"),
     )
     own, others = np.diag(cosines), cosines[~np.eye(size, dtype=bool)]
     lead = (
