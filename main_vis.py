@@ -60,9 +60,13 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("main_vis.py needs --ckpts with a pre-trained model; add --ckpts PATH")
     if given.count is not None and given.count < 1:
         raise UserError(f"--count {given.count}: must be at least 1")
-    shared = own.parse_known_args(argv)[1]
+    with_predict = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # elsewhere they go with --predict
+    with_predict.add_argument("--up")
+    with_predict.add_argument("--skip_bad", action="store_true")
+    shared = with_predict.parse_known_args(own.parse_known_args(argv)[1])[1]
     args = parse_args(shared)
-    args.count, args.input = given.count, given.input
+    for name in ("count", "input", "up", "skip_bad"):
+        setattr(args, name, getattr(given, name))
     args.test = True  # nothing is trained, whether or not the published --test is there
     return args
 

@@ -8,20 +8,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets.formats.cloud_files import cloud_files, read_cloud, resample
+from datasets.formats.cloud_files import BadFiles, Shape, cloud_files, read_shape, resample
+from datasets.formats.points import Notes, check_up, upright
 from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
 from datasets.transforms import normalize_unit_sphere
 from segmentation.evaluate import load_segmenter
 from segmentation.metrics import restricted_argmax
 from segmentation.pages import part_item, write_parts
 from tools.context import RunContext
-from tools.report.page import write_report
+from tools.report.page import GalleryItem, write_report
 from utils.device import autocast
-from utils.errors import UserError, suggest
+from utils.errors import UserError, printable, suggest
 from utils.files import write_atomic
 
 MOST_ROWS = 24  # of the gallery
 PUBLISHED = (16, 50)  # categories and parts of ShapeNetPart
+SURFACE_POINTS = 8192  # drawn of a mesh
+MISSING = -1  # label of a row of a file that has no point
 
 
 def run_predict(run: RunContext) -> dict[str, float]:
@@ -32,35 +35,64 @@ def run_predict(run: RunContext) -> dict[str, float]:
     """
     args = run.args
     files = cloud_files(args.predict, what="--predict", recursive=True)
+    check_up(args.up)
     model = load_segmenter(run)
     _know_parts(run)
     categories = [_category(file, run) for file in files]
     folder = run.folder / f"predict_{datetime.now():%Y%m%d_%H%M%S}"
     folder.mkdir(parents=True)
     root = Path(args.predict) if Path(args.predict).is_dir() else files[0].parent
-    gallery, entry = [], run.config.dataset.test or run.config.dataset.val or run.config.dataset.train
+    gallery, bad, notes = [], BadFiles(args.skip_bad), Notes()
     for file, category in zip(files, categories, strict=True):
-        points = read_cloud(file)
-        parts = segment_cloud(run, model, points, category, getattr(entry, "npoints", 0) or 2048)
-        ids = sorted(run.config.category_parts[category])
-        names = [run.config.part_names[part].removeprefix(f"{category} ") for part in ids]
-        name = file.relative_to(root).as_posix()
-        item = part_item(
-            name, points, {"predicted": parts}, ids, names, up_axis=getattr(entry, "UP_AXIS", "y"), note=category
-        )
-        write_parts(folder / "parts", item)
-        _write_labels(folder / "parts" / f"{name.replace('/', '_')}.labels.txt", parts, run.config.part_names)
+        try:
+            shape = read_shape(file, notes)
+            item = _segment_file(run, model, shape, file.relative_to(root).as_posix(), category, folder / "parts")
+        except UserError as error:
+            bad.add(error)
+            continue
         gallery = [*gallery, item][:MOST_ROWS]
-    summary = {"Clouds": len(files), "Checkpoint": str(args.ckpts)}
+    notes.tell()
+    bad.tell(len(files))
+    summary = {"Clouds": len(files) - len(bad.messages), "Checkpoint": str(args.ckpts)}
     path = write_report(
-        folder, config=run.config_dict(), gallery=gallery, summary=summary, title=f"Parts of {args.predict}"
+        folder, config=run.config_dict(), gallery=gallery, summary=summary, title=f"Parts of {printable(args.predict)}"
     )
-    run.log.info(f"{len(files)} clouds, parts as PLY files in {folder / 'parts'}, report: {path}")
+    run.log.info(f"{summary['Clouds']} clouds, parts as PLY files in {folder / 'parts'}, report: {path}")
     return {}
 
 
+def _segment_file(
+    run: RunContext, model: nn.Module, shape: Shape, name: str, category: str, folder: Path
+) -> GalleryItem:
+    """Segment one cloud, or a cloud of the surface of a mesh, and write its files; returns its row of the gallery.
+
+    Raises:
+        UserError: the scores of a point are not finite.
+    """
+    entry = run.config.dataset.test or run.config.dataset.val or run.config.dataset.train
+    points = shape.points if shape.faces is None else shape.sample(SURFACE_POINTS)[0]
+    upward = upright(points, run.args.up)
+    parts = segment_cloud(run, model, upward, category, getattr(entry, "npoints", 0) or 2048)
+    if parts.min() < 0:
+        raise UserError(
+            f"{printable(name)}: the scores of its parts are not finite; use weights that are, and --precision fp32"
+        )
+    ids = sorted(run.config.category_parts[category])
+    names = [run.config.part_names[part].removeprefix(f"{category} ") for part in ids]
+    # The files hold the coordinates of the input, not the turned ones.
+    up = getattr(entry, "UP_AXIS", "y") if run.args.up == "y" else run.args.up
+    item = part_item(printable(name), points, {"predicted": parts}, ids, names, up_axis=up, note=category)
+    write_parts(folder, item)
+    rows = parts
+    if shape.kept is not None:
+        rows = np.full(len(shape.kept), MISSING)
+        rows[shape.kept] = parts
+    _write_labels(folder / f"{name.replace('/', '_')}.labels.txt", rows, run.config.part_names)
+    return item
+
+
 def segment_cloud(run: RunContext, model: nn.Module, points: np.ndarray, category: str, npoints: int) -> np.ndarray:
-    """Return the part id of every point (n, 3) as (n,) int64.
+    """Return the part id of every point (n, 3) as (n,) int64, -1 where its scores are not finite.
 
     The cloud is centred and scaled to the unit sphere, as training clouds are, and cut at random into pieces of `npoints`; each piece
     covers the whole shape. A smaller cloud repeats points.
@@ -79,7 +111,8 @@ def segment_cloud(run: RunContext, model: nn.Module, points: np.ndarray, categor
         filled = own if len(own) == npoints else np.concatenate([own, resample(order, npoints - len(own), seed=seed)])
         with torch.inference_mode(), autocast(run.device, config.precision):
             log_probs = model(cloud[filled][None].to(run.device), torch.tensor([number], device=run.device))
-        parts[own] = restricted_argmax(log_probs.cpu(), owned)[0, : len(own)].numpy()
+        finite = torch.isfinite(log_probs).all(dim=-1)[0, : len(own)].cpu().numpy()
+        parts[own] = np.where(finite, restricted_argmax(log_probs.cpu(), owned)[0, : len(own)].numpy(), MISSING)
     return parts
 
 
@@ -117,6 +150,6 @@ def _category(file: Path, run: RunContext) -> str:
 
 
 def _write_labels(path: Path, parts: np.ndarray, names: list[str]) -> None:
-    used = "".join(f"# {part} {names[part]}\n" for part in np.unique(parts))
+    used = "".join(f"# {part} {names[part] if part >= 0 else 'no point'}\n" for part in np.unique(parts))
     text = used + "".join(f"{part}\n" for part in parts)
     write_atomic(path, lambda file: file.write(text.encode()))

@@ -8,14 +8,15 @@ import numpy as np
 from torch import nn
 
 from datasets import CloudSet, build_dataset
-from datasets.formats.cloud_files import cloud_files, read_cloud
+from datasets.formats.cloud_files import BadFiles, cloud_files, read_cloud
 from datasets.formats.ply import write_ply
+from datasets.formats.points import Notes, upright
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.report.page import GalleryItem, write_report
 from utils.device import autocast
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import write_atomic
 
 DEFAULT_COUNT = 8
@@ -87,17 +88,22 @@ def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
     entry = next((entry for entry in (entries.test, entries.val, entries.train) if entry is not None), None)
     npoints = getattr(entry, "npoints", 0) or getattr(entry, "num_points", 0) or run.config.npoints
     up_axis = getattr(entry, "UP_AXIS", "y")
-    items = []
-    for index in _spread(len(files), run.args.count or len(files)):
-        points = read_cloud(files[index])
+    items, bad, notes = [], BadFiles(run.args.skip_bad), Notes()
+    chosen = _spread(len(files), run.args.count or len(files))
+    for index in chosen:
+        try:
+            points = upright(read_cloud(files[index], notes=notes), run.args.up)
+        except UserError as error:
+            bad.add(error)
+            continue
         # In double precision: map coordinates are large, and single precision would round their differences.
         points = (points - points.mean(axis=0)).astype(np.float32)
         sampled = bool(npoints) and len(points) > npoints
         clouds = CloudSet(
             points[None],
-            name=str(files[index]),
+            name=printable(files[index]),
             subset="input",
-            names=[files[index].stem],
+            names=[printable(files[index].stem)],
             npoints=npoints if sampled else 0,
             sampling="random" if sampled else "all",
             normalize=True,
@@ -106,7 +112,9 @@ def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
         try:
             items += _rebuild(run, model, clouds, seed=run.seed + index)
         except ValueError as error:
-            raise UserError(f"{files[index]}: its {len(points)} points do not fit this model: {error}") from error
+            bad.add(UserError(f"{printable(files[index])}: its {len(points)} points do not fit this model: {error}"))
+    notes.tell()
+    bad.tell(len(chosen))
     return items
 
 

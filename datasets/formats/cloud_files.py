@@ -41,6 +41,7 @@ class Shape:
 
     points: np.ndarray  # (n, 3) float64
     faces: np.ndarray | None = None  # (F, 3) int64
+    kept: np.ndarray | None = None  # (rows of the file,) bool, where some points are missing: which rows are `points`
 
     @cached_property
     def _crosses(self) -> np.ndarray:
@@ -176,7 +177,8 @@ def read_shape(path: Path, notes: Notes | None = None) -> Shape:
         own.add(path, "meshes without faces; their vertices are the points", f"{len(points):,} points")
         faces = None
     if faces is None:
-        shape = Shape(settle(path, points, own))
+        points, kept = settle(path, points, own)
+        shape = Shape(points, kept=kept)
     else:
         shape = _checked_mesh(path, points, faces)
     if notes is None:

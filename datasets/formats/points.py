@@ -82,14 +82,17 @@ def as_rows(array: np.ndarray) -> np.ndarray:
     return array[:, :3]
 
 
-def settle(path: Path, points: np.ndarray, notes: Notes) -> np.ndarray:
+def settle(path: Path, points: np.ndarray, notes: Notes) -> tuple[np.ndarray, np.ndarray | None]:
     """Return points (n, 3) in double precision without the missing ones: NaN, infinite, or beyond any coordinate (nodata).
+
+    Returns:
+        the points, and which rows they were where some are missing, (rows,) bool.
 
     Raises:
         UserError: nothing is left, or the points are all in one place, or their extent is too small to be squared.
     """
     points = np.ascontiguousarray(points, np.float64)
-    low, high = points.min(axis=0), points.max(axis=0)
+    low, high, there = points.min(axis=0), points.max(axis=0), None
     if not (low.min() >= -LARGEST and high.max() <= LARGEST):  # NaN as well
         there = (np.abs(points) <= LARGEST).all(axis=1)
         lost = len(points) - int(there.sum())
@@ -102,7 +105,7 @@ def settle(path: Path, points: np.ndarray, notes: Notes) -> np.ndarray:
         points = points[there]
         low, high = points.min(axis=0), points.max(axis=0)
     _check_extent(path, points, low, high, notes)
-    return points
+    return points, there
 
 
 def _check_extent(path: Path, points: np.ndarray, low: np.ndarray, high: np.ndarray, notes: Notes) -> None:

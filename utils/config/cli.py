@@ -50,6 +50,10 @@ def _add_task(group) -> None:
         metavar="NAME",
         help="with --predict: category of these clouds (default: the folder that each lies in)",
     )
+    group.add_argument("--up", default="y", metavar="AXIS", help="of own clouds (--predict, --input): axis that points up (default: y)")
+    group.add_argument(
+        "--skip_bad", action="store_true", help="of own clouds: pass over files that cannot be read, and list them"
+    )
     group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
     group.add_argument(
         "--probe", choices=PROBES, action="append", default=[],
@@ -244,6 +248,8 @@ def _check(args: argparse.Namespace) -> None:
 def _check_predict(args: argparse.Namespace) -> None:
     if args.category and not args.predict:
         raise UserError(f"--category {args.category}: goes with --predict PATH; add it")
+    if not args.predict and (args.skip_bad or args.up != "y"):
+        raise UserError("--up and --skip_bad: go with --predict PATH, or with --input of main_vis.py; add it")
     if not args.predict:
         return
     if args.ckpts is None:
