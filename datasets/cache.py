@@ -20,7 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-FORMAT = 1
+from utils.environment import home
+from utils.errors import printable
+
+FORMAT = 2  # of entries, and of what readers do to coordinates on the way in
 BLOCK = 1 << 20
 WHOLE_CHECK = 256 << 20  # files up to this size are checked byte for byte, larger ones in evenly spaced blocks
 SPACED_BLOCKS = 64
@@ -56,11 +59,11 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     if os.name == "nt":
-        base = os.environ.get("LOCALAPPDATA") or str(Path.home() / "AppData" / "Local")
+        base = os.environ.get("LOCALAPPDATA") or str(home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        base = str(Path.home() / "Library" / "Caches")
+        base = str(home() / "Library" / "Caches")
     else:
-        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        base = os.environ.get("XDG_CACHE_HOME") or str(home() / ".cache")
     return Path(base) / "m2ae" / "data"
 
 
@@ -69,7 +72,7 @@ def cached(recipe: Recipe) -> dict[str, np.ndarray]:
 
     The arrays are memory-mapped copy-on-write: a stray write never reaches the file.
     """
-    paths = [str(path.resolve()) for path in recipe.sources]
+    paths = [printable(path.resolve()) for path in recipe.sources]
     identity = json.dumps([recipe.name, recipe.key, paths], sort_keys=True)
     folder = cache_folder() / f"{recipe.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     fingerprint = _fingerprint(recipe)
@@ -93,10 +96,18 @@ def cached(recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def _fingerprint(recipe: Recipe) -> str:
-    stats = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in recipe.sources)]
+    stats = [_size_and_time(path) for path in recipe.sources]
     fields = {key: [dtype, list(shape)] for key, (dtype, shape) in recipe.fields.items()}
     text = json.dumps([FORMAT, recipe.version, recipe.key, recipe.count, fields, stats], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:
+        return -1, 0  # a link to nothing: the reader says so
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _open(folder: Path, recipe: Recipe, fingerprint: str) -> dict[str, np.ndarray] | None:

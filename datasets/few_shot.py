@@ -12,16 +12,18 @@ import numpy as np
 import torch
 
 from datasets.cache import Recipe, cached
-from datasets.clouds import CloudSet, check_finite, check_subset
+from datasets.clouds import CloudSet, check_subset
+from datasets.formats.points import to_single
 from datasets.formats.safe_pickle import read_arrays
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from datasets.transforms import normalize_unit_sphere
 from utils.errors import UserError
-from utils.files import write_atomic
+from utils.files import explain_write, write_atomic
 from utils.seed import generator
 
 TEST_CLOUDS = 20  # of each class in a fold, as published
+REMEDY = "Copy or download it again, or draw folds with python -m datasets.prepare few-shot"
 EXPECTED = "{'train': [...], 'test': [...]} with items (points (P, 3 or 6), label, original class)"
 
 
@@ -100,24 +102,23 @@ def _fold_file(config: ModelNetFewShotConfig) -> Path:
 def _read(path: Path, config: ModelNetFewShotConfig) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
     """Return points (M, P, 3) float32, labels (M,) and label -> original class of one split."""
     content = read_arrays(path, EXPECTED)
-    remedy = "Copy or download it again, or draw folds with python -m datasets.prepare few-shot"
     items = content.get(config.subset) if isinstance(content, dict) else None
     if not isinstance(items, list) or not items:
-        raise UserError(f"{path}: has no list {config.subset!r}; expected {EXPECTED}. {remedy}")
+        raise UserError(f"{path}: has no list {config.subset!r}; expected {EXPECTED}. {REMEDY}")
     clouds, labels, originals = [], [], {}
     for row, item in enumerate(items):
         cloud, label, original = item if isinstance(item, tuple | list) and len(item) == 3 else (None, None, None)
         if not isinstance(cloud, np.ndarray) or cloud.ndim != 2 or cloud.shape[1] not in (3, 6):
             shape = getattr(cloud, "shape", type(item).__name__)
-            raise UserError(f"{path}: cloud {row} of {config.subset!r} is {shape}; expected {EXPECTED}. {remedy}")
+            raise UserError(f"{path}: cloud {row} of {config.subset!r} is {shape}; expected {EXPECTED}. {REMEDY}")
         if clouds and len(cloud) != len(clouds[0]):
-            raise UserError(f"{path}: cloud {row} has {len(cloud)} points, the first one {len(clouds[0])}. {remedy}")
-        label, original = (int(np.ravel(value)[0]) for value in (label, original))
+            raise UserError(f"{path}: cloud {row} has {len(cloud)} points, the first one {len(clouds[0])}. {REMEDY}")
+        label, original = (_whole(path, row, value) for value in (label, original))
         if not 0 <= label < config.way:
-            raise UserError(f"{path}: label {label} of cloud {row} is out of range 0 to {config.way - 1}. {remedy}")
+            raise UserError(f"{path}: label {label} of cloud {row} is out of range 0 to {config.way - 1}. {REMEDY}")
         if originals.setdefault(label, original) != original:
             raise UserError(
-                f"{path}: label {label} stands for class {originals[label]} and, in cloud {row}, for {original}. {remedy}"
+                f"{path}: label {label} stands for class {originals[label]} and, in cloud {row}, for {original}. {REMEDY}"
             )
         clouds.append(cloud)
         labels.append(label)
@@ -125,12 +126,19 @@ def _read(path: Path, config: ModelNetFewShotConfig) -> tuple[np.ndarray, np.nda
     if config.subset == "train" and (counts != config.shot).any():
         wrong = int(np.flatnonzero(counts != config.shot)[0])
         raise UserError(
-            f"{path}: label {wrong} has {counts[wrong]} training clouds, {config.shot} shots are asked. {remedy}"
+            f"{path}: label {wrong} has {counts[wrong]} training clouds, {config.shot} shots are asked. {REMEDY}"
         )
     keep = config.N_POINTS if config.N_POINTS > 0 else None
-    points = np.stack([cloud[:keep, :3] for cloud in clouds]).astype(np.float32)
-    check_finite(points, str(path))
+    points = to_single(np.stack([cloud[:keep, :3] for cloud in clouds]), path)
     return points, np.asarray(labels, dtype=np.int64), originals
+
+
+def _whole(path: Path, row: int, value: object) -> int:
+    """Return a label, a number or an array of one."""
+    flat = np.ravel(value)
+    if len(flat) != 1 or flat.dtype.kind not in "fiu" or not np.isfinite(flat[0]) or int(flat[0]) != flat[0]:
+        raise UserError(f"{path}: the label of cloud {row} is {str(value)[:40]!r}; expected a whole number. {REMEDY}")
+    return int(flat[0])
 
 
 def draw_fold(
@@ -174,7 +182,10 @@ def write_folds(
         if part.labels is None:
             raise UserError(f"{part.name} ({part.subset}): has no labels; few-shot folds need a labelled set")
     target = folder / f"{way}way_{shot}shot"
-    target.mkdir(parents=True, exist_ok=True)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(explain_write(target, error)) from error
     paths = []
     for fold in folds:
         chosen, shots, held_out = draw_fold(train.labels, test.labels, way=way, shot=shot, fold=fold, seed=seed)

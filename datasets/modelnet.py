@@ -12,6 +12,7 @@ from datasets.formats.hdf5 import inspect, read_chunks
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
+from utils.reading import read_text
 
 FOLDER = "modelnet40_ply_hdf5_2048"
 
@@ -114,7 +115,7 @@ def read_class_names(folder: Path) -> list[str] | None:
     path = folder / "shape_names.txt"
     if not path.is_file():
         return None
-    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if not names:
         raise UserError(f"{path}: is empty; expected one class name a line, or no such file at all")
     return names
@@ -124,7 +125,7 @@ def _names(folder: Path, subset: str, shapes: list, count: int) -> list[str]:
     """Name clouds by `<subset>_ids.txt` when it lists them all, else by file and row."""
     path = folder / f"{subset}_ids.txt"
     if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").split()
+        lines = read_text(path).split()
         if len(lines) == count:
             return lines
     return [f"{shape.path.name}[{row}]" for shape in shapes for row in range(shape.count)]

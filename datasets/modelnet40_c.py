@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.clouds import CloudSet, check_finite, check_labels
+from datasets.clouds import CloudSet, check_labels
+from datasets.formats.arrays import load_npy
+from datasets.formats.points import to_single
 from datasets.modelnet import read_class_names
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
@@ -115,18 +117,10 @@ def present(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     return found, lost
 
 
-def _load(path: Path) -> np.ndarray:
-    try:
-        # Copy-on-write: a stray write never reaches the file.
-        return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as an array ({error}); copy or download it again") from error
-
-
 def _read_labels(path: Path, classes: int) -> np.ndarray:
     if not path.is_file():
         raise missing(path, LAYOUT)
-    labels = _load(path)
+    labels = load_npy(path)
     if labels.dtype.kind not in "iuf" or labels.size == 0:
         raise UserError(f"{path}: holds {labels.shape} {labels.dtype}; expected one class id a cloud")
     return check_labels(labels, classes, str(path))
@@ -134,7 +128,7 @@ def _read_labels(path: Path, classes: int) -> np.ndarray:
 
 def _read_points(path: Path, count: int) -> np.ndarray:
     """Return (M, P, 3) float32, mapped where the file stores it so."""
-    points = _load(path)
+    points = load_npy(path, mapped=True)
     if points.ndim != 3 or points.shape[2] != 3 or points.dtype.kind != "f" or 0 in points.shape:
         raise UserError(f"{path}: holds {points.shape} {points.dtype}; expected clouds (M, P, 3) of floating point")
     if len(points) != count:
@@ -142,8 +136,11 @@ def _read_points(path: Path, count: int) -> np.ndarray:
             f"{path}: holds {len(points)} clouds, and label.npy beside it {count} labels; the files are of different releases "
             "or cut short, copy or download them again"
         )
-    if points.dtype != np.float32 or not points.flags.c_contiguous:
-        points = np.ascontiguousarray(points, np.float32)
-    for first in range(0, count, CHUNK):
-        check_finite(points[first : first + CHUNK], str(path), first=first)
-    return points
+    checked = [to_single(points[first : first + CHUNK], path, first=first) for first in range(0, count, CHUNK)]
+    if (
+        points.dtype == np.float32
+        and points.flags.c_contiguous
+        and all(np.shares_memory(part, points) for part in checked)
+    ):
+        return points  # as stored
+    return np.concatenate(checked)

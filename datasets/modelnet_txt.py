@@ -3,6 +3,7 @@
 Legend: P points that are kept of each cloud.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,17 +15,22 @@ import numpy as np
 import torch
 
 from datasets.cache import Recipe, cached
-from datasets.clouds import CloudSet, check_finite, check_subset
+from datasets.clouds import CloudSet, check_labels, check_subset
+from datasets.formats.points import to_single
 from datasets.formats.safe_pickle import read_arrays
+from datasets.modelnet40_c import CLASSES
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from datasets.transforms import normalize_unit_sphere
 from extensions import fps
 from utils.errors import UserError, suggest
+from utils.reading import read_text
 from utils.seed import generator
 
 CHUNK = 32  # clouds in memory at once while the cache is written
 COLUMNS = 6  # coordinates and normals
+WIDTHS = (3, COLUMNS)  # of a line: normals may be absent
+DAT_REMEDY = "Copy or download it again, or delete it to use the text files"
 _LOG = logging.getLogger("m2ae.data")
 
 
@@ -59,11 +65,15 @@ def read_modelnet_txt(config: ModelNetConfig) -> CloudSet:
     files = {part: f"{prefix}_{part}.txt" for part in ("shape_names", config.subset)}
     folder = require(Path(config.DATA_PATH), f"{' and '.join(files.values())}, and <class>/<id>.txt")
     names_path, list_path = (folder / name for name in files.values())
-    class_names = _read_lines(names_path, "one class name a line")
-    ids = _read_lines(list_path, "one id a line, such as airplane_0001")
-    labels = _labels(ids, class_names, list_path, names_path, config.NUM_CATEGORY)
-
     dat = folder / f"{prefix}_{config.subset}_{config.N_POINTS}pts_fps.dat"
+    lists = [names_path, list_path]
+    if dat.is_file() and not any(path.exists() for path in lists):
+        lists = []
+        ids, labels, class_names = _labels_of_dat(dat, config)
+    else:
+        class_names = _read_lines(names_path, "one class name a line")
+        ids = _read_lines(list_path, "one id a line, such as airplane_0001")
+        labels = _labels(ids, class_names, list_path, names_path, config.NUM_CATEGORY)
     paths = [] if dat.is_file() else _cloud_paths(folder, ids, list_path)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
@@ -74,7 +84,7 @@ def read_modelnet_txt(config: ModelNetConfig) -> CloudSet:
         Recipe(
             name=f"ModelNet-{config.subset}",
             key={"points": config.N_POINTS},
-            sources=[names_path, list_path, *(paths or [dat])],
+            sources=[*lists, *(paths or [dat])],
             fields={"points": ("<f4", (config.N_POINTS, 3))},
             count=len(ids),
             chunks=chunks,
@@ -105,7 +115,7 @@ def _check_keys(config: ModelNetConfig) -> None:
 def _read_lines(path: Path, layout: str) -> list[str]:
     """Read a list; it may not be empty, have blank lines or say anything twice."""
     require(path, layout, "file")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()]
+    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if not lines:
         raise UserError(f"{path}: is empty; expected {layout}. See README, section Data")
     seen: dict[str, int] = {}
@@ -178,40 +188,42 @@ def _from_random_start(cloud: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read_text(path: Path, points: int) -> np.ndarray:
-    """Read and check the coordinates of one file, (rows, 3) float32 with at least `points` rows."""
+    """Read and check the coordinates of one file, (rows, 3) float32 with at least `points` rows.
+
+    Published lines have six numbers separated by commas; blanks, and lines of coordinates alone, are read too.
+    """
+    text = read_text(path)
+    delimiter = "," if "," in text[:1000] else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file; its shape says it
-            table = np.loadtxt(path, dtype=np.float32, delimiter=",", comments=None, ndmin=2)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); copy or download the file again"
-        ) from error
+            table = np.loadtxt(io.StringIO(text), dtype=np.float64, delimiter=delimiter, comments=None, ndmin=2)
     except ValueError as error:
-        raise _bad_text(path, str(error)) from error
-    if table.size and (table.shape[1] != COLUMNS or not np.isfinite(table).all()):
-        raise _bad_text(path, f"table of shape {table.shape}")
+        raise _bad_text(path, text, delimiter, str(error)) from error
+    if table.size and (table.shape[1] not in WIDTHS or not (np.abs(table) <= np.finfo(np.float32).max).all()):
+        raise _bad_text(path, text, delimiter, f"table of shape {table.shape}")
     if len(table) < points or not table.size:
         rows = len(table) if table.size else 0
         raise UserError(
             f"{path}: has {rows} points, N_POINTS {points} are asked; lower N_POINTS or copy the file again"
         )
-    return table[:, :3]
+    return to_single(table[None, :, :3], path)[0]
 
 
-def _bad_text(path: Path, reason: str) -> UserError:
+def _bad_text(path: Path, text: str, delimiter: str | None, reason: str) -> UserError:
     """Build the error for a malformed file; looks for the first line at fault."""
-    where, problem = str(path), reason
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            values = line.split(",") if line.strip() else []
-            if values and (len(values) != COLUMNS or not all(_is_finite(value) for value in values)):
-                shown = line.strip()
-                where = f"{path}, line {number}"
-                problem = f"{shown[:60]!r}{' ...' if len(shown) > 60 else ''} has {len(values)} values"
-                break
+    where, problem, width = str(path), reason, None
+    for number, line in enumerate(text.split("\n"), start=1):
+        values = line.split(delimiter) if line.strip() else []
+        width = width or (len(values) if len(values) in WIDTHS else COLUMNS if values else None)
+        if values and (len(values) != width or not all(_is_finite(value) for value in values)):
+            shown = line.strip()
+            where = f"{path}, line {number}"
+            problem = f"{shown[:60]!r}{' ...' if len(shown) > 60 else ''} has {len(values)} values"
+            break
     return UserError(
-        f"{where}: {problem}; expected {COLUMNS} finite numbers a line, separated by commas. Copy or download the file again"
+        f"{where}: {problem}; expected {width or COLUMNS} finite numbers a line, separated by commas or blanks. "
+        "Copy or download the file again"
     )
 
 
@@ -223,32 +235,59 @@ def _is_finite(text: str) -> bool:
         return False
 
 
+def _labels_of_dat(path: Path, config: ModelNetConfig) -> tuple[list[str], np.ndarray, list[str]]:
+    """Return names, labels and class names of a published cache that lies there without the lists."""
+    clouds, stored = _dat_content(path, config.N_POINTS)
+    labels = check_labels(
+        np.array([_single(path, row, label) for row, label in enumerate(stored)]), config.NUM_CATEGORY, str(path)
+    )
+    known = (
+        CLASSES if len(CLASSES) == config.NUM_CATEGORY else [f"class {label}" for label in range(config.NUM_CATEGORY)]
+    )
+    return [f"{path.name}[{row}]" for row in range(len(clouds))], labels, list(known)
+
+
+def _single(path: Path, row: int, label: object) -> float:
+    if np.shape(label) not in ((), (1,)) or np.asarray(label).dtype.kind not in "fiu":
+        raise UserError(f"{path}: label {str(label)[:40]} of cloud {row} is no number. {DAT_REMEDY}")
+    return float(np.ravel(label)[0])
+
+
 def _read_dat(path: Path, labels: np.ndarray, points: int, listed: Path) -> Iterator[np.ndarray]:
     """Yield chunks (n, P, 3) of the published cache; its labels must be those of the list."""
-    expected = f"a list of float arrays ({points}, {COLUMNS}) and a list of labels"
-    remedy = "Copy or download it again, or delete it to use the text files"
-    content = read_arrays(path, expected)
-    if (
-        not isinstance(content, list | tuple)
-        or len(content) != 2
-        or not all(isinstance(part, list) for part in content)
-    ):
-        raise UserError(f"{path}: does not hold two lists; expected {expected}. {remedy}")
-    clouds, stored = content
+    remedy = DAT_REMEDY
+    clouds, stored = _dat_content(path, points)
     if not len(clouds) == len(stored) == len(labels):
         raise UserError(
             f"{path}: holds {len(clouds)} clouds and {len(stored)} labels, {listed.name} lists {len(labels)}. {remedy}"
         )
-    for row, (cloud, label) in enumerate(zip(clouds, stored, strict=True)):
-        if not isinstance(cloud, np.ndarray) or cloud.shape != (points, COLUMNS) or cloud.dtype.kind != "f":
-            shape = getattr(cloud, "shape", type(cloud).__name__)
-            raise UserError(f"{path}: cloud {row} is {shape}; expected {expected}. {remedy}")
+    for row, label in enumerate(stored):
         if np.shape(label) not in ((), (1,)) or not np.array_equal(np.ravel(label), labels[row : row + 1]):
             raise UserError(
                 f"{path}: label {np.ravel(label)[:3].tolist()} of cloud {row} is not {labels[row]}, as in {listed.name}, "
                 f"line {row + 1}; the two do not belong together. {remedy}"
             )
     for begin in range(0, len(clouds), CHUNK):
-        chunk = np.stack([cloud[:, :3] for cloud in clouds[begin : begin + CHUNK]]).astype(np.float32)
-        check_finite(chunk, str(path), first=begin)
-        yield chunk
+        yield to_single(np.stack([cloud[:, :3] for cloud in clouds[begin : begin + CHUNK]]), path, first=begin)
+
+
+def _dat_content(path: Path, points: int) -> tuple[list[np.ndarray], list]:
+    """Return the clouds (points, 6) and the labels of a published cache."""
+    expected = f"a list of float arrays ({points}, {COLUMNS}) and a list of labels"
+    content = read_arrays(path, expected)
+    if (
+        not isinstance(content, list | tuple)
+        or len(content) != 2
+        or not all(isinstance(part, list) for part in content)
+    ):
+        raise UserError(f"{path}: does not hold two lists; expected {expected}. {DAT_REMEDY}")
+    clouds, labels = content
+    if not clouds or len(clouds) != len(labels):
+        raise UserError(
+            f"{path}: holds {len(clouds)} clouds and {len(labels)} labels; expected {expected}. {DAT_REMEDY}"
+        )
+    for row, cloud in enumerate(clouds):
+        if not isinstance(cloud, np.ndarray) or cloud.shape != (points, COLUMNS) or cloud.dtype.kind != "f":
+            shape = getattr(cloud, "shape", type(cloud).__name__)
+            raise UserError(f"{path}: cloud {row} is {shape}; expected {expected}. {DAT_REMEDY}")
+    return clouds, labels

@@ -3,7 +3,6 @@
 Legend: C categories, P parts of all categories together.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import UserError
+from utils.reading import read_json
 
 # Published parts of ShapeNetPart: category -> its first part and how many there are. The set does not name them.
 SHAPENET_PARTS = {
@@ -78,10 +78,7 @@ def read_table(path: Path, categories: Sequence[str]) -> PartTable:
         UserError: it is no such file, lacks one of the categories, or has ids that are none.
     """
     layout = 'an object {category: {"parts": {"0": "wing", ...}}, ...}'
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); expected {layout}") from error
+    content = read_json(path, layout)
     parts = {}
     for category in categories:
         entry = content.get(category) if isinstance(content, dict) else None
@@ -89,7 +86,7 @@ def read_table(path: Path, categories: Sequence[str]) -> PartTable:
         if not isinstance(listed, dict) or not listed:
             raise UserError(f"{path}: has no parts of category {category!r}; expected {layout}")
         for key in listed:
-            if not key.isdecimal() or int(key) > LARGEST_PART:
+            if not key.isdecimal() or len(key) > 9 or int(key) > LARGEST_PART:
                 raise UserError(
                     f"{path}: part {key!r} of {category!r} is no number from 0 to {LARGEST_PART}; expected {layout}"
                 )

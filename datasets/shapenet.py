@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from datasets.cache import Recipe, cached
-from datasets.clouds import CloudSet, check_finite, check_subset
+from datasets.clouds import CloudSet, check_subset
+from datasets.formats.arrays import load_npy
+from datasets.formats.points import to_single
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
+from utils.reading import read_text
 
 CHUNK = 64  # clouds in memory at once while the cache is written
 LAYOUT = "train.txt and test.txt, one file name <taxonomy>-<model>.npy a line"
@@ -81,10 +84,13 @@ def read_shapenet(config: ShapeNetConfig) -> CloudSet:
 
 def _read_list(path: Path) -> list[str]:
     require(path, LAYOUT, "file")
-    names = path.read_text(encoding="utf-8", errors="replace").split()
+    names = read_text(path, "surrogateescape").split()
     if not names:
         raise UserError(f"{path}: the list is empty; expected {LAYOUT}. See README, section Data")
+    first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
+        if first.setdefault(name, line) != line:
+            raise UserError(f"{path}: entry {line}, {name}, stands in entry {first[name]} already; remove one of them")
         if not name.endswith(".npy") or "-" not in name or Path(name).name != name:
             raise UserError(f"{path}: entry {line} is {name!r}; expected a file name <taxonomy>-<model>.npy")
     return names
@@ -102,17 +108,10 @@ def _read_clouds(paths: list[Path], points: int) -> Iterator[dict[str, np.ndarra
 
 
 def _read_cloud(path: Path, points: int) -> np.ndarray:
-    """Read and check one (points, 3) file."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a NumPy array ({error}); copy or download it again; see README, section Data"
-        ) from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+    """Read and check one (points, 3) file; columns after x, y, z are left out."""
+    array = load_npy(path)
+    if array.dtype.kind not in "fiu":
         raise UserError(f"{path}: holds no array of numbers; expected floats of shape ({points}, 3)")
-    if array.shape != (points, 3):
+    if array.ndim != 2 or len(array) != points or array.shape[1] < 3:
         raise UserError(f"{path}: has shape {array.shape}; expected ({points}, 3). N_POINTS gives the stored points")
-    array = array.astype(np.float32)
-    check_finite(array[None], str(path))
-    return array
+    return to_single(array[None, :, :3], path)[0]

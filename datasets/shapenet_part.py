@@ -3,7 +3,7 @@
 Legend: M clouds, P stored points a cloud, n points of a file.
 """
 
-import json
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,12 @@ import numpy as np
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
+from datasets.formats.points import to_single
 from datasets.part_table import LARGEST_PART, PartTable, owned_parts, read_table, shapenet_table, table_of_labels
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError, suggest
+from utils.reading import read_json, read_text
 
 COLUMNS = 7
 CHUNK = 64  # clouds in memory at once while the cache is written
@@ -95,7 +97,7 @@ def _read_categories(path: Path) -> dict[str, str]:
     """Read category -> folder, in the order of the file."""
     require(path, "one category and its folder a line", "file")
     folders: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()
         if not words:
             continue
@@ -147,19 +149,20 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     """Read the (folder, id) of each entry."""
     layout = 'a JSON list of "shape_data/<folder>/<id>"'
     require(path, layout, "file")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); expected {layout}") from error
+    entries = read_json(path, layout)
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: lists no clouds; expected {layout}")
-    found = []
+    found: dict[tuple[str, str], int] = {}
     for position, entry in enumerate(entries, start=1):
         parts = PurePosixPath(entry).parts if isinstance(entry, str) else ()
         if len(parts) < 2 or ".." in parts:
             raise UserError(f"{path}, entry {position}: is {entry!r}; expected {layout}")
-        found.append((parts[-2], parts[-1].removesuffix(".txt")))
-    return found
+        key = (parts[-2], parts[-1].removesuffix(".txt"))
+        if found.setdefault(key, position) != position:
+            raise UserError(
+                f"{path}, entry {position}: {entry} stands in entry {found[key]} already; remove one of them"
+            )
+    return list(found)
 
 
 def _arrays(listed: _Listed, config: ShapeNetPartConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -192,12 +195,7 @@ def _arrays(listed: _Listed, config: ShapeNetPartConfig) -> tuple[np.ndarray, di
 
 
 def _count_lines(path: Path) -> int:
-    try:
-        count = sum(1 for line in path.read_bytes().splitlines() if line.strip())
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); copy or download the file again"
-        ) from error
+    count = sum(1 for line in read_text(path).split("\n") if line.strip())
     if not count:
         raise UserError(f"{path}: is empty; expected lines of {COLUMNS} numbers, x y z nx ny nz part")
     return count
@@ -207,8 +205,11 @@ def _chunks(paths: Sequence[Path], most: int, *, normalize: bool) -> Iterator[di
     for begin in range(0, len(paths), CHUNK):
         tables = [_read_table(path) for path in paths[begin : begin + CHUNK]]
         points = [_to_unit_sphere(table[:, :3]) if normalize else table[:, :3] for table in tables]
+        points = [
+            to_single(cloud[None], path)[0] for cloud, path in zip(points, paths[begin : begin + CHUNK], strict=True)
+        ]
         yield {
-            "points": np.stack([np.resize(cloud, (most, 3)) for cloud in points]).astype(np.float32),
+            "points": np.stack([np.resize(cloud, (most, 3)) for cloud in points]),
             "normals": np.stack([np.resize(table[:, 3:6], (most, 3)) for table in tables]).astype(np.float32),
             "part_labels": np.stack([np.resize(table[:, 6], most) for table in tables]).astype(np.int16),
         }
@@ -226,7 +227,7 @@ def _read_table(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an empty file; its shape says it
-            table = np.loadtxt(path, dtype=np.float64, comments=None, ndmin=2)
+            table = np.loadtxt(io.StringIO(read_text(path)), dtype=np.float64, comments=None, ndmin=2)
     except ValueError as error:
         raise _bad_line(path, str(error)) from error
     parts = table[:, -1]
@@ -260,7 +261,7 @@ def _bad_line(path: Path, reason: str) -> UserError:
 
 def _numbered(path: Path) -> list[tuple[int, str]]:
     """Return number and text of the lines that are not blank."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_text(path).split("\n")
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.reading import check_file, check_room, reason
 
 _NUMBERS = re.compile(r"[fiub][1248]")  # dtype codes of plain numbers
 
@@ -132,6 +133,7 @@ def read_arrays(path: Path, expected: str) -> Any:
     Raises:
         UserError: the file is cut short, is no pickle, or asks for anything else, which is not done.
     """
+    check_room(path, check_file(path))
     try:
         with path.open("rb") as file:
             return _resolve(_Unpickler(file, encoding="latin1").load(), {})
@@ -140,15 +142,13 @@ def read_arrays(path: Path, expected: str) -> Any:
             f"{path}: asks for {error}, which data files have no use for; nothing in it was run. Expected {expected}. "
             "Do not use this file: get it again from a source you trust, or delete it and give the original files"
         ) from error
-    except (OSError, EOFError, pickle.UnpicklingError, ArithmeticError, LookupError, MemoryError) as error:
-        raise _unreadable(path, expected, error) from error
-    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # a pickle that is built wrong
+    except Exception as error:  # a pickle that is cut short or built wrong raises anything
         raise _unreadable(path, expected, error) from error
 
 
 def _unreadable(path: Path, expected: str, error: Exception) -> UserError:
     return UserError(
-        f"{path}: cannot be read ({error or type(error).__name__}); expected {expected}. "
+        f"{path}: cannot be read ({reason(error)}); expected {expected}. "
         "The file is cut short, damaged or of another kind: copy or download it again, or delete it"
     )
 

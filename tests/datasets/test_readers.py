@@ -57,7 +57,9 @@ def test_modelnet10_is_z_up_and_may_be_sampled(modelnet):
 
 def test_files_are_numbered_not_spelled(modelnet, write_h5):
     for number in (10, 2):
-        write_h5(modelnet / f"ply_data_train{number}.h5", data=np.zeros((1, 64, 3)), label=[2])
+        write_h5(
+            modelnet / f"ply_data_train{number}.h5", data=np.random.default_rng(0).normal(size=(1, 64, 3)), label=[2]
+        )
     assert modelnet_set(modelnet).names[-2:] == ["ply_data_train2.h5[0]", "ply_data_train10.h5[0]"]
 
 
@@ -129,7 +131,9 @@ def holding(value):
         bad_modelnet(r"'data' is missing \(the file holds label\)", data=None),
         bad_modelnet("'label' is missing", label=None),
         bad_modelnet(r"'data' has shape \(3, 64\)", data=np.zeros((3, 64))),
-        bad_modelnet(r"'data' has shape \(3, 64, 6\)", data=np.zeros((3, 64, 6))),
+        bad_modelnet(r"'data' has shape \(3, 64, 2\)", data=np.zeros((3, 64, 2))),
+        bad_modelnet(r"'data' has shape \(3, 3, 64\).*transpose", data=np.zeros((3, 3, 64))),
+        bad_modelnet("points of cloud 0 are all in one place", data=np.zeros((3, 64, 3))),
         bad_modelnet("'data' is empty", data=np.zeros((0, 64, 3)), label=np.zeros(0)),
         bad_modelnet("'data' is empty", data=np.zeros((3, 0, 3))),
         bad_modelnet(r"'label' has shape \(2,\).* for 3 clouds", label=np.zeros(2, int)),
@@ -171,7 +175,7 @@ def test_damage_inside_an_hdf5_file(modelnet, write_h5):
     raw = bytearray(path.read_bytes())
     raw[chunk.byte_offset : chunk.byte_offset + 64] = bytes(64)
     path.write_bytes(raw)
-    with pytest.raises(UserError, match="clouds 0 to 3 cannot be read"):
+    with pytest.raises(UserError, match="cannot be read as HDF5, clouds 0 to 3"):
         modelnet_set(modelnet, subset="test")
 
 
@@ -200,7 +204,7 @@ def test_missing_and_mismatched_modelnet(modelnet, tmp_path, write_h5):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (np.zeros((32, 6)), r"shape \(32, 6\); expected \(32, 3\)"),
+        (np.zeros((32, 2)), r"shape \(32, 2\); expected \(32, 3\)"),
         (np.zeros((31, 3)), r"shape \(31, 3\)"),
         (np.full((32, 3), np.nan), "NaN or infinite"),
         (np.array(["text"]), "no array of numbers"),
