@@ -1,7 +1,6 @@
 """A training run around its loop: state restored, metrics opened, trained, reported."""
 
 import contextlib
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,8 +16,6 @@ from utils.log import MetricsWriter
 
 class Session(Task):
     """A task with what a command does around its training."""
-
-    kind: ClassVar[str]  # what the report of the run calls it
 
     def open_evaluation(self) -> None:
         """Load what evaluates the model, on the first process."""

@@ -31,7 +31,7 @@ def variants(args: argparse.Namespace) -> list[tuple[str, argparse.Namespace]]:
         parts = []
         if seed is not None:
             parts.append(f"seed{seed}")
-            variant.seed, variant.seeds = seed, None
+            variant.seeds = None
             variant.set = [*args.set, f"seed={seed}"]
         if fold is not None:
             parts.append(f"fold{fold}")
