@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 import sys
 from pathlib import Path
 
@@ -73,4 +74,7 @@ assert picture.size == 3 * np.prod(figure.canvas.get_width_height())
 parser = argparse.ArgumentParser()
 parser.add_argument("--local_rank", type=int, default=0)
 assert parser.parse_args([]).local_rank == 0  # no launcher, no rank
+os.environ["LOCAL_RANK"] = "1"
+assert parser.parse_args([]).local_rank == 1 and parser.parse_args(["--local_rank", "2"]).local_rank == 2
+assert parser.parse_args(["--local-rank=3"]).local_rank == 3  # as torch.distributed.launch spells it
 print("gave back what age took away")
