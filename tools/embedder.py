@@ -20,7 +20,7 @@ from datasets.formats.cloud_files import BadFiles, read_cloud
 from datasets.formats.points import Notes, upright
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
-from models.weights import method_of
+from models.weights import method_of, state_dict_of
 from tools.launch import load_recipe
 from tools.sampling import farthest, points_needed, points_taken, repeat_points
 from utils.config.load import saved_config
@@ -98,7 +98,7 @@ def open_embedder(
     """Build the model of a checkpoint with its weights.
 
     Args:
-        config: recipe of the model; a checkpoint of ours holds its own.
+        config: recipe of the model; a checkpoint of ours holds its own, a published pre-trained one shows its method by its keys.
         overrides: "key.path=value" each, over the configuration.
         normalize: centre clouds and scale them to the unit sphere, or leave them as they are; None = as the training set did.
 
@@ -106,13 +106,19 @@ def open_embedder(
         UserError: the checkpoint has no configuration and none is given, does not fit it, or is of a model without features.
     """
     checkpoint = read_checkpoint(ckpts)
-    resolved = _configuration(ckpts, checkpoint, config, overrides)
+    guess = _published_recipe(ckpts, checkpoint) if config is None and not _saved_config(checkpoint) else None
+    resolved = _configuration(ckpts, checkpoint, guess or config, overrides)
     model = build_model(resolved.model)
     if not (hasattr(model, "encode") or hasattr(model, "cls_head_finetune")):
         raise UserError(
             f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
         )
-    report = load_weights(model, ckpts)
+    try:
+        report = load_weights(model, ckpts)
+    except UserError as error:
+        if guess is None:
+            raise
+        raise UserError(f"{error}; {guess} was taken by its keys, give its own recipe with --config") from error
     if hasattr(model, "cls_head_finetune") and report.missing:
         raise UserError(
             f"{ckpts}: lacks {len(report.missing)} tensors of the classifier {resolved.model.NAME}, first {report.missing[0]}; "
@@ -208,20 +214,39 @@ def _collect(
     return Embedding([printable(names[index]) for index in done], np.stack(features), whole, repeated)
 
 
+def _saved_config(checkpoint: dict) -> dict | None:
+    """Return the configuration of a run that the checkpoint holds, None where it is a published one."""
+    saved = checkpoint.get("config")
+    return saved if isinstance(saved, dict) and "model" in saved else None
+
+
+def _published_recipe(ckpts: str | Path, checkpoint: dict) -> str:
+    """Return the recipe of a published pre-training checkpoint, found by its keys.
+
+    Raises:
+        UserError: it is of no known method, or a classifier, whose recipe depends on the data set.
+    """
+    method = method_of(checkpoint)
+    classifies = any(key.startswith("cls_head_finetune.") for key in state_dict_of(checkpoint))
+    if method is None or classifies:
+        kind = f"fine-tuning/{method}/modelnet40" if method and classifies else f"pre-training/{method or 'point-m2ae'}"
+        raise UserError(
+            f"{ckpts}: says nothing about its {'data set' if classifies else 'model'}, as published checkpoints do; "
+            f"give its recipe, for example --config cfgs/{kind}.yaml"
+        )
+    recipe = f"cfgs/pre-training/{method}.yaml"
+    _LOG.info("%s: %s, by its keys; taking %s", ckpts, method, recipe)
+    return recipe
+
+
 def _configuration(ckpts: str | Path, checkpoint: dict, path: str | Path | None, overrides: Sequence[str]) -> RunConfig:
     """Load the recipe that is given, else the configuration that the checkpoint holds."""
-    saved = checkpoint.get("config")
-    saved = saved if isinstance(saved, dict) else {}
-    if path is None and "model" in saved:
-        return saved_config(saved, f"{ckpts}: config", overrides=overrides, models=MODELS, datasets=DATASETS)
-    method = method_of(checkpoint)
     if path is None:
-        raise UserError(
-            f"{ckpts}: says nothing about its model, as published checkpoints do; give its recipe, "
-            f"for example --config cfgs/pre-training/{method or 'point-m2ae'}.yaml"
-        )
-    config = load_recipe(path, overrides=overrides, method=method)
-    config.class_names = config.class_names or saved.get("class_names")
+        saved = _saved_config(checkpoint)
+        return saved_config(saved, f"{ckpts}: config", overrides=overrides, models=MODELS, datasets=DATASETS)
+    saved = checkpoint.get("config")
+    config = load_recipe(path, overrides=overrides, method=method_of(checkpoint))
+    config.class_names = config.class_names or (saved.get("class_names") if isinstance(saved, dict) else None)
     return config
 
 

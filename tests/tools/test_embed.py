@@ -15,7 +15,7 @@ from tools.embedder import embed_files, open_embedder
 from tools.sampling import farthest, points_needed, points_taken, repeat_points
 from utils.config.load import load_config
 from utils.config.merge import to_dict
-from utils.files import save_checkpoint
+from utils.files import read_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parent.parent.parent
 PRETRAINING = ROOT / "cfgs" / "debug" / "point-mae.yaml"
@@ -100,6 +100,19 @@ def test_features_of_a_pretrained_model(checkpoints, clouds):
     with np.load("one.npz") as saved:
         assert saved["names"].tolist() == ["5.xyz"]
         np.testing.assert_allclose(saved["features"], features[5:], atol=2e-5)
+
+
+def test_the_method_of_a_published_checkpoint_is_found_by_its_keys(clouds, caplog):
+    caplog.set_level("INFO", logger="m2ae")
+    config = load(ROOT / "cfgs" / "pre-training" / "point-m2ae.yaml")
+    path = write_checkpoint(Path("point-m2ae.pth"), config, own=False)
+    cloud = np.random.default_rng(0).normal(size=(1, 600, 3)).astype(np.float32)
+    np.save("cloud.npy", cloud[0])
+    assert run("--ckpts", path, "--input", "cloud.npy") == 0
+    assert "point-m2ae, by its keys; taking cfgs/pre-training/point-m2ae.yaml" in caplog.text
+    with np.load("embeddings.npz") as saved, torch.inference_mode():
+        wanted = expected_model(path, config).encode(in_sphere(cloud)).numpy()
+        np.testing.assert_allclose(saved["features"], wanted, atol=2e-5)
 
 
 def test_predictions_of_a_classifier(checkpoints, clouds):
@@ -240,5 +253,12 @@ def test_bad_input(checkpoints, clouds, capsys):
     refused(capsys, *pre, "--batch_size", 0, words=["--batch_size 0"])
     refused(capsys, *pre, "--set", "model.nam=3", words=["pre.pth: config", "unknown key 'nam'"])
     published = ("--ckpts", checkpoints["published"], "--input", "in")
-    refused(capsys, *published, words=["says nothing about its model", "--config cfgs/pre-training/point-mae.yaml"])
+    refused(capsys, *published, words=["cfgs/pre-training/point-mae.yaml was taken by its keys", "--config"])
+    save_checkpoint("classifier.pth", {"base_model": read_checkpoint(checkpoints["classifier"])["base_model"]})
+    classifier = ("--ckpts", "classifier.pth", "--input", "in")
+    refused(capsys, *classifier, words=["its data set", "--config cfgs/fine-tuning/point-mae/modelnet40.yaml"])
+    save_checkpoint("other.pth", {"base_model": {"a": torch.zeros(1)}})
+    refused(
+        capsys, "--ckpts", "other.pth", "--input", "in", words=["says nothing about its model", "--config cfgs/pre-"]
+    )
     refused(capsys, *published, "--config", FINETUNING, words=["lacks", "tensors of the classifier PointTransformer"])

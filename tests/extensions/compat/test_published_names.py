@@ -1,7 +1,9 @@
 """What the served modules give, by hand and against the real ones."""
 
 import importlib
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ import extensions
 from extensions import fps, knn
 from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2, ChamferFunction
 from extensions.m2ae_ops.compat import ALIASES
+from extensions.m2ae_ops.compat.advice import PAGE
 from extensions.m2ae_ops.compat.hook import AliasFinder
 from extensions.m2ae_ops.compat.served import knn_cuda, pointnet2_ext, pointnet2_modules, pointnet2_utils
+from extensions.m2ae_ops.compat.shims import SHIMS
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -20,6 +24,16 @@ def test_every_name_has_a_module():
     for module in set(ALIASES.values()):
         importlib.import_module(f"extensions.m2ae_ops.compat.served.{module}")
     assert AliasFinder(ALIASES).find_spec("numpy") is None
+
+
+def test_the_page_and_the_readme_name_what_is_served():
+    root = Path(__file__).parents[3]
+    for page in (root / PAGE, root / "extensions" / "m2ae_ops" / "README.md"):
+        words = set(re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8")))
+        assert {name.split(".")[0] for name in ALIASES} - {"extensions"} <= words | {
+            word.split(".")[0] for word in words
+        }
+    assert set(SHIMS) <= words | set(re.findall(r"`([^`]+)`", (root / PAGE).read_text(encoding="utf-8")))
 
 
 def test_the_published_paths_lead_to_the_same_classes_in_this_repository():
