@@ -1,19 +1,32 @@
-"""Models by registered NAME, and the weights that go into them."""
+"""Models by registered NAME, and the weights that go into them.
 
-from models import (  # noqa: F401  register their NAMEs
-    classifier_parts,
-    gm3d,
-    gm3d_point_m2ae,
-    i2p_mae,
-    inter_mae,
-    point_m2ae,
-    point_mae,
-    segmenter,
-)
+A method is a file in this folder: all of them are imported here, and register their NAMEs.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
 from models.registry import MODELS
 from models.weights import load_weights
+from utils.errors import UserError
 
 __all__ = ["MODELS", "build_model", "load_weights"]
+
+
+def import_methods(folder: Path = Path(__file__).parent, package: str = __name__) -> None:
+    """Import every module of a package's folder.
+
+    Raises:
+        UserError: naming the file that does not import, or that registers a NAME that another one has.
+    """
+    for module in sorted(pkgutil.iter_modules([str(folder)]), key=lambda module: module.name):
+        try:
+            importlib.import_module(f"{package}.{module.name}")
+        except Exception as error:
+            raise UserError(
+                f"{folder / module.name}.py: cannot be imported ({type(error).__name__}: {error}); repair or remove the file"
+            ) from error
 
 
 def build_model(config):
@@ -23,3 +36,6 @@ def build_model(config):
         UserError: unknown NAME or key, with the close ones; a value of the wrong type.
     """
     return MODELS.build(config)
+
+
+import_methods()

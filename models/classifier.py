@@ -1,28 +1,29 @@
-"""Classifiers: the tokens of any encoder, pooled, and a head on top. What each method brings along is in `classifier_parts.py`.
+"""Classifiers: the tokens of an encoder, pooled, and a head on top. A method's own is a subclass next to its autoencoder.
 
 Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the pooled feature.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.base import PointModel
+from models.hierarchical import HierarchicalEncoder, HierarchyConfig
 from models.layers.drop import Dropout
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm
-from models.legacy import legacy_names
 from models.losses import smoothed_cross_entropy
+from models.single_scale import PatchesConfig, SingleScaleConfig, SingleScaleParts
 
 HEAD_WIDTH = 256
 HEAD_DROPOUT = 0.5
 
 
-@dataclass(frozen=True)
-class Pooling:
+class Pooling(NamedTuple):
     """How tokens (B, G, C) become one feature (B, widths * C)."""
 
     pool: Callable[[Tensor], Tensor]
@@ -34,90 +35,67 @@ POOLINGS = {
     "max": Pooling(lambda tokens: tokens.amax(1)),
     "mean+max": Pooling(lambda tokens: tokens.mean(1) + tokens.amax(1)),
     "mean,max": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1), widths=2),
-    # Published for ScanObjectNN: the maximum leaves out token 0, where a class token once stood. Published weights need it.
+    # Published for ScanObjectNN: the maximum leaves out the first patch, whose place a class token had in the program that this code
+    # is from. Published weights need it.
     "mean,max[1:]": Pooling(lambda tokens: torch.cat([tokens.mean(1), tokens[:, 1:].amax(1)], dim=-1), widths=2),
-    # For encoders whose token 0 is a class token.
+    # For encoders whose tokens begin with a class token.
     "class,max": Pooling(lambda tokens: torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1), widths=2),
 }
 
 
-def check_classifier_keys(config: Any) -> None:
-    """Check the keys that all classifiers have: `cls_dim`, `smooth`, `pooling`, `head`.
+@dataclass
+class ClassifierKeys:
+    """Keys that all classifiers have."""
 
-    Raises:
-        ValueError: naming the key, its value and what is possible.
-    """
-    if config.cls_dim < 2:
-        raise ValueError(f"model.cls_dim: {config.cls_dim} must be at least 2; give the number of classes")
-    if not 0 <= config.smooth < 1:
-        raise ValueError(f"model.smooth: {config.smooth} must be at least 0 and below 1")
-    if config.pooling not in POOLINGS:
-        raise ValueError(f"model.pooling: {config.pooling!r} is unknown; choose from {', '.join(POOLINGS)}")
+    cls_dim: int = 40
+    smooth: float = 0.0  # share of the target that goes to the wrong classes
+    pooling: str = "mean+max"
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
 
-
-@dataclass(frozen=True)
-class EncoderPart:
-    """What a method gives to its classifier.
-
-    Args:
-        method: its name, as in `--method`.
-        build: gives a model the encoder's parts under their published names, at its top level, and returns C.
-        group: (model, points (B, N, 3)) -> their pyramid.
-        tokens: (model, pyramid) -> normed tokens (B, G, C) of the coarsest scale; a class token comes first.
-        missing: key prefixes that a pre-training checkpoint lacks, beside those of the head.
-        ignored: key prefixes that a pre-training checkpoint holds in vain.
-        renamed: key prefixes of a pre-training checkpoint and what they are called here.
-        legacy: names of published faults that the encoder can switch back on.
-        methods: further methods whose pre-training checkpoints hold this encoder.
-    """
-
-    method: str
-    build: Callable[[nn.Module, Any], int]
-    group: Callable[[nn.Module, Tensor], Pyramid]
-    tokens: Callable[[nn.Module, Pyramid], Tensor]
-    missing: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    renamed: tuple[tuple[str, str], ...] = ()
-    legacy: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
+    def check_classifier(self) -> None:
+        """Raise a ValueError that names a key with a bad value, and what is possible."""
+        if self.cls_dim < 2:
+            raise ValueError(f"model.cls_dim: {self.cls_dim} must be at least 2; give the number of classes")
+        if not 0 <= self.smooth < 1:
+            raise ValueError(f"model.smooth: {self.smooth} must be at least 0 and below 1")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"model.pooling: {self.pooling!r} is unknown; choose from {', '.join(POOLINGS)}")
 
 
-class Classifier(nn.Module):
+class Classifier(PointModel):
     """Encode, pool, classify.
 
+    A subclass builds an encoder and says what its tokens are.
+
     Args:
-        config: dataclass with the keys of the encoder and those that `check_classifier_keys` checks.
-        part: the method's encoder.
+        config: dataclass with the keys of the encoder and `ClassifierKeys`.
     """
 
-    def __init__(self, config: Any, part: EncoderPart):
-        super().__init__()
-        self.config = config
-        self.part = part
-        self.method = part.method
-        self.checkpoint_missing = (*part.missing, "cls_head_finetune.")  # a runner that tests wants none
-        self.checkpoint_ignored = part.ignored
-        self.checkpoint_renamed = part.renamed
-        self.checkpoint_methods = (part.method, *part.methods)
-        self.checkpoint_last_wins = "norm_overwrite" in legacy_names(config.legacy, part.legacy)
-        width = part.build(self, config)
-        features = POOLINGS[config.pooling].widths * width
+    HEAD = ("cls_head_finetune.",)
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        features = POOLINGS[config.pooling].widths * self.build_encoder_parts(config)
         build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
         self.cls_head_finetune = build_head(features, config.cls_dim)
 
-    def group(self, points: Tensor) -> Pyramid:
-        """Group points (B, N, 3); no weight takes part."""
-        return self.part.group(self, points)
+    def build_encoder_parts(self, config: Any) -> int:
+        """Create the encoder's parts under their published names and return C."""
+        raise NotImplementedError(f"{type(self).__name__}.build_encoder_parts")
 
-    def patch_tokens(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
-        """Encode points (B, N, 3), or their pyramid, as normed tokens (B, G, C) of the coarsest scale."""
-        return self.part.tokens(self, self.group(points) if pyramid is None else pyramid)
+    def tokens(self, pyramid: Pyramid) -> Tensor:
+        """Encode a pyramid with nothing hidden as normed tokens (B, G, C) of the coarsest scale; a class token comes first."""
+        raise NotImplementedError(f"{type(self).__name__}.tokens")
+
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, as normed tokens (B, G, C) of the coarsest scale; a class token comes first."""
+        return self.tokens(self.group(points) if pyramid is None else pyramid)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return all parameters but those of the head."""
-        return [p for name, p in self.named_parameters() if not name.startswith("cls_head_finetune.")]
+        return [p for name, p in self.named_parameters() if not name.startswith(self.HEAD)]
 
-    def features(self, points: Tensor, pyramid: Pyramid | None = None) -> Tensor:
+    def features(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
         """Encode points (B, N, 3), or their pyramid, as what the head receives, (B, F)."""
         return POOLINGS[self.config.pooling].pool(self.patch_tokens(points, pyramid))
 
@@ -133,6 +111,79 @@ class Classifier(nn.Module):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compare logits (B, cls_dim) with labels (B,) int64 below `cls_dim`: a scalar."""
         return smoothed_cross_entropy(logits, labels, self.config.smooth)
+
+
+@dataclass
+class HierarchicalClassifierConfig(HierarchyConfig, ClassifierKeys):
+    """Keys of a classifier with the hierarchical encoder."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_classifier()
+
+
+class HierarchicalClassifier(Classifier):
+    """A classifier with the hierarchical encoder, whose attention is local and whose one norm, `norm`, is new."""
+
+    missing_keys = (*Classifier.HEAD, "norm.")
+    ignored_keys = (
+        "h_encoder.encoder_norms.",
+        "mask_token",
+        "h_decoder.",
+        "decoder_pos_embeds.",
+        "token_prop.",
+        "decoder_norm.",
+    )
+
+    def build_encoder_parts(self, config: HierarchyConfig) -> int:
+        """Create `h_encoder` and `norm`; return the width of the coarsest scale."""
+        self.h_encoder = HierarchicalEncoder(config, with_norms=False)
+        self.norm = nn.LayerNorm(config.encoder_dims[-1])
+        return config.encoder_dims[-1]
+
+    def tokens(self, pyramid: Pyramid) -> Tensor:
+        """Encode a pyramid as normed tokens (B, G, C) of the coarsest scale."""
+        return self.norm(self.h_encoder(pyramid)[-1])
+
+
+@dataclass
+class SingleScaleClassifierConfig(SingleScaleConfig, PatchesConfig, ClassifierKeys):
+    """Keys of a classifier with the single-scale encoder; defaults as published for ModelNet40."""
+
+    NAME: str = ""
+    pooling: str = "class,max"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_patches()
+        self.check_classifier()
+
+
+class SingleScaleClassifier(SingleScaleParts, Classifier):
+    """A classifier with the single-scale encoder, and a class token with a learned position.
+
+    The encoder keeps PyTorch's initialisation, which the published program trains from scratch with.
+    """
+
+    missing_keys = (*Classifier.HEAD, "cls_token", "cls_pos")
+    renamed_keys = (("MAE_encoder.", ""),)
+
+    def build_encoder_parts(self, config: SingleScaleConfig) -> int:
+        """Create class token, its position, and the encoder's parts; return the width of the tokens."""
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
+        self.cls_pos = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
+        for parameter in (self.cls_token, self.cls_pos):
+            nn.init.trunc_normal_(parameter, std=0.02, a=-2.0, b=2.0)
+        self.build_encoder(config)
+        return config.trans_dim
+
+    def tokens(self, pyramid: Pyramid) -> Tensor:
+        """Encode a pyramid as normed tokens (B, 1 + G, C), the class token first."""
+        tokens = self.encoder(pyramid.neighborhoods[0])  # (B, G, C)
+        position = self.pos_embed(pyramid.centers[0])  # (B, G, C)
+        token, place = (part.expand(len(tokens), -1, -1).to(tokens.dtype) for part in (self.cls_token, self.cls_pos))
+        tokens, position = torch.cat([token, tokens], dim=1), torch.cat([place, position], dim=1)  # (B, 1 + G, C)
+        return self.normed(self.blocks(tokens, position))
 
 
 def classification_head(width: int, classes: int) -> nn.Sequential:
@@ -158,5 +209,6 @@ class LinearBeforeNorm(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C_in) to (B, C_out)."""
         bias = self.bias.detach() + 0.0 * self.bias if self.training else self.bias
         return F.linear(x, self.weight, bias)

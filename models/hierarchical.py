@@ -1,66 +1,101 @@
-"""The multi-scale encoder and decoder that Point-M2AE introduced and I2P-MAE and GM3D reuse.
+"""The multi-scale encoder and the masked autoencoder around it that Point-M2AE introduced; I2P-MAE and GM3D build on it too.
 
 Shapes: `B` batch, `G` groups, `K` neighbours per group, `V` visible tokens, `C` channels; scale index 0 = finest.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from extensions import gather, near_first
+from models.base import MaskedAutoencoder
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
-from models.layers.packing import Packing, Rows, pack, pack_everything, plan_packing, unpack
+from models.layers.packing import Packing, Rows, pack, rows_of, unpack
 from models.layers.propagate import TokenPropagation
 from models.layers.transformer import Blocks, drop_path_rates
-from models.losses import reconstruction_loss
-from models.masking import capacities, hide_pyramid
+from models.losses import RECONSTRUCTION_LOSSES
+from models.masking import random_mask
+from utils.device import send
 
 
-class Encoded(NamedTuple):
-    """What the encoder saw, scale by scale: packed tokens (B, V_s, C_s), not yet normed, and where they belong."""
+@dataclass
+class HierarchyConfig:
+    """Keys that every model with the hierarchical encoder has; defaults as published for pre-training."""
 
-    tokens: list[Tensor]
-    packings: list[Packing]
-    fixed: bool  # no shape depends on the mask
+    NAME: str = ""
+    num_groups: list[int] = field(default_factory=lambda: [512, 256, 64])
+    group_sizes: list[int] = field(default_factory=lambda: [16, 8, 8])
+    encoder_dims: list[int] = field(default_factory=lambda: [96, 192, 384])
+    encoder_depths: list[int] = field(default_factory=lambda: [5, 5, 5])
+    local_radius: list[float] = field(default_factory=lambda: [0.32, 0.64, 1.28])
+    embed_widths: list[int] = field(default_factory=lambda: [128, 256, 512])  # hidden, of the finest patch embedding
+    num_heads: int = 6
+    drop_path_rate: float = 0.1
+    legacy: bool | list[str] = False
+
+    def __post_init__(self):
+        keys = ("num_groups", "group_sizes", "encoder_dims", "encoder_depths", "local_radius")
+        scales = {key: len(getattr(self, key)) for key in keys}
+        if len(set(scales.values())) != 1:
+            raise ValueError(f"model: {scales} must all have one entry a scale; make the lists equally long")
+        if len(self.embed_widths) != 3:
+            raise ValueError(f"model.embed_widths: {self.embed_widths} must be three widths")
+        for width in self.encoder_dims:
+            if width % self.num_heads:
+                raise ValueError(
+                    f"model.encoder_dims: {width} does not divide by num_heads {self.num_heads}; change one of them"
+                )
+
+
+@dataclass
+class HierarchicalMAEConfig(HierarchyConfig):
+    """Keys of pre-training with the hierarchy; defaults as published."""
+
+    mask_ratio: float = 0.8
+    decoder_dims: list[int] = field(default_factory=lambda: [384, 192])
+    decoder_depths: list[int] = field(default_factory=lambda: [1, 1])
+    decoder_up_blocks: list[int] = field(default_factory=lambda: [1, 1])
+    loss: str = "cdl2"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.mask_ratio < 1 or int(self.mask_ratio * self.num_groups[-1]) < 1:
+            raise ValueError(
+                f"model.mask_ratio: {self.mask_ratio} of {self.num_groups[-1]} groups must hide at least one and leave one visible"
+            )
+        stages = len(self.decoder_dims)
+        expected = list(reversed(self.encoder_dims))[:stages]
+        if self.decoder_dims != expected:
+            raise ValueError(
+                f"model.decoder_dims: {self.decoder_dims} must be the coarsest encoder widths {expected}, coarse to fine"
+            )
+        if len(self.decoder_depths) != stages:
+            raise ValueError(
+                f"model.decoder_depths: {self.decoder_depths} must have {stages} entries, as decoder_dims has"
+            )
+        if self.loss not in RECONSTRUCTION_LOSSES:
+            raise ValueError(f"model.loss: {self.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
 
 
 class HierarchicalEncoder(nn.Module):
     """Encode a pyramid from fine to coarse; each scale embeds the tokens of the one below (Zhang et al. 2022, Sec. 3.2).
 
     Args:
-        dims, depths, local_radius: width, number of blocks and attention radius of each scale.
-        embed_widths: hidden widths of the finest patch embedding, as in `PatchEmbed`.
+        config: keys of the encoder.
         with_norms: keep the layer norms that pre-training and part segmentation apply to each scale's output.
         near_padding: let visible tokens attend to padding nearer than the radius, as the published code does. The output of a
             sample then depends on the other samples of its batch. One name of `legacy`.
-
-    Attributes:
-        fixed_shapes: pack visible tokens into shapes that no mask changes. Results are the same up to rounding. None: everywhere but on the
-            CPU, where padding costs more than looking how many are visible, and where waiting for that costs nothing.
     """
 
-    fixed_shapes: bool | None = None
-
-    def __init__(
-        self,
-        *,
-        dims: Sequence[int],
-        depths: Sequence[int],
-        num_heads: int,
-        local_radius: Sequence[float],
-        drop_path_rate: float,
-        embed_widths: Sequence[int] = (128, 256, 512),
-        with_norms: bool = True,
-        near_padding: bool = False,
-    ):
+    def __init__(self, config: HierarchyConfig, *, with_norms: bool = True, near_padding: bool = False):
         super().__init__()
-        self.local_radius = tuple(local_radius)
+        self.local_radius = tuple(config.local_radius)
         self.near_padding = near_padding
-        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        dims, depths = config.encoder_dims, config.encoder_depths
+        rates = iter(drop_path_rates(config.drop_path_rate, sum(depths)))
 
         self.token_embed = nn.ModuleList()
         self.encoder_pos_embeds = nn.ModuleList()
@@ -68,206 +103,141 @@ class HierarchicalEncoder(nn.Module):
         self.encoder_norms = nn.ModuleList() if with_norms else None
         for scale, (width, depth) in enumerate(zip(dims, depths, strict=True)):
             if scale == 0:
-                self.token_embed.append(PatchEmbed(3, width, widths=tuple(embed_widths)))
+                self.token_embed.append(PatchEmbed(3, width, widths=tuple(config.embed_widths)))
             else:
                 below = dims[scale - 1]
                 self.token_embed.append(PatchEmbed(below, width, widths=(below, below, width)))
             self.encoder_pos_embeds.append(position_embed(width))
-            self.encoder_blocks.append(Blocks(width, num_heads, drop_paths=[next(rates) for _ in range(depth)]))
+            self.encoder_blocks.append(Blocks(width, config.num_heads, drop_paths=[next(rates) for _ in range(depth)]))
             if with_norms:
                 self.encoder_norms.append(nn.LayerNorm(width))
         self.apply(init_truncated_normal)
 
-    def forward(self, pyramid: Pyramid, masked: Sequence[Tensor] | None = None, *, shown: int | None = None) -> Encoded:
-        """Encode the visible groups of each scale.
+    def forward(self, pyramid: Pyramid, masks: list[Packing] | None = None) -> list[Tensor]:
+        """Encode the visible groups of each scale as packed tokens (B, V_s, C_s), finest first, not yet normed.
 
         Args:
-            masked: one (B, G_s) bool a scale, True = hidden: visible tokens attend to each other wherever they are. None: all groups
-                are visible, and attention reaches only as far as the local radius of the scale.
-            shown: most groups of the coarsest scale that a sample shows, where that is known; fixed shapes are smaller then.
+            masks: what is visible at each scale: visible tokens attend to each other wherever they are. None: all groups are visible,
+                and attention reaches only as far as the local radius of the scale.
         """
-        fixed = self.fixes_shapes(pyramid.centers[0].device)
-        groups = [centers.shape[1] for centers in pyramid.centers]
-        most = groups if shown is None else capacities(pyramid, shown)
-        encoded = Encoded([], [], fixed)
-        tokens = None
+        encoded: list[Tensor] = []
+        tokens = pyramid.neighborhoods[0]
         for scale, centers in enumerate(pyramid.centers):
             members = pyramid.neighborhoods[0] if scale == 0 else gather(tokens, pyramid.idx[scale])
-            tokens = self.token_embed[scale](members)  # (B, G, C), masked groups included
-            if masked is None:
-                packing = pack_everything(tokens)
+            tokens = self.token_embed[scale](members)  # (B, G, C), hidden groups included
+            if masks is None:
+                tokens = self._attend_locally(scale, tokens, centers)
+                encoded.append(tokens)
             else:
-                packing = plan_packing(~masked[scale], capacity=most[scale] if fixed else None)
-            seen = self._encode_scale(scale, tokens, centers, packing, local=masked is None)
-            encoded.tokens.append(seen)
-            encoded.packings.append(packing)
-            tokens = seen if masked is None else unpack(seen, packing, background=tokens)
+                encoded.append(self._attend_visible(scale, tokens, centers, masks[scale]))
+                tokens = unpack(encoded[-1], masks[scale], background=tokens)
         return encoded
 
-    def fixes_shapes(self, device: torch.device) -> bool:
-        """Return whether shapes on a device are those that no mask changes."""
-        if any(map(self._sees_padding, range(len(self.local_radius)))):
-            return False  # what tokens see depends on how much padding there is
-        return device.type != "cpu" if self.fixed_shapes is None else self.fixed_shapes
-
-    def _encode_scale(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing, *, local: bool) -> Tensor:
-        if local and self.local_radius[scale] > 0:
-            return self._encode_locally(scale, tokens, centers)
-        if local:
-            return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers))
-        tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
-        valid, attend = packing.valid, None
-        if self._sees_padding(scale):
-            # Padding sits at the origin, so the published code hides it from distant tokens only.
-            near = pairwise_distance(centers) < self.local_radius[scale]
-            valid, attend = None, (valid.unsqueeze(2) & valid.unsqueeze(1)) | near  # (B, V, V)
-        return self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), valid, attend)
-
-    def _encode_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
-        """Encode with attention as far as the local radius."""
+    def _attend_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
+        """Run the blocks of a scale on all tokens, in an order in which near ones stand together: attention is quicker then."""
+        radius, embed = self.local_radius[scale], self.encoder_pos_embeds[scale]
+        if radius <= 0:
+            return self.encoder_blocks[scale](tokens, embed(centers))
         order = near_first(centers)
         tokens, centers = gather(tokens, order), gather(centers, order)
-        attend = pairwise_distance(centers) < self.local_radius[scale]  # (B, G, G)
-        tokens = self.encoder_blocks[scale](tokens, self.encoder_pos_embeds[scale](centers), attend=attend)
+        tokens = self.encoder_blocks[scale](tokens, embed(centers), attend=within(centers, radius))
         return gather(tokens, order.argsort(1))
 
-    def _sees_padding(self, scale: int) -> bool:
-        return self.near_padding and self.local_radius[scale] > 0
+    def _attend_visible(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing) -> Tensor:
+        tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
+        position, valid = self.encoder_pos_embeds[scale](centers), packing.valid
+        if not self.near_padding or self.local_radius[scale] <= 0:
+            return self.encoder_blocks[scale](tokens, position, valid)
+        # Padding is at the origin, so the published code hides it from distant tokens only.
+        both = valid.unsqueeze(2) & valid.unsqueeze(1)
+        return self.encoder_blocks[scale](tokens, position, attend=both | within(centers, self.local_radius[scale]))
 
 
-def pairwise_distance(centers: Tensor) -> Tensor:
-    """Return all distances (B, G, G) within (B, G, 3)."""
-    difference = centers.float().unsqueeze(2) - centers.float().unsqueeze(1)
-    return difference.square().sum(-1).sqrt()
+@torch.no_grad()
+def within(centers: Tensor, radius: float) -> Tensor:
+    """Return which pairs of (B, G, 3) are nearer to each other than a radius, (B, G, G) bool."""
+    difference = centers.unsqueeze(2) - centers.unsqueeze(1)
+    return difference.square().sum(-1).sqrt() < radius
 
 
-def build_autoencoder(model: nn.Module, config: Any, *, near_padding: bool) -> None:
-    """Give a model all that pre-training with the hierarchy needs but heads: `mask_token`, `h_encoder` and the parts of the decoder.
+class HierarchicalMAE(MaskedAutoencoder):
+    """A masked autoencoder with the hierarchical encoder and a decoder from coarse to fine, under their published names.
 
-    Args:
-        config: has the keys of `models.point_m2ae.PointM2AEConfig`.
-        near_padding: as in `HierarchicalEncoder`.
+    `h_encoder`, `mask_token`; `h_decoder` and `decoder_pos_embeds`, one a stage, coarse to fine; `token_prop`, one between two stages;
+    `decoder_norm`. A method adds its heads.
     """
-    model.mask_token = nn.Parameter(torch.zeros(1, config.encoder_dims[-1]))
-    nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
-    model.h_encoder = HierarchicalEncoder(
-        dims=config.encoder_dims,
-        depths=config.encoder_depths,
-        num_heads=config.num_heads,
-        local_radius=config.local_radius,
-        drop_path_rate=config.drop_path_rate,
-        embed_widths=config.embed_widths,
-        near_padding=near_padding,
-    )
-    build_decoder(
-        model,
-        dims=config.decoder_dims,
-        depths=config.decoder_depths,
-        up_blocks=config.decoder_up_blocks,
-        num_heads=config.num_heads,
-        drop_path_rate=config.drop_path_rate,
-    )
-    model.h_decoder.apply(init_xavier)
-    # Scales that are never decoded have a norm that gets no gradient here; it stays in the optimizer's groups.
-    for norm in model.h_encoder.encoder_norms[: -len(config.decoder_dims)]:
-        norm.requires_grad_(False)
 
+    LEGACY = ("flat_token", "near_padding")
 
-def build_decoder(model: nn.Module, *, dims, depths, up_blocks, num_heads: int, drop_path_rate: float) -> None:
-    """Give a model the parts of the hierarchical decoder, under their published names at its top level.
+    def __init__(self, config: HierarchicalMAEConfig):
+        super().__init__(config)
+        self.masked_count = int(config.mask_ratio * config.num_groups[-1])
+        self.decoded_scale = len(config.num_groups) - len(config.decoder_dims)
+        # The order of creation decides the random weights.
+        self.mask_token = nn.Parameter(torch.zeros(1, config.encoder_dims[-1]))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-2.0, b=2.0)
+        self.h_encoder = HierarchicalEncoder(config, near_padding=self.near_padding)
+        self._build_decoder(config)
+        # Scales that are never decoded have a norm that gets no gradient here; it stays in the optimizer's groups.
+        for norm in self.h_encoder.encoder_norms[: self.decoded_scale]:
+            norm.requires_grad_(False)
 
-    `h_decoder`, `decoder_pos_embeds`: one a stage, coarse to fine; `token_prop`: one between two stages; `decoder_norm`.
-    """
-    rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-    model.h_decoder = nn.ModuleList()
-    model.decoder_pos_embeds = nn.ModuleList()
-    model.token_prop = nn.ModuleList()
-    for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
-        model.h_decoder.append(Blocks(width, num_heads, drop_paths=[next(rates) for _ in range(depth)]))
-        model.decoder_pos_embeds.append(position_embed(width))
-        if stage > 0:
-            model.token_prop.append(TokenPropagation(dims[stage - 1] + width, width, blocks=up_blocks[stage - 1]))
-    model.decoder_norm = nn.LayerNorm(dims[-1])
+    def _build_decoder(self, config: HierarchicalMAEConfig) -> None:
+        dims, depths = config.decoder_dims, config.decoder_depths
+        rates = iter(drop_path_rates(config.drop_path_rate, sum(depths)))
+        self.h_decoder = nn.ModuleList()
+        self.decoder_pos_embeds = nn.ModuleList()
+        self.token_prop = nn.ModuleList()
+        for stage, (width, depth) in enumerate(zip(dims, depths, strict=True)):
+            self.h_decoder.append(Blocks(width, config.num_heads, drop_paths=[next(rates) for _ in range(depth)]))
+            self.decoder_pos_embeds.append(position_embed(width))
+            if stage > 0:
+                blocks = config.decoder_up_blocks[stage - 1]
+                self.token_prop.append(TokenPropagation(dims[stage - 1] + width, width, blocks=blocks))
+        self.decoder_norm = nn.LayerNorm(dims[-1])
+        self.h_decoder.apply(init_xavier)
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the groups of the coarsest scale to hide uniformly: (B, G) bool, True = hidden."""
+        B, G, _ = pyramid.centers[-1].shape
+        masked = random_mask(B, G, self.config.mask_ratio, generator=generator)
+        return send(masked, pyramid.centers[-1].device)
 
-def decode(model: nn.Module, pyramid: Pyramid, encoded: Encoded) -> tuple[Tensor, int]:
-    """Decode from coarse to fine with a model's decoder (Zhang et al. 2022, Sec. 3.3).
+    def encode_visible(self, pyramid: Pyramid, masks: list[Packing]) -> list[Tensor]:
+        """Encode what is visible; returns normed tokens (B, V_s, C_s) of the scales that are decoded, the coarsest last."""
+        first = self.decoded_scale
+        tokens, norms = self.h_encoder(pyramid, masks)[first:], self.h_encoder.encoder_norms[first:]
+        return [norm(encoded) for norm, encoded in zip(norms, tokens, strict=True)]
 
-    The coarsest scale receives mask tokens, visible groups first; finer scales receive what is propagated down, joined
-    with the encoder's tokens at the visible groups and zeros elsewhere.
+    def decode(self, pyramid: Pyramid, masks: list[Packing], visible: list[Tensor]) -> Tensor:
+        """Decode from coarse to fine (Zhang et al. 2022, Sec. 3.3): normed tokens (B, G, C) of the decoded scale.
 
-    Returns:
-        normed tokens (B, G_s, C) of the last decoded scale s in index order, and s.
-    """
-    norms = model.h_encoder.encoder_norms
-    scale = len(pyramid.centers) - 1
-    packing = encoded.packings[scale]
-    groups = packing.visible.shape[1]
+        Hidden groups of the coarsest scale start from the mask token; finer scales from what is propagated down, joined with the
+        encoder's tokens at the visible groups and zeros elsewhere.
 
-    # Coarsest scale: the order is visible centres, then masked ones.
-    everything = plan_packing(packing.visible, groups)
-    centers = gather(pyramid.centers[scale], everything.order)  # (B, G, 3)
-    seen = norms[scale](encoded.tokens[scale])  # (B, V, C)
-    seen = nn.functional.pad(seen, (0, 0, 0, groups - seen.shape[1]))
-    tokens = torch.where(everything.valid.unsqueeze(-1), seen, model.mask_token.to(seen.dtype))
-    tokens = model.h_decoder[0](tokens, model.decoder_pos_embeds[0](centers))
+        Args:
+            visible: what `encode_visible` returns.
+        """
+        last = len(pyramid.centers) - 1
+        tokens = unpack(visible[-1], masks[-1], self.mask_token)  # (B, G, C)
+        tokens = self.h_decoder[0](tokens, self.decoder_pos_embeds[0](pyramid.centers[last]))
+        for stage in range(1, len(self.h_decoder)):
+            scale = last - stage
+            finer, encoded = pyramid.centers[scale], visible[-1 - stage]
+            skip = unpack(encoded, masks[scale], encoded.new_zeros(()))
+            tokens = self.token_prop[stage - 1](finer, pyramid.centers[scale + 1], skip, tokens)
+            tokens = self.h_decoder[stage](tokens, self.decoder_pos_embeds[stage](finer))
+        return self.decoder_norm(tokens)
 
-    for stage in range(1, len(model.h_decoder)):
-        scale -= 1
-        finer = pyramid.centers[scale]
-        seen = norms[scale](encoded.tokens[scale])
-        background = seen.new_zeros(*finer.shape[:2], seen.shape[-1])
-        skip = unpack(seen, encoded.packings[scale], background)  # (B, G, C)
-        tokens = model.token_prop[stage - 1](finer, centers, skip, tokens)
-        tokens = model.h_decoder[stage](tokens, model.decoder_pos_embeds[stage](finer))
-        centers = finer
-    return model.decoder_norm(tokens), scale
+    def hidden_rows(self, masks: list[Packing]) -> Rows:
+        """Return the hidden groups of the decoded scale."""
+        return rows_of(~masks[self.decoded_scale].visible, tight=self.near_padding)
 
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C) of the coarsest scale.
 
-def compare_patches(
-    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, hidden: Rows, loss: str, *, synchronise: bool
-) -> dict[str, Tensor]:
-    """Compare what a head made of the L hidden groups of a scale with these groups.
-
-    Args:
-        rebuilt: (L, 3 * n), n points a group, relative to its centre; sample after sample in index order.
-        scales: one (B, G_s) bool a scale, True = hidden.
-        scale: the one that was decoded.
-        hidden: the rows of its hidden groups.
-        loss: one of `RECONSTRUCTION_LOSSES`; `synchronise` as in `reconstruction_loss`.
-
-    Returns:
-        dict with the scalar "loss", "masked" (B, G_coarsest) and "masked_finest" (B, G_0), and "rebuilt" (L, n, 3) and "target" (L, K, 3),
-        relative to "centers" (L, 3); "samples" (L,) says whose each is. With fixed shapes other groups are among the L rows, and "valid"
-        (L,) bool says which ones are hidden.
-    """
-    out = beside_patches(rebuilt, pyramid, scales, scale, hidden)
-    compared = reconstruction_loss(out["rebuilt"], out["target"], loss, valid=out.get("valid"), synchronise=synchronise)
-    return {"loss": compared, **out}
-
-
-def beside_patches(
-    rebuilt: Tensor, pyramid: Pyramid, scales: list[Tensor], scale: int, hidden: Rows
-) -> dict[str, Tensor]:
-    """Put what a head made of the hidden groups beside these groups: what `compare_patches` returns, without the loss."""
-    out = {
-        "masked": scales[-1],
-        "masked_finest": scales[0],
-        "rebuilt": rebuilt.view(len(rebuilt), -1, 3),  # (L, n, 3)
-        "target": hidden.take(pyramid.neighborhoods[scale]),  # (L, K, 3)
-        "centers": hidden.take(pyramid.centers[scale]),
-        "samples": hidden.samples(),
-    }
-    return out if hidden.valid is None else {**out, "valid": hidden.valid}
-
-
-def encode_visible(model: nn.Module, pyramid: Pyramid, *, flat_token: bool, method: str) -> Tensor:
-    """Encode a pyramid with a model's encoder, nothing hidden, as normed tokens (B, G, C) of the coarsest scale.
-
-    Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
-    """
-    B, G, _ = pyramid.centers[-1].shape
-    nothing = torch.zeros(B, G, dtype=torch.bool, device=pyramid.centers[-1].device)
-    scales, _ = hide_pyramid(pyramid, nothing, ratio=0.0, flat_token=flat_token, method=method)
-    encoded = model.h_encoder(pyramid, scales)
-    return model.h_encoder.encoder_norms[-1](encoded.tokens[-1])
+        Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
+        """
+        pyramid = self.group(points) if pyramid is None else pyramid
+        tokens = self.h_encoder(pyramid, self.mask_nothing(pyramid))
+        return self.h_encoder.encoder_norms[-1](tokens[-1])

@@ -1,28 +1,27 @@
-"""I2P-MAE: pre-training with what a 2D model sees in depth maps of the cloud (Zhang et al. 2023, arXiv 2212.06785).
+"""I2P-MAE: pre-training with what a 2D model makes of depth maps of the cloud (Zhang et al. 2023, arXiv 2212.06785).
 
 Everything three-dimensional is Point-M2AE's. A frozen image teacher adds two things: it says which patches stay visible
 (2D-guided masking, Sec. 3.2), and what visible tokens should mean (2D-semantic reconstruction, Sec. 3.3).
 
-Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `C` channels of the teacher, `V` visible and `L` masked patches of the
+Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `C` channels of the teacher, `V` visible and `L` hidden patches of the
 batch, `W` = 3 views; scale index 0 = finest.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.hierarchical import build_autoencoder, compare_patches, decode, encode_visible
+from models.classifier import HierarchicalClassifier, HierarchicalClassifierConfig
+from models.hierarchical import HierarchicalMAE, HierarchicalMAEConfig
 from models.images.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from models.images.teacher import Seen, TeacherConfig
-from models.layers.group import Pyramid, group_pyramid
+from models.layers.group import Pyramid
 from models.layers.norm import PointwiseConv
-from models.layers.packing import Rows, packed_rows, rows_of
-from models.legacy import legacy_names
-from models.losses import mean_loss
-from models.masking import KnownMask, hide_groups, hide_pyramid, image_guided_mask
-from models.point_m2ae import PointM2AEConfig
+from models.layers.packing import Packing, Rows, rows_of
+from models.losses import MeanLoss, at_least_float
+from models.masking import image_guided_mask
 from models.registry import MODELS
 
 # Published names of image encoders -> timm's.
@@ -32,6 +31,7 @@ VISUAL_ENCODERS = {
     "ViT-L/14": "vit_large_patch14_clip_quickgelu_224",
     "ViT-L/14@336px": "vit_large_patch14_clip_quickgelu_336",
 }
+METHOD = "i2p-mae"
 
 
 @dataclass
@@ -43,7 +43,7 @@ class ClipConfig:
 
 
 @dataclass
-class I2PMAEConfig(PointM2AEConfig):
+class I2PMAEConfig(HierarchicalMAEConfig):
     """Keys of I2P-MAE pre-training; defaults as published."""
 
     NAME: str = "I2P_MAE"
@@ -76,75 +76,40 @@ class Guidance(NamedTuple):
 
 
 @MODELS.register("I2P_MAE", config=I2PMAEConfig)
-class I2PMAE(nn.Module):
-    """Keep the salient patches, encode them from fine to coarse, rebuild the masked ones in 3D and the visible ones in 2D semantics."""
+class I2PMAE(HierarchicalMAE):
+    """Keep the salient patches, encode them from fine to coarse, rebuild the hidden ones in 3D and the visible ones in 2D semantics.
 
-    LEGACY = ("flat_token", "near_padding")
-    method = "i2p-mae"
-    checkpoint_missing: tuple[str, ...] = ()
-    checkpoint_ignored: tuple[str, ...] = ("clip_model.",)
+    Targets are `Guidance.targets`; without them the loss has its 3D part only.
+    """
+
+    method = METHOD
+    taught = True
+    own_keys = ("rec_head_3d.", "clip_model.")
+    ignored_keys = ("clip_model.",)
+    svm_C: ClassVar = {"modelnet40": 0.0093, "scan": 0.018}
 
     def __init__(self, config: I2PMAEConfig):
-        super().__init__()
-        self.config = config
-        legacy = legacy_names(config.legacy, self.LEGACY)
-        self.flat_token = "flat_token" in legacy
-        build_autoencoder(self, config, near_padding="near_padding" in legacy)
+        super().__init__(config)
         # Of what each token of the decoded scale was merged from: the coordinates, and the features in all views.
-        self.decoded_scale = len(config.group_sizes) - len(config.decoder_dims)
         width, members = config.decoder_dims[-1], config.group_sizes[self.decoded_scale]
         self.rec_head_3d = PointwiseConv(width, 3 * members)
         self.rec_head_2d = PointwiseConv(width, len(VIEWS) * config.clip_config.feat_dim * members)
+        self.semantic_mean = MeanLoss()
 
-    def group(self, points: Tensor) -> Pyramid:
-        """Group points (B, N, 3) at every scale."""
-        return group_pyramid(points, self.config.num_groups, self.config.group_sizes)
+    def autoencode(self, pyramid: Pyramid, masks: list[Packing], targets: Tensor | None = None) -> dict[str, Tensor]:
+        """Encode what is visible, rebuild what is hidden in 3D, compare; compare in 2D what is visible.
 
-    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> KnownMask:
-        """Draw the coarsest groups to hide uniformly, as `forward` does where none are given; `mask` draws by saliency."""
-        return hide_groups(pyramid.centers[-1], ratio=self.config.mask_ratio, generator=generator, method="I2P-MAE")
-
-    def forward(
-        self,
-        points: Tensor,
-        masked: Tensor | KnownMask | None = None,
-        *,
-        pyramid: Pyramid | None = None,
-        targets: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor]:
-        """Mask, encode, decode, compare in 3D what was hidden and in 2D what was seen.
-
-        Args:
-            points: (B, N, 3).
-            masked: (B, G_coarsest) bool, True = hidden; `mask` draws it from the teacher's saliency. Default: drawn uniformly.
-            pyramid: the groups of these points, where they are there already.
-            targets: (B, G, W * C), `Guidance.targets`. Without them the loss has its 3D part only.
-
-        Returns:
-            what `compare_patches` returns of the L masked patches of the decoded scale; "loss" is the sum of "loss_3d" and, with targets,
-            "loss_2d".
+        "loss" is the sum of "loss_3d" and, with targets, "loss_2d".
         """
-        pyramid = self.group(points) if pyramid is None else pyramid
-        scales, shown = hide_pyramid(
-            pyramid,
-            masked,
-            ratio=self.config.mask_ratio,
-            generator=generator,
-            flat_token=self.flat_token,
-            method="I2P-MAE",
-        )
-        encoded = self.h_encoder(pyramid, scales, shown=shown)
-        tokens, scale = decode(self, pyramid, encoded)
-
-        hidden = rows_of(scales[scale], fixed=encoded.fixed)
-        rebuilt = self.rec_head_3d(hidden.take(tokens))  # (L, 3 * K)
-        out = compare_patches(rebuilt, pyramid, scales, scale, hidden, self.config.loss, synchronise=self.training)
+        tokens = self.decode(pyramid, masks, self.encode_visible(pyramid, masks))  # (B, G, C)
+        hidden = self.hidden_rows(masks)
+        out = self.compare(self.rec_head_3d(hidden.take(tokens)), pyramid, masks, hidden)
         out["loss_3d"] = out["loss"]
         if targets is not None:
-            visible = packed_rows(encoded.packings[scale], fixed=encoded.fixed)
+            mask = masks[self.decoded_scale]
+            visible = rows_of(mask.visible, mask.order.shape[1], tight=self.near_padding)
             meant = self.rec_head_2d(visible.take(tokens))  # (V, K * W * C)
-            out["loss_2d"] = self._compare_semantics(meant, pyramid.idx[scale], visible, targets)
+            out["loss_2d"] = self._compare_semantics(meant, pyramid.idx[self.decoded_scale], visible, targets)
             out["loss"] = out["loss_3d"] + out["loss_2d"]
         return out
 
@@ -157,21 +122,15 @@ class I2PMAE(nn.Module):
                 f"I2P-MAE: targets must be ({B}, groups below the decoded scale, {width}), got {tuple(targets.shape)}; "
                 "model.clip_config.feat_dim must be the width of the teacher's features"
             )
-        wanted = targets[visible.samples().unsqueeze(1), visible.take(members)]  # (V, K, W * C)
-        squares = (meant.float() - wanted.flatten(1)).square().mean(1)  # (V,)
-        return mean_loss(squares, visible.valid, synchronise=self.training)
+        merged = members.flatten(0, 1)[visible.index]  # (V, K)
+        wanted = targets[visible.samples().unsqueeze(1), merged]  # (V, K, W * C)
+        squares = (at_least_float(meant) - wanted.flatten(1)).square().mean(1)  # (V,)
+        return self.semantic_mean(squares, visible.valid)
 
-    def mask(self, saliency: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def mask_by_saliency(self, saliency: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the coarsest groups to hide, (B, G) bool, from their saliency (B, G): 2D-guided masking."""
         ratio, temperature = self.config.mask_ratio, self.config.mask_temperature
         return image_guided_mask(saliency, ratio, temperature=temperature, generator=generator)
-
-    def patch_tokens(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) with nothing hidden as normed tokens (B, G, C) of the coarsest scale.
-
-        Finer groups that belong to no neighbourhood of the scale above are left out of attention, as published.
-        """
-        return encode_visible(self, self.group(points), flat_token=self.flat_token, method="I2P-MAE")
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as features (B, C) for a linear SVM: the maximum over the coarsest tokens."""
@@ -179,13 +138,13 @@ class I2PMAE(nn.Module):
 
 
 def look(points: Tensor, teacher: nn.Module, *, size: int, depth: Depth) -> Seen:
-    """Show depth maps of points (B, N, 3) to a teacher: what it sees in each of the W * B views (Zhang et al. 2023, Sec. 3.2)."""
+    """Show depth maps of points (B, N, 3) to a teacher: what it says of each of the W * B views (Zhang et al. 2023, Sec. 3.2)."""
     frame = fit_frame(turn_to_views(points), size)
     return teacher(draw_depth(points, frame, depth))
 
 
 def guide(points: Tensor, pyramid: Pyramid, seen: Seen, *, size: int, scale: int) -> Guidance:
-    """Carry what a teacher saw in the views of points (B, N, 3) back to their groups.
+    """Carry what a teacher said of the views of points (B, N, 3) back to their groups.
 
     Args:
         seen: of the views of these points, drawn `size` pixels large.
@@ -193,7 +152,7 @@ def guide(points: Tensor, pyramid: Pyramid, seen: Seen, *, size: int, scale: int
 
     Returns:
         The saliency of the coarsest groups, a mean over the views, and the features of what decoded tokens are merged from, the groups of
-        the scale below (points below scale 0), view beside view.
+        the scale below (points below scale 0), the views' channels one after the other.
     """
     frame = fit_frame(turn_to_views(points), size)
     salient = lift(seen.saliency.unsqueeze(1), find_pixels(pyramid.centers[-1], frame), size)  # (W * B, G, 1)
@@ -201,3 +160,35 @@ def guide(points: Tensor, pyramid: Pyramid, seen: Seen, *, size: int, scale: int
     features = lift(seen.features, find_pixels(members, frame), size)  # (W * B, G, C)
     saliency = torch.stack(salient.squeeze(-1).chunk(len(VIEWS))).mean(0)
     return Guidance(saliency, torch.cat(features.chunk(len(VIEWS)), dim=-1))
+
+
+@dataclass
+class I2PMAEModelNet40Config(HierarchicalClassifierConfig):
+    """Keys of I2P-MAE's classifier; defaults as published for ModelNet40."""
+
+    NAME: str = "I2P_MAE_ModelNet40"
+    group_sizes: list[int] = field(default_factory=lambda: [48, 24, 24])
+    local_radius: list[float] = field(default_factory=lambda: [0.24, 0.48, 0.96])
+    smooth: float = 0.2
+
+
+@dataclass
+class I2PMAEScanObjectNNConfig(HierarchicalClassifierConfig):
+    """The same keys with the defaults published for ScanObjectNN; the pool takes all tokens."""
+
+    # The published program chooses by the name of the model how clouds are augmented.
+    published_augmentation: ClassVar[str] = "batch_rotate"
+
+    NAME: str = "I2P_MAE_ScanObjectNN"
+    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
+    cls_dim: int = 15
+    pooling: str = "mean,max"
+
+
+@MODELS.register("I2P_MAE_ModelNet40", config=I2PMAEModelNet40Config)
+@MODELS.register("I2P_MAE_ScanObjectNN", config=I2PMAEScanObjectNNConfig)
+class I2PMAEClassifier(HierarchicalClassifier):
+    """Fine-tune I2P-MAE's encoder to classify (Zhang et al. 2023, Sec. 4.2)."""
+
+    method = METHOD
+    ignored_keys = (*HierarchicalClassifier.ignored_keys, "rec_head_3d.", "rec_head_2d.", "clip_model.")

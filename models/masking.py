@@ -1,10 +1,9 @@
-"""Masks: pure functions from a generator, and what else a method looks at, to `masked` (B, G) bool, True = hidden.
+"""Masks: pure functions from a generator, and what else a method goes by, to `masked` (B, G) bool, True = hidden.
 
 Shapes: `B` batch, `G` groups; lists are indexed by scale, 0 = finest.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,20 +12,6 @@ from extensions import gather, knn
 from models.layers.group import Pyramid
 from utils.device import send
 from utils.dist import rank, world_size
-
-
-class KnownMask(NamedTuple):
-    """A mask that hides as many groups in each sample, and how many, so that nobody must look to know."""
-
-    masked: Tensor  # (B, G) bool
-    count: int
-
-
-class PyramidMask(NamedTuple):
-    """A mask of every scale."""
-
-    scales: list[Tensor]  # (B, G_s) bool, finest first
-    shown: int | None  # most groups of the coarsest scale that a sample shows; None: nobody knows without looking
 
 
 def random_mask(batch: int, groups: int, ratio: float, *, generator: torch.Generator | None = None) -> Tensor:
@@ -95,73 +80,6 @@ def image_guided_mask(
     return masked.scatter_(1, drawn[:, : G - int(ratio * G)], False)
 
 
-def hide_groups(
-    centers: Tensor,
-    masked: Tensor | KnownMask | None = None,
-    *,
-    ratio: float,
-    kind: str = "rand",
-    generator: torch.Generator | None = None,
-    method: str,
-) -> KnownMask:
-    """Return the groups to hide and how many they are in each sample: drawn, or those of a mask that is given.
-
-    Args:
-        centers: (B, G, 3).
-        masked: (B, G) bool to replay; it must hide as many groups in each sample. Where its count is not known, it is looked at.
-        kind: "rand" or "block", of a mask that is drawn.
-        method: for messages.
-
-    Raises:
-        ValueError: the given mask has another shape, or hides nothing, everything or not as many in each sample.
-    """
-    B, G, _ = centers.shape
-    if masked is None:
-        if kind == "block":
-            return KnownMask(block_mask(centers, ratio, generator=generator), int(ratio * G))
-        return KnownMask(send(random_mask(B, G, ratio, generator=generator), centers.device), int(ratio * G))
-    known = isinstance(masked, KnownMask)
-    given = masked.masked if known else masked
-    if given.shape != (B, G):
-        raise ValueError(f"{method}: masked must be {(B, G)}, got {tuple(given.shape)}")
-    counts = [masked.count] if known else given.sum(1).unique().tolist()
-    if len(counts) != 1 or not 0 < counts[0] < G:
-        raise ValueError(
-            f"{method}: masked hides {counts} groups of the samples; hide as many in each, some and not all"
-        )
-    return KnownMask(send(given, centers.device), counts[0])
-
-
-def hide_pyramid(
-    pyramid: Pyramid,
-    masked: Tensor | KnownMask | None = None,
-    *,
-    ratio: float,
-    generator: torch.Generator | None = None,
-    flat_token: bool = False,
-    method: str,
-) -> PyramidMask:
-    """Choose the groups to hide at the coarsest scale, or take those of a mask that is given, and carry the choice down.
-
-    Args:
-        masked: (B, G_coarsest) bool to replay; samples may hide different numbers.
-        flat_token: as in `back_project`.
-        method: for messages.
-
-    Raises:
-        ValueError: the given mask has another shape.
-    """
-    centers, count = pyramid.centers[-1], None
-    if masked is None or isinstance(masked, KnownMask):
-        masked, count = hide_groups(centers, masked, ratio=ratio, generator=generator, method=method)
-    elif masked.shape != centers.shape[:2]:
-        raise ValueError(f"{method}: masked must be {tuple(centers.shape[:2])}, got {tuple(masked.shape)}")
-    num_groups = [level.shape[1] for level in pyramid.centers]
-    scales = back_project(send(masked, centers.device), pyramid.idx, num_groups, flat_token=flat_token)
-    # The published fault makes groups visible that no visible group holds: the bound would not hold either.
-    return PyramidMask(scales, None if count is None or flat_token else centers.shape[1] - count)
-
-
 def capacities(pyramid: Pyramid, shown: int) -> list[int]:
     """Return the most groups of each scale that can be visible, finest first: all members of the visible groups above.
 
@@ -205,16 +123,6 @@ def guided_mask(scores: Tensor, count: int, guided: int, *, generator: torch.Gen
     return priority.argsort(dim=1).argsort(dim=1) < count
 
 
-def split_groups(masked: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the indices of the visible groups (B, G - count) and of the masked ones (B, count), each in index order.
-
-    Args:
-        masked: (B, G) bool, True = hidden, exactly `count` in each sample.
-    """
-    order = torch.argsort(masked.to(torch.uint8), dim=1, stable=True)
-    return order[:, : masked.shape[1] - count], order[:, masked.shape[1] - count :]
-
-
 def back_project(masked: Tensor, member_idx: Sequence[Tensor], num_groups: Sequence[int], *, flat_token: bool = False):
     """Carry the mask of the coarsest scale down: a group is visible if and only if a visible group above it holds it.
 
@@ -223,8 +131,8 @@ def back_project(masked: Tensor, member_idx: Sequence[Tensor], num_groups: Seque
     Args:
         masked: (B, G_coarsest) bool.
         member_idx: `Pyramid.idx`, one (B, G_s, K_s) a scale.
-        flat_token: reproduce a published fault: where any group above is masked, group 0 of sample 0 of the batch becomes
-            visible. One name of `legacy`.
+        flat_token: reproduce a published fault: where any group above is masked, the first group of the first sample of the batch
+            becomes visible, whatever its mask says. One name of `legacy`.
 
     Returns:
         list of (B, G_s) bool, finest scale first; the last one is `masked`.

@@ -1,29 +1,32 @@
-"""The single-scale encoder and decoder that Point-MAE introduced and Inter-MAE and GM3D reuse.
+"""The single-scale encoder and the masked autoencoder around it that Point-MAE introduced; Inter-MAE and GM3D build on it too.
 
-Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `V` visible groups, `C` channels.
+Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, `V` visible and `M` hidden groups of a sample, `C` channels, `D` of the
+decoder.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from extensions import gather
+from models.base import MaskedAutoencoder
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
-from models.layers.init import init_truncated_normal, init_xavier
-from models.layers.transformer import Blocks, drop_path_rates
-from models.losses import RECONSTRUCTION_LOSSES, reconstruction_loss
-from models.masking import KnownMask, hide_groups
+from models.layers.init import init_truncated_normal
+from models.layers.packing import Packing, Rows, pack, rows_of
+from models.layers.transformer import Blocks, DecoderBlocks, drop_path_rates
+from models.losses import RECONSTRUCTION_LOSSES
+from models.masking import block_mask, random_mask
+from utils.device import send
 
 POSITION_HIDDEN = 128
 
 
 @dataclass
 class SingleScaleConfig:
-    """Keys of a single-scale encoder, wherever it stands; defaults as published."""
+    """Keys of a single-scale encoder, wherever it is; defaults as published."""
 
     trans_dim: int = 384
     encoder_dims: int = 384  # width of the patch embedding; published files repeat trans_dim here
@@ -44,187 +47,204 @@ class SingleScaleConfig:
         check_heads(self.trans_dim, self.num_heads, "num_heads")
 
 
+@dataclass
+class MaskedTransformerConfig(SingleScaleConfig):
+    """Keys of `transformer_config`: encoder, decoder and mask."""
+
+    mask_ratio: float = 0.6
+    mask_type: Literal["rand", "block"] = "rand"
+    decoder_depth: int = 4
+    decoder_num_heads: int = 6
+
+    # The key that says how wide the decoder is.
+    decoder_width_key: ClassVar[str] = "trans_dim"
+
+    @property
+    def decoder_width(self) -> int:
+        """Channels of the decoder's tokens."""
+        return getattr(self, self.decoder_width_key)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decoder_depth < 1:
+            raise ValueError(f"decoder_depth: {self.decoder_depth} must be at least 1")
+        check_heads(self.decoder_width, self.decoder_num_heads, "decoder_num_heads", self.decoder_width_key)
+
+
+@dataclass
+class PatchesConfig:
+    """Keys of a model that groups points at one scale; as lists of one scale, what models with several have."""
+
+    num_group: int = 64
+    group_size: int = 32
+    legacy: bool | list[str] = False
+
+    @property
+    def num_groups(self) -> list[int]:
+        """Groups of each scale."""
+        return [self.num_group]
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """Neighbours of each scale's groups."""
+        return [self.group_size]
+
+    def check_patches(self) -> None:
+        """Raise a ValueError that names a key with a bad value."""
+        for key in ("num_group", "group_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key}: {getattr(self, key)} must be at least 1")
+
+
+@dataclass
+class SingleScaleMAEConfig(PatchesConfig):
+    """Keys of pre-training at one scale; defaults as published."""
+
+    NAME: str = ""
+    loss: str = "cdl2"
+    transformer_config: MaskedTransformerConfig = field(default_factory=MaskedTransformerConfig)
+
+    def __post_init__(self):
+        self.check_patches()
+        ratio = self.transformer_config.mask_ratio
+        if not 0 <= ratio < 1 or int(ratio * self.num_group) < 1:
+            raise ValueError(
+                f"model.transformer_config.mask_ratio: {ratio} of {self.num_group} groups must hide at least one and leave one visible"
+            )
+        if self.loss not in RECONSTRUCTION_LOSSES:
+            raise ValueError(f"model.loss: {self.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+
+
 def check_heads(width: int, heads: int, key: str, of: str = "trans_dim") -> None:
-    """Check that `heads`, the value of `key`, divides the width of the tokens, the value of `of`."""
+    """Raise a ValueError unless `heads`, the value of `key`, divides the width of the tokens, the value of `of`."""
     if heads < 1 or width % heads:
         raise ValueError(f"{key}: {heads} does not divide {of} {width}; change one of them")
 
 
-def check_patches(config: Any) -> None:
-    """Check the keys of a model that groups points at one scale: `num_group`, `group_size`."""
-    for key in ("num_group", "group_size"):
-        if getattr(config, key) < 1:
-            raise ValueError(f"model.{key}: {getattr(config, key)} must be at least 1")
+def with_placeholders(visible: Tensor, placeholder: Tensor, count: int) -> Tensor:
+    """Append a token (1, 1, C), or (1, C), to visible ones (B, V, C) until there are `count`: (B, count, C)."""
+    B, V, C = visible.shape
+    return torch.cat([visible, placeholder.to(visible.dtype).expand(B, count - V, C)], dim=1)
 
 
-def check_rebuilding(config: Any, mask_ratio: float) -> None:
-    """Check what a model that hides and rebuilds groups of one scale is asked: the share `mask_ratio` and the key `loss`."""
-    if not 0 <= mask_ratio < 1 or int(mask_ratio * config.num_group) < 1:
-        raise ValueError(
-            f"model.transformer_config.mask_ratio: {mask_ratio} of {config.num_group} groups must hide at least one and leave one visible"
-        )
-    if config.loss not in RECONSTRUCTION_LOSSES:
-        raise ValueError(f"model.loss: {config.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
+class SingleScaleParts(nn.Module):
+    """A module with the encoder's parts, under their published names: `encoder`, `pos_embed`, `blocks` and a norm.
 
-
-def build_encoder(
-    model: nn.Module,
-    config: SingleScaleConfig,
-    *,
-    embed: Callable[..., nn.Module] = PatchEmbed,
-    timm_order: bool = False,
-    norm: str = "norm",
-) -> None:
-    """Give a model the parts of the encoder, under their published names: `encoder`, `pos_embed`, `blocks`, `norm`.
-
-    `embed(3, width, widths=...)` builds the patch embedding; `timm_order` as in `Block`; `norm` is what the last part is called.
+    Class attributes:
+        norm_name: what the final norm is called.
+        attention_first: as in `Block`.
     """
-    width = config.trans_dim
-    model.encoder = embed(3, width, widths=tuple(config.embed_widths))
-    model.pos_embed = position_embed(width, POSITION_HIDDEN)
-    rates = drop_path_rates(config.drop_path_rate, config.depth)
-    model.blocks = Blocks(width, config.num_heads, drop_paths=rates, timm_order=timm_order)
-    setattr(model, norm, nn.LayerNorm(width))
+
+    norm_name: ClassVar[str] = "norm"
+    attention_first: ClassVar[bool] = False
+
+    def build_encoder(self, config: SingleScaleConfig) -> None:
+        """Create the parts, in the published order."""
+        width = config.trans_dim
+        self.encoder = self.build_patch_embed(config)
+        self.pos_embed = position_embed(width, POSITION_HIDDEN)
+        rates = drop_path_rates(config.drop_path_rate, config.depth)
+        self.blocks = Blocks(width, config.num_heads, drop_paths=rates, attention_first=self.attention_first)
+        setattr(self, self.norm_name, nn.LayerNorm(width))
+
+    def build_patch_embed(self, config: SingleScaleConfig) -> nn.Module:
+        """Return what turns the members (B, G, K, 3) of patches into tokens (B, G, C)."""
+        return PatchEmbed(3, config.trans_dim, widths=tuple(config.embed_widths))
+
+    def normed(self, tokens: Tensor) -> Tensor:
+        """Apply the final norm."""
+        return getattr(self, self.norm_name)(tokens)
 
 
-class MaskedEncoder(nn.Module):
+class SingleScaleEncoder(SingleScaleParts):
     """Embed all patches, run the visible ones through the transformer (Pang et al. 2022, Sec. 3.2).
 
-    Masked patches are embedded as well, because the published batch statistics include them.
+    Hidden patches are embedded as well, because the published batch statistics include them.
 
-    Args:
-        embed, timm_order, norm: as in `build_encoder`.
+    Class attributes:
         truncated: start from truncated normal weights; else from PyTorch's.
     """
 
-    def __init__(
-        self,
-        config: SingleScaleConfig,
-        *,
-        embed: Callable[..., nn.Module] = PatchEmbed,
-        timm_order: bool = False,
-        norm: str = "norm",
-        truncated: bool = True,
-    ):
+    truncated: ClassVar[bool] = True
+
+    def __init__(self, config: SingleScaleConfig):
         super().__init__()
-        self._norm = norm
-        build_encoder(self, config, embed=embed, timm_order=timm_order, norm=norm)
-        if truncated:
+        self.build_encoder(config)
+        if self.truncated:
             self.apply(init_truncated_normal)
 
-    def forward(self, pyramid: Pyramid, seen: Tensor | None = None) -> Tensor:
-        """Encode a pyramid of one scale as normed tokens (B, V, C), for the groups `seen` (B, V) int64 or for all of them."""
+    def forward(self, pyramid: Pyramid, mask: Packing | None = None) -> Tensor:
+        """Encode a pyramid of one scale as normed tokens: (B, V, C) of the visible groups of a mask, or (B, G, C)."""
         tokens, centers = self.encoder(pyramid.neighborhoods[0]), pyramid.centers[0]  # (B, G, C), (B, G, 3)
-        if seen is not None:
-            tokens, centers = gather(tokens, seen), gather(centers, seen)  # (B, V, C), (B, V, 3)
-        return getattr(self, self._norm)(self.blocks(tokens, self.pos_embed(centers)))
+        if mask is not None:
+            # As many are visible in each sample, so that no row is padding.
+            tokens, centers = pack(tokens, mask), pack(centers, mask)  # (B, V, C), (B, V, 3)
+        return self.normed(self.blocks(tokens, self.pos_embed(centers)))
 
 
-def build_decoder(
-    model: nn.Module,
-    *,
-    width: int,
-    depth: int,
-    num_heads: int,
-    drop_path_rate: float,
-    token_width: int | None = None,
-    timm_order: bool = False,
-) -> None:
-    """Give a model the parts of the decoder: `mask_token`, `decoder_pos_embed`, `MAE_decoder` with `blocks` and `norm`.
+class SingleScaleMAE(MaskedAutoencoder):
+    """A masked autoencoder of one scale with encoder and decoder under their published names.
 
-    With a `token_width` the tokens that come from the encoder are that wide, and `decoder_embed` brings them to `width`.
-    `timm_order` as in `Block`.
+    `MAE_encoder`, `mask_token`, `decoder_pos_embed`, `MAE_decoder`, and `decoder_embed` with a decoder of another width. A method adds its
+    heads.
+
+    Class attributes:
+        encoder_class: of `MAE_encoder`.
+        widens: whether the decoder has a width of its own, which `decoder_embed` brings tokens to.
     """
-    model.mask_token = nn.Parameter(torch.zeros(1, 1, token_width or width))
-    nn.init.trunc_normal_(model.mask_token, std=0.02, a=-2.0, b=2.0)
-    model.decoder_pos_embed = position_embed(width, POSITION_HIDDEN)
-    if token_width is not None:
-        model.decoder_embed = nn.Linear(token_width, width)
-    model.MAE_decoder = decoder_blocks(width, depth, num_heads, drop_path_rate, timm_order=timm_order)
 
+    encoder_class: ClassVar[type[SingleScaleEncoder]] = SingleScaleEncoder
+    widens: ClassVar[bool] = False
 
-def decoder_blocks(
-    width: int, depth: int, num_heads: int, drop_path_rate: float, *, timm_order: bool = False
-) -> Blocks:
-    """Return blocks with a final `norm`, initialised as decoders are; `timm_order` as in `Block`."""
-    rates = drop_path_rates(drop_path_rate, depth)
-    blocks = Blocks(width, num_heads, drop_paths=rates, timm_order=timm_order)
-    blocks.norm = nn.LayerNorm(width)
-    return blocks.apply(init_xavier)
+    def __init__(self, config: SingleScaleMAEConfig):
+        super().__init__(config)
+        self.masked_count = int(config.transformer_config.mask_ratio * config.num_group)
+        self.build_parts(config.transformer_config)
 
+    def build_parts(self, config: MaskedTransformerConfig) -> None:
+        """Create encoder and decoder, in the published order."""
+        self.MAE_encoder = self.encoder_class(config)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02, a=-2.0, b=2.0)
+        self.decoder_pos_embed = position_embed(config.decoder_width, POSITION_HIDDEN)
+        if self.widens:
+            self.decoder_embed = nn.Linear(config.trans_dim, config.decoder_width)
+        self.MAE_decoder = self.build_decoder(config, config.decoder_depth)
 
-def hide(
-    model: nn.Module,
-    pyramid: Pyramid,
-    masked: Tensor | KnownMask | None = None,
-    *,
-    generator: torch.Generator | None,
-    method: str,
-) -> KnownMask:
-    """Hide groups as the keys `mask_ratio` and `mask_type` of a model say, or take a given mask; see `hide_groups`."""
-    keys = model.config.transformer_config
-    return hide_groups(
-        pyramid.centers[0], masked, ratio=keys.mask_ratio, kind=keys.mask_type, generator=generator, method=method
-    )
+    def build_decoder(self, config: MaskedTransformerConfig, depth: int) -> DecoderBlocks:
+        """Return a decoder of some blocks."""
+        return DecoderBlocks(
+            config.decoder_width,
+            depth,
+            config.decoder_num_heads,
+            config.drop_path_rate,
+            attention_first=self.encoder_class.attention_first,
+        )
 
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw the groups to hide, uniformly or a block of them: (B, G) bool, True = hidden."""
+        centers, keys = pyramid.centers[0], self.config.transformer_config
+        if keys.mask_type == "block":
+            return block_mask(centers, keys.mask_ratio, generator=generator)
+        masked = random_mask(*centers.shape[:2], keys.mask_ratio, generator=generator)
+        return send(masked, centers.device)
 
-def decode(
-    model: nn.Module, visible: Tensor, centers: Tensor, seen: Tensor, hidden: Tensor, *, keep_visible: bool = False
-) -> Tensor:
-    """Decode with a model's decoder: visible tokens first, then one mask token for each hidden group.
+    def encode_visible(self, pyramid: Pyramid, masks: list[Packing]) -> Tensor:
+        """Encode the visible groups as normed tokens (B, V, C)."""
+        return self.MAE_encoder(pyramid, masks[0])
 
-    Args:
-        visible: (B, V, C) encoded tokens of the groups `seen` (B, V) int64.
-        centers: (B, G, 3).
-        hidden: (B, M) int64, the groups to rebuild.
-        keep_visible: return the decoded visible tokens too, before the hidden ones.
+    def decode(self, pyramid: Pyramid, masks: list[Packing], visible: Tensor, hidden: Rows) -> Tensor:
+        """Decode the visible tokens (B, V, C) and then a mask token for each hidden group: (B, V + M, D), without `MAE_decoder.norm`."""
+        order = torch.cat([masks[0].order, hidden.by_sample()], dim=1)
+        centers = gather(pyramid.centers[0], order)  # (B, V + M, 3)
+        tokens = with_placeholders(visible, self.mask_token, order.shape[1])
+        tokens = self.decoder_embed(tokens) if self.widens else tokens
+        return self.MAE_decoder(tokens, self.decoder_pos_embed(centers))
 
-    Returns:
-        (B, M, C) normed tokens of the hidden groups, or (B, V + M, C) of all.
-    """
-    M = hidden.shape[1]
-    centers = gather(centers, torch.cat([seen, hidden], dim=1))  # (B, V + M, 3)
-    tokens = with_placeholders(visible, model.mask_token, M)
-    if hasattr(model, "decoder_embed"):
-        tokens = model.decoder_embed(tokens)
-    tokens = model.MAE_decoder(tokens, model.decoder_pos_embed(centers))
-    return model.MAE_decoder.norm(tokens if keep_visible else tokens[:, visible.shape[1] :])
+    def hidden_rows(self, masks: list[Packing]) -> Rows:
+        """Return the hidden groups: L = B * M rows, M = `masked_count`."""
+        return rows_of(~masks[0].visible, self.masked_count)
 
-
-def with_placeholders(visible: Tensor, placeholder: Tensor, count: int) -> Tensor:
-    """Append a token (1, 1, C) to visible ones (B, V, C), `count` times: (B, V + count, C)."""
-    return torch.cat([visible, placeholder.to(visible.dtype).expand(len(visible), count, -1)], dim=1)
-
-
-def compare_patches(
-    rebuilt: Tensor, pyramid: Pyramid, masked: Tensor, hidden: Tensor, loss: str, *, synchronise: bool
-) -> dict[str, Tensor]:
-    """Compare what a head made of the hidden groups with these groups.
-
-    Args:
-        rebuilt: (B, M, 3 * n), n points for each of the groups `hidden` (B, M) int64, relative to its centre.
-        masked: (B, G) bool, True = hidden.
-        loss: one of `RECONSTRUCTION_LOSSES`; `synchronise` as in `reconstruction_loss`.
-
-    Returns:
-        dict with the scalar "loss", "masked" and "masked_finest" (B, G), the same for one scale, and for the L = B * M hidden patches
-        "rebuilt" (L, n, 3) and "target" (L, K, 3), relative to "centers" (L, 3), sample after sample in index order; "samples" (L,)
-        says whose each is.
-    """
-    out = beside_patches(rebuilt, pyramid, masked, hidden)
-    return {"loss": reconstruction_loss(out["rebuilt"], out["target"], loss, synchronise=synchronise), **out}
-
-
-def beside_patches(rebuilt: Tensor, pyramid: Pyramid, masked: Tensor, hidden: Tensor) -> dict[str, Tensor]:
-    """Put what a head made of the hidden groups beside these groups: what `compare_patches` returns, without the loss."""
-    B, M = hidden.shape
-    rebuilt = rebuilt.reshape(B * M, -1, 3)  # (L, n, 3)
-    target = gather(pyramid.neighborhoods[0].flatten(2), hidden).view(B * M, -1, 3)  # (L, K, 3)
-    return {
-        "masked": masked,
-        "masked_finest": masked,
-        "rebuilt": rebuilt,
-        "target": target,
-        "centers": gather(pyramid.centers[0], hidden).flatten(0, 1),
-        "samples": torch.arange(B, device=hidden.device).repeat_interleave(M),
-    }
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C)."""
+        return self.MAE_encoder(self.group(points) if pyramid is None else pyramid)

@@ -1,6 +1,6 @@
 """Teachers of GeoMask3D: one that averages the student, one that was pre-trained and stays as it is.
 
-Neither is a part of the student: they have no gradient and no place in the optimizer.
+Neither is a part of the student: they have no gradient and are in no optimizer.
 
 Shapes: `B` batch, `G` groups, `K` points per patch, `C` channels, `T` tokens.
 """
@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.hierarchical import decode as decode_pyramid
 from models.layers.group import Pyramid
-from models.masking import back_project
 from models.registry import MODELS
 from models.weights import load_weights, method_of
 from utils.config.merge import to_dict
@@ -80,45 +78,21 @@ class FrozenTeacher:
     def __init__(self, model: nn.Module, sha256: str = ""):
         self.model = model.eval().requires_grad_(False)
         self.sha256 = sha256
-        self._complete, self._rebuild = _KINDS[model.method]
 
     @torch.no_grad()
     def complete(self, pyramid: Pyramid) -> Complete:
         """Encode and decode the groups of complete clouds, nothing hidden."""
-        return self._complete(self.model, pyramid)
+        features = self.model.complete_features(pyramid)  # (B, G, C)
+        return Complete(features, self.rebuild(features, pyramid.centers[self.model.decoded_scale]))
 
     def rebuild(self, tokens: Tensor, centers: Tensor) -> Tensor:
         """Decode features of patches as points (..., K, 3) relative to the centres; differentiable in the features.
 
         Args:
-            tokens: for Point-MAE (B, T, C), decoded together; for Point-M2AE (L, C), each on its own.
-            centers: (B, T, 3) or (L, 3).
+            tokens: for Point-MAE (B, T, C), decoded together; for Point-M2AE (..., C), each on its own.
+            centers: (..., 3).
         """
-        return self._rebuild(self.model, tokens, centers)
-
-
-def _complete_single(model: nn.Module, pyramid: Pyramid) -> Complete:
-    features = model.MAE_encoder(pyramid)  # (B, G, C)
-    return Complete(features, _rebuild_single(model, features, pyramid.centers[0]))
-
-
-def _rebuild_single(model: nn.Module, tokens: Tensor, centers: Tensor) -> Tensor:
-    tokens = model.MAE_decoder(tokens, model.decoder_pos_embed(centers))
-    return model.increase_dim(model.MAE_decoder.norm(tokens)).unflatten(-1, (-1, 3))
-
-
-def _complete_multi(model: nn.Module, pyramid: Pyramid) -> Complete:
-    nothing = torch.zeros(pyramid.centers[-1].shape[:2], dtype=torch.bool, device=pyramid.centers[-1].device)
-    encoded = model.h_encoder(pyramid, back_project(nothing, pyramid.idx, model.config.num_groups))
-    features, _ = decode_pyramid(model, pyramid, encoded)
-    return Complete(features, _rebuild_multi(model, features, None))
-
-
-def _rebuild_multi(model: nn.Module, tokens: Tensor, _centers) -> Tensor:
-    return model.rec_head(tokens).unflatten(-1, (-1, 3))
-
-
-_KINDS = {"point-mae": (_complete_single, _rebuild_single), "point-m2ae": (_complete_multi, _rebuild_multi)}
+        return self.model.points_from(tokens, centers)
 
 
 def load_teacher(path: str | None, base: Any, *, sha256: str | None = None) -> FrozenTeacher:

@@ -1,26 +1,21 @@
-"""Weights from checkpoints, ours or published ones, into models: strict, and loud when nothing fits."""
+"""Weights from checkpoints, ours or published ones, into models: strict, and loud when nothing fits.
 
-from collections.abc import Mapping, Sequence
+What tells the checkpoints of methods apart, and what a model does with keys that are not its own, are class attributes of the models
+(`models.base.PointModel`).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from models.registry import MODELS
 from utils.errors import UserError
 from utils.files import read_checkpoint
 
 # Where the published programs, and ours, keep the weights inside a checkpoint.
 _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
-
-# Which method a state dict belongs to, told by keys that only it has; the first line that matches decides.
-_SIGNATURES = (
-    ("i2p-mae", ("rec_head_3d.", "clip_model.")),
-    ("gm3d-point-m2ae", ("base.h_encoder.",)),
-    ("gm3d", ("MAE_decoder_loss_pred.", "increase_dim_2.", "MAE_encoder.norm_p.", "norm_p.")),
-    ("inter-mae", ("MAE_encoder.encoder.first_trans.", "encoder.first_trans.", "pro_head.")),
-    ("point-m2ae", ("h_encoder.",)),
-    ("point-mae", ("MAE_encoder.", "blocks.blocks.", "cls_pos")),
-)
 
 
 @dataclass
@@ -71,22 +66,33 @@ def averaged(checkpoint: Mapping) -> dict[str, Mapping]:
 
 
 def method_of(checkpoint: Mapping) -> str | None:
-    """Name the method that a checkpoint was trained with; None where its keys fit none."""
+    """Name the method that a checkpoint was trained with, by the configuration in ours, else by its keys; None where nothing says it."""
+    config = checkpoint.get("config")
+    model = config.get("model") if isinstance(config, Mapping) else None
+    name = model.get("NAME") if isinstance(model, Mapping) else None
+    if isinstance(name, str) and name in MODELS:
+        return getattr(MODELS.entry(name).target, "method", None)
     keys = state_dict_of(checkpoint)
-    for method, prefixes in _SIGNATURES:
-        if any(key.startswith(prefix) for key in keys for prefix in prefixes):
-            return method
+    return _told_by("own_keys", keys) or _told_by("shared_keys", keys)
+
+
+def _told_by(attribute: str, keys: Iterable[str]) -> str | None:
+    """Return the method of the first model whose class attribute lists a prefix that one of the keys has."""
+    for name in MODELS.names():
+        model = MODELS.entry(name).target
+        prefixes = getattr(model, attribute, ())
+        if prefixes and any(key.startswith(prefixes) for key in keys):
+            return model.method
     return None
 
 
 def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: Sequence[str] = ()) -> LoadReport:
     """Load a checkpoint into a model, in place.
 
-    Reads our checkpoints and the published layouts, with or without `module.`. Each model lists the key prefixes that a
-    checkpoint may lack (`checkpoint_missing`, for example an untrained head), hold in vain (`checkpoint_ignored`), must
-    not have (`checkpoint_refused`, prefix and whose it is) or call otherwise (`checkpoint_renamed`, pairs of prefixes).
-    Where a key then meets another one that had this name already, the renamed one is taken; with `checkpoint_last_wins` the later one,
-    as published programs do.
+    Reads our checkpoints and the published layouts, with or without `module.`. Four class attributes of a model list key prefixes:
+    `missing_keys` may be absent (for example an untrained head), `ignored_keys` are skipped, `renamed_keys` are pairs of prefixes, and
+    `refused_keys` are an error. Where a renamed key meets another one that had this name already, the renamed one is taken; with
+    `later_key_wins` the later one, as published programs do.
 
     Args:
         source: path of a checkpoint, or one that is read already, or a state dict.
@@ -101,8 +107,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
     _check_method(where, model, checkpoint)
     weights, replaced = _rename(
         state_dict_of(checkpoint),
-        getattr(model, "checkpoint_renamed", ()),
-        last_wins=getattr(model, "checkpoint_last_wins", False),
+        getattr(model, "renamed_keys", ()),
+        last_wins=getattr(model, "later_key_wins", False),
     )
     _check_refused(where, model, weights)
     own = model.state_dict()
@@ -115,7 +121,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
         )
     _check_shapes(where, kind, own, weights, report.used)
 
-    allowed = (*getattr(model, "checkpoint_missing", ()), *allow_missing)
+    allowed = (*getattr(model, "missing_keys", ()), *allow_missing)
     report.missing = [key for key in own if key not in weights]
     lost = [
         key for key in report.missing if not key.startswith(allowed or "\0") and not key.endswith("num_batches_tracked")
@@ -125,7 +131,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
             f"{where}: lacks {len(lost)} tensors that {kind} needs, first {', '.join(lost[:3])}; "
             "is it a checkpoint of another model or size?"
         )
-    ignorable = getattr(model, "checkpoint_ignored", ())
+    ignorable = getattr(model, "ignored_keys", ())
     for key in weights:
         if key not in own:
             (report.ignored if key.startswith(ignorable or "\0") else report.unexpected).append(key)
@@ -135,18 +141,28 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
 
 
 def _check_method(where: str, model: nn.Module, checkpoint: Mapping) -> None:
-    """Raise where the keys of a checkpoint are those of a method that the model does not take weights from."""
-    own, found = getattr(model, "method", None), method_of(checkpoint)
-    if own and found and found not in getattr(model, "checkpoint_methods", (own,)):
-        raise UserError(
-            f"{where}: is a checkpoint of {found}, and {type(model).__name__} is a model of {own}. "
-            f"Give a checkpoint of {own}, or a configuration of {found} with --config or --method."
-        )
+    """Raise where a checkpoint is of a method that the model does not take weights from.
+
+    Keys that methods share tell no more than that the checkpoint has the layout of one of them, which may be the model's own layout.
+    """
+    own, keys = getattr(model, "method", None), state_dict_of(checkpoint)
+    found = _told_by("own_keys", keys) or _told_by("shared_keys", keys)
+    if own is None or found is None or found in (own, *getattr(model, "starts_from", ())):
+        return
+    layout = model.state_dict()
+    if found != _told_by("own_keys", keys) and found == (
+        _told_by("own_keys", layout) or _told_by("shared_keys", layout)
+    ):
+        return
+    raise UserError(
+        f"{where}: is a checkpoint of {found}, and {type(model).__name__} is a model of {own}. "
+        f"Give a checkpoint of {own}, or a configuration of {found} with --config or --method."
+    )
 
 
 def _check_refused(where: str, model: nn.Module, weights: Mapping) -> None:
     """Raise where a checkpoint of the same method was trained for something else."""
-    for prefix, owner in getattr(model, "checkpoint_refused", ()):
+    for prefix, owner in getattr(model, "refused_keys", ()):
         found = next((key for key in weights if key.startswith(prefix)), None)
         if found:
             raise UserError(

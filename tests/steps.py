@@ -1,5 +1,6 @@
 """The first step of a debug recipe, taken apart: model, batch, guidance, loss."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from datasets import DATASETS, Batches, build_dataset
+from extensions import visible_first
 from models import MODELS, build_model
+from models.layers import packing
 from segmentation.runner import PartSegmentation
 from tests.runs import quiet_run
 from tools.augment import augment
@@ -149,9 +152,19 @@ def first_step(name: str, folder: Path, **keys) -> FirstStep:
     return (SupervisedStep if name in SUPERVISED else PretrainingStep).build(name, folder, **keys)
 
 
-def fix_shapes(step: FirstStep) -> None:
-    """Fix the shapes of a model, of its average and of its teacher."""
-    for part in step.networks():
-        for module in part.modules():
-            if hasattr(module, "fixed_shapes"):
-                module.fixed_shapes = True
+def roomy(visible: Tensor, room: int, *, tight: bool = False) -> tuple[Tensor, Tensor]:
+    """Plan a packing as `visible_first` does on a GPU, where no mask changes shapes."""
+    if tight:
+        return visible_first(visible, room, tight=True)
+    order = (~visible).to(torch.uint8).argsort(dim=1, stable=True)[:, :room]
+    return order, torch.arange(room, device=visible.device) < visible.sum(1, keepdim=True)
+
+
+@contextlib.contextmanager
+def fixed_shapes():
+    """Give packed tokens the room that they have on a GPU."""
+    packing.visible_first = roomy
+    try:
+        yield
+    finally:
+        packing.visible_first = visible_first

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from models.masking import hide_groups
-from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
+from models.layers.packing import plan_packing
+from tests.steps import STEPS, SUPERVISED, first_step, fixed_shapes
 from tests.training import toy_run, toy_trainer
 from tests.watch import HostWaits
 from tools.accelerate import data_dependent
@@ -48,7 +48,7 @@ def test_what_is_captured_reads_nothing_from_the_host(name, tmp_path, waits):
     with waits:
         inputs = taken.inputs()
     assert data_dependent(taken.model, torch.device("meta")) is None
-    assert name in SUPERVISED or inputs["masked"].count > 0
+    assert name in SUPERVISED or inputs["masked"].dtype == torch.bool
     del waits.staged[:]
     with waits:
         taken.task.compute(taken.model, inputs)["loss"].backward()
@@ -68,10 +68,10 @@ def test_parts_of_a_step_are_the_step(name, tmp_path):
 def test_the_loop_around_a_step(name, tmp_path):
     """Clipping, the check for finite gradients, the optimizer and the log: nothing is read but at the log interval."""
     step = first_step(name, tmp_path)
-    fix_shapes(step)
     optimizer = build_optimizer(step.model, step.config.optimizer)
     log = EpochLog(lambda first, rows: None, every=100)
-    losses = [step.loss() for _ in range(2)]
+    with fixed_shapes():
+        losses = [step.loss() for _ in range(2)]
     batches = [SimpleNamespace(step=position, stream=str) for position in range(2)]
     loss = lambda batch: {"loss": losses[batch.step]["loss"]}  # noqa: E731
     trainer = toy_trainer(toy_run(clip=1.0, lr=1e-3), step.model, optimizer, batches, loss)
@@ -94,10 +94,7 @@ def test_what_the_watch_finds(waits):
         (lambda: values.copy_(torch.zeros(2, 4)), "copy from cpu to meta"),
         (lambda: torch.tensor([1.0], device="meta"), "tensor of numbers"),
         (lambda: values.new_tensor(1.0), "new_tensor of numbers"),
-        (
-            lambda: hide_groups(values.unsqueeze(-1).expand(2, 4, 3), masked, ratio=0.5, method="test"),
-            "models/masking.py",
-        ),
+        (lambda: plan_packing(masked, 3, tight=True), "m2ae_ops/ordering.py"),
     ):
         del waits.found[:]
         with waits, contextlib.suppress(RuntimeError, NotImplementedError):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batches import Batch, Batches
-from models.hierarchical import HierarchicalEncoder
+from models.base import MaskedAutoencoder
 from models.layers.embed import PatchEmbed
 from models.layers.norm import BatchNorm
 from models.layers.transformer import Block
@@ -401,13 +401,11 @@ def _copy(source: Any, target: Any) -> None:
 
 
 def data_dependent(model: nn.Module, device: torch.device) -> str | None:
-    """Say why the shapes of a model, or what it does, follow its data on a device, or return None."""
-    if getattr(model.config, "loss", None) == "emd":
-        return "the loss emd runs until all points are matched"
-    encoders = [module for module in model.modules() if isinstance(module, HierarchicalEncoder)]
-    if not all(encoder.fixes_shapes(device) for encoder in encoders):
-        return "on the CPU, and with legacy near_padding, shapes follow the mask"
-    return None
+    """Return why the shapes of a model, or what it does, follow its data on a device, or None."""
+    own = getattr(model, "data_dependent", None)
+    if own is None and isinstance(model, MaskedAutoencoder) and device.type == "cpu":
+        return "on the CPU, shapes follow the mask"
+    return own
 
 
 def compile_model(model: nn.Module, device: torch.device) -> None:

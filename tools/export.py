@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from models import MODELS
+from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
@@ -78,8 +79,8 @@ def _lacking(weights: Mapping[str, Tensor]) -> list[str]:
     if not any("MAE_decoder" in key or key.startswith("h_decoder.") for key in weights):
         return []  # a classifier: the published one holds what ours does
     method = method_of({"base_model": weights})
-    targets = (target for target in MODELS.targets() if getattr(target, "method", None) == method)
-    prefixes = {prefix for target in targets for prefix in getattr(target, "checkpoint_ignored", ())}
+    targets = (target for target in MODELS.targets() if issubclass(target, MaskedAutoencoder) and target.method == method)
+    prefixes = {prefix for target in targets for prefix in target.ignored_keys}
     return sorted(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in weights))
 
 

@@ -38,7 +38,7 @@ def run_vis(run: RunContext) -> Path:
             f"--config: {run.config.model.NAME} rebuilds nothing; use a recipe of cfgs/pre-training/ with a pre-trained model"
         )
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    if hasattr(model, "picture_hint"):
+    if model.picture_hint:
         run.log.warning(model.picture_hint)
     if args.compile:
         from tools.accelerate import compile_regions

@@ -40,7 +40,11 @@ class Registry:
         def decorate(target: Callable) -> Callable:
             for known in (name, *aliases):
                 if known in self._canonical:
-                    raise TypeError(f"{self.kind} {known!r} is registered twice")
+                    first = self._entries[self._canonical[known]].target
+                    raise TypeError(
+                        f"{self.kind} {known!r} is registered twice, by {_file(first)} and by {_file(target)}; "
+                        "choose another NAME in one of them"
+                    )
                 self._canonical[known] = name
             self._entries[name] = Entry(target, config)
             return target
@@ -126,3 +130,9 @@ def import_file(path: Path | None, where: str) -> None:
 
 def _frames(error: BaseException) -> traceback.StackSummary:
     return traceback.extract_tb(error.__traceback__)
+
+
+def _file(target: Callable) -> str:
+    """Return the file that defines a target, or its module."""
+    module = sys.modules.get(target.__module__)
+    return getattr(module, "__file__", None) or target.__module__

@@ -24,7 +24,7 @@ from benchmarks.ops.timing import machine
 from datasets import build_dataset
 from extensions import attention, fps, gather, near_first
 from extensions.m2ae_ops.private.attention import by_pytorch
-from models.hierarchical import pairwise_distance
+from models.hierarchical import within
 from utils.device import keep_freed_memory
 from utils.provenance import provenance
 
@@ -84,7 +84,7 @@ def near_pairs(B: int, L: int, radius: float) -> Tensor:
     points = torch.from_numpy(clouds.points[:B, :1024].copy())
     centers = gather(points, fps(points, L))
     centers = gather(centers, near_first(centers))
-    return pairwise_distance(centers) < radius
+    return within(centers, radius)
 
 
 def ours(given: Inputs) -> Tensor:

@@ -14,7 +14,7 @@ from benchmarks.ops.case import Case, Side, Target
 from benchmarks.ops.clouds import Clouds, clear_origin
 from extensions import ball_query, chamfer_distance, emd, fps, gather, knn, three_interpolate, three_nn
 from models.layers.group import group_pyramid
-from models.losses import reconstruction_loss
+from models.losses import ReconstructionLoss
 
 TREE = "scipy cKDTree"
 CDIST = "torch.cdist"
@@ -167,7 +167,7 @@ def _chamfer_patches(sizes: Sizes, clouds: Clouds) -> Case:
         "chamfer-patches",
         f"Chamfer loss, {L} patches of {K} points, forward + backward",
         lambda: clouds.patches(L, K),
-        side("ours", reconstruction_loss),
+        side("ours", ReconstructionLoss()),
         (*loose, *fused),
         agree.same_values,
         (Target("best PyTorch form", TORCH, 20, 40),),

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models import build_model
-from models.complexity import Targets
+from models.gm3d import Targets
 from models.masking import guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher
 from utils.device import peak_memory_mb
@@ -101,7 +101,7 @@ class _Guide:
         with torch.no_grad():
             scores = self.ema.module.complexity(pyramid)
         complete = None if self.teacher is None else self.teacher.complete(pyramid)
-        targets = Targets((1.0, 1.0), count, count // 2, scores, self.teacher, complete)
+        targets = Targets((1.0, 1.0), count // 2, scores, self.teacher, complete)
         return model(points, guided_mask(scores, count, count // 2), pyramid=pyramid, targets=targets)["loss"]
 
 

@@ -59,7 +59,7 @@ def run_side(side: str, batch: int, steps: int, teacher_keys: dict, model_keys: 
         seen = i2p_mae.look(points, teacher, size=keys.image_size, depth=keys.depth)
         times.append(time.process_time())
         guidance = i2p_mae.guide(points, pyramid, seen, size=keys.image_size, scale=model.decoded_scale)
-        masked = model.mask(guidance.saliency, generator=torch.Generator().manual_seed(0))
+        masked = model.mask_by_saliency(guidance.saliency, generator=torch.Generator().manual_seed(0))
         times.append(time.process_time())
         out = model(points, masked, pyramid=pyramid, targets=guidance.targets)
         times.append(time.process_time())

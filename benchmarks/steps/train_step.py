@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baseline import PlainPointM2AE
 from benchmarks.steps.phases import Clock, matrix_rate
 from datasets import build_dataset
 from extensions.m2ae_ops import backend
 from models import build_model
+from models.plain import PlainPointM2AE
 from models.point_m2ae import PointM2AEConfig
 from tools.augment import augment
 from tools.optim import build_optimizer, parameter_groups

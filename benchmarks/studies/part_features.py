@@ -77,7 +77,7 @@ def features(model: nn.Module | None, clouds: CloudSet) -> tuple[Tensor, Tensor,
         points = batch.points[:, :POINTS]
         values = points
         if model is not None:
-            tokens = model.part.tokens(model, model.group(batch.points))
+            tokens = model.tokens(model.group(batch.points))
             values = torch.cat([normalize(interpolate(points, *pair), dim=-1) for pair in tokens], dim=-1)
         found.append((values, batch.parts[:, :POINTS], batch.labels))
     values, parts, labels = (torch.cat(column) for column in zip(*found, strict=True))

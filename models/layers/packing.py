@@ -1,10 +1,8 @@
-"""Packing: the visible tokens of each sample, whose number differs, side by side in one dense tensor.
+"""Packing: the visible tokens of each sample, whose number differs, together in one dense tensor, with a mask that says which are real.
 
-How many there are only the data says. Shapes that follow it save work, but the host must wait for the device to know them; fixed ones hold
-the most there can be and say which rows mean something.
+How many rows there are, the most that can be or the most that are, only `visible_first` decides.
 
-Shapes: `B` batch, `G` groups, `V` visible tokens (the largest count in the batch, or a given capacity), `C` channels, `R` rows a sample,
-`L` rows of the batch.
+Shapes: `B` batch, `G` groups, `V` packed rows, `C` channels, `L` rows of the batch.
 """
 
 from typing import NamedTuple
@@ -12,35 +10,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from extensions import gather
+from extensions import gather, visible_first
 
 
 class Packing(NamedTuple):
     """Where the visible tokens of each sample went."""
 
-    visible: Tensor  # (B, G) bool, True = seen by the encoder
+    visible: Tensor  # (B, G) bool, True = a group that the encoder is shown
     order: Tensor  # (B, V) int64, the group behind each packed row: visible ones in index order, then any
     valid: Tensor  # (B, V) bool, True = a visible token, False = padding
 
 
-def plan_packing(visible: Tensor, capacity: int | None = None) -> Packing:
+def plan_packing(visible: Tensor, room: int | None = None, *, tight: bool = False) -> Packing:
     """Plan to move the visible groups of (B, G) bool to the left, in index order.
 
     Args:
-        capacity: fixed V, at least the largest count; default: the largest count of the batch (one host synchronisation).
+        room: an upper bound of the visible groups of a sample; default: all.
+        tight: as in `visible_first`.
+
+    Raises:
+        ValueError: a sample has more visible groups, where their number is known.
     """
-    counts = visible.sum(1, keepdim=True)
-    length = int(counts.max()) if capacity is None else capacity
-    order = torch.argsort((~visible).to(torch.uint8), dim=1, stable=True)[:, :length]
-    valid = torch.arange(length, device=visible.device) < counts
-    return Packing(visible, order, valid)
-
-
-def pack_everything(tokens: Tensor) -> Packing:
-    """Return the packing of tokens (B, G, C) that are all visible: each stays where it is."""
-    B, G, _ = tokens.shape
-    visible = torch.ones(B, G, dtype=torch.bool, device=tokens.device)
-    return Packing(visible, torch.arange(G, device=tokens.device).expand(B, G), visible)
+    return Packing(visible, *visible_first(visible, visible.shape[1] if room is None else room, tight=tight))
 
 
 def pack(values: Tensor, packing: Packing) -> Tensor:
@@ -49,51 +40,49 @@ def pack(values: Tensor, packing: Packing) -> Tensor:
 
 
 def unpack(packed: Tensor, packing: Packing, background: Tensor) -> Tensor:
-    """Put the rows of (B, V, C) back to their groups in a copy of the background (B, G, C)."""
+    """Put the rows of (B, V, C) back to their groups in a copy of the background, which broadcasts to (B, G, C)."""
     rank = packing.visible.cumsum(1).sub(1).clamp_(min=0)  # (B, G) row of each visible group
     rows = gather(packed, rank)  # (B, G, C)
     return torch.where(packing.visible.unsqueeze(-1), rows, background.to(rows.dtype))
 
 
 class Rows(NamedTuple):
-    """Chosen groups of a batch, one a row, sample after sample in index order.
+    """Chosen groups of a batch, one a row, sample after sample in index order."""
 
-    Either these alone, as many as there are, or R rows of each sample, of which `valid` says whether they are chosen ones.
-    """
-
-    chosen: Tensor  # (B, G) bool
-    order: Tensor | None = None  # (B, R) int64, the group behind each row; None: all groups, or the chosen ones alone
-    valid: Tensor | None = None  # (L,) bool, L = B * R; None: the chosen ones alone
+    index: Tensor  # (L,) int64, sample * G + group
+    valid: Tensor  # (L,) bool, True = a chosen group, False = padding, which comes last
+    batch: int  # B
+    groups: int  # G
 
     def take(self, values: Tensor) -> Tensor:
-        """Return (B, G, ...) as rows (L, ...)."""
-        if self.valid is None:
-            return values[self.chosen]
-        if self.order is not None:
-            values = gather(values.flatten(2), self.order).unflatten(-1, values.shape[2:])  # (B, R, ...)
-        return values.flatten(0, 1)
+        """Return the rows (L, ...) of (B, G, ...)."""
+        rows = values.reshape(1, self.batch * self.groups, -1)
+        return gather(rows, self.index.unsqueeze(0)).view(len(self.index), *values.shape[2:])
 
     def samples(self) -> Tensor:
         """Return whose each row is, (L,) int64."""
-        if self.valid is None:
-            return self.chosen.nonzero()[:, 0]
-        B = len(self.chosen)
-        return torch.arange(B, device=self.chosen.device).repeat_interleave(len(self.valid) // B)
+        return self.index.div(self.groups, rounding_mode="floor")
+
+    def by_sample(self) -> Tensor:
+        """Return the groups of each sample, (B, M) int64, where there are as many in each."""
+        return (self.index % self.groups).view(self.batch, -1)
 
     def spread(self, values: Tensor) -> Tensor:
-        """Put one number a row (L,) back to the chosen groups of (B, G); zero elsewhere. Not for rows in another `order`."""
-        if self.valid is None:
-            return torch.zeros(self.chosen.shape, dtype=values.dtype, device=values.device).masked_scatter(
-                self.chosen, values
-            )
-        return torch.where(self.chosen, values.view(self.chosen.shape), 0.0)
+        """Put one number a row (L,) back to the chosen groups of (B, G); zero elsewhere."""
+        values = torch.where(self.valid, values, 0.0)
+        return values.new_zeros(self.batch * self.groups).scatter(0, self.index, values).view(self.batch, self.groups)
 
 
-def rows_of(chosen: Tensor, *, fixed: bool) -> Rows:
-    """Return rows for the chosen groups of (B, G) bool: these alone, or, with `fixed` shapes, one for every group."""
-    return Rows(chosen, valid=chosen.flatten()) if fixed else Rows(chosen)
+def rows_of(chosen: Tensor, room: int | None = None, *, tight: bool = False) -> Rows:
+    """Return the chosen groups of (B, G) bool as rows.
 
+    Args:
+        room: an upper bound of the chosen groups of a sample; default: all.
+        tight: as in `visible_first`.
 
-def packed_rows(packing: Packing, *, fixed: bool) -> Rows:
-    """Return rows for the visible groups of a packing: these alone, or, with `fixed` shapes, all that are packed, padding included."""
-    return Rows(packing.visible, packing.order, packing.valid.flatten()) if fixed else Rows(packing.visible)
+    Raises:
+        ValueError: there are more in the batch, where their number is known.
+    """
+    B, G = chosen.shape
+    order, valid = visible_first(chosen.view(1, B * G), B * (G if room is None else room), tight=tight)
+    return Rows(order[0], valid[0], B, G)

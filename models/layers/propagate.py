@@ -23,7 +23,7 @@ def interpolate(fine: Tensor, coarse: Tensor, values: Tensor) -> Tensor:
         The published code computes d from the expanded square; the plain sum used here agrees within 1e-4
         (`tests/parity/test_point_m2ae.py`).
     """
-    sqdist, idx = three_nn(fine.float(), coarse.float())
+    sqdist, idx = three_nn(fine, coarse)
     weight = 1.0 / (sqdist + 1e-8)
     weight = weight / weight.sum(-1, keepdim=True)
     return three_interpolate(values, idx, weight.to(values.dtype))  # (B, G, C)

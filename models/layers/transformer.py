@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.layers.attention import Attention
 from models.layers.drop import DropPath
+from models.layers.init import init_xavier
 
 
 class MLP(nn.Module):
@@ -29,52 +30,39 @@ class Block(nn.Module):
     """x + DropPath(Attention(LN(x))), then x + DropPath(MLP(LN(x))).
 
     Args:
-        timm_order: list the parameters of the attention where timm's blocks do, after the first norm; published optimizer states
-            count on it.
+        attention_first: create the attention, and list its parameters, before the second norm, as published checkpoints of Inter-MAE
+            and GM3D do; those of Point-MAE and Point-M2AE list it last. The order of creation decides the random weights too.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        *,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        timm_order: bool = False,
-    ):
+    def __init__(self, channels: int, num_heads: int, *, drop_path: float = 0.0, attention_first: bool = False):
         super().__init__()
-        # The order of creation is the order of the published parameter lists.
         self.norm1 = nn.LayerNorm(channels)
-        if timm_order:
+        if attention_first:
             self.attn = Attention(channels, num_heads)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = MLP(channels, int(channels * mlp_ratio))
-        if not timm_order:
+        self.mlp = MLP(channels, 4 * channels)
+        if not attention_first:
             self.attn = Attention(channels, num_heads)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, attend: Tensor | None = None) -> Tensor:
-        """Run (B, L, C); masks as in `Attention`."""
+        """Run (B, L, C); `valid` and `attend` as in `Attention`."""
         x = x + self.drop_path(self.attn(self.norm1(x), valid, attend))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Blocks(nn.Module):
-    """A stack of blocks that adds the position before every one of them, to the running stream (Pang et al. 2022)."""
+    """A stack of blocks that adds the position before every one of them, to the running stream (Pang et al. 2022).
 
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        *,
-        drop_paths: Sequence[float],
-        mlp_ratio: float = 4.0,
-        timm_order: bool = False,
-    ):
+    Args:
+        drop_paths: rate of each block.
+        attention_first: as in `Block`.
+    """
+
+    def __init__(self, channels: int, num_heads: int, *, drop_paths: Sequence[float], attention_first: bool = False):
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(channels, num_heads, mlp_ratio=mlp_ratio, drop_path=rate, timm_order=timm_order)
-            for rate in drop_paths
+            Block(channels, num_heads, drop_path=rate, attention_first=attention_first) for rate in drop_paths
         )
 
     def forward(
@@ -91,6 +79,18 @@ class Blocks(nn.Module):
         for block in islice(self.blocks, first, stop):
             x = block(x + position, valid, attend)
         return x
+
+
+class DecoderBlocks(Blocks):
+    """Blocks that start from Xavier's weights, and a final `norm`, which the caller applies to the tokens that it needs."""
+
+    def __init__(
+        self, channels: int, depth: int, num_heads: int, drop_path_rate: float, *, attention_first: bool = False
+    ):
+        rates = drop_path_rates(drop_path_rate, depth)
+        super().__init__(channels, num_heads, drop_paths=rates, attention_first=attention_first)
+        self.norm = nn.LayerNorm(channels)
+        self.apply(init_xavier)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

@@ -122,7 +122,7 @@ def test_attention_is_local(points):
     for radius, spreads in ((1.0, False), (0.0, True)):
         encoder = build_model({**SMALL, "local_radius": [radius] * 3}).eval().h_encoder
         with torch.no_grad():
-            before, after = (encoder(pyramid).tokens[0] for pyramid in (pyramid, changed))
+            before, after = (encoder(pyramid)[0] for pyramid in (pyramid, changed))
         moved = (before != after).any(-1)
         assert moved[far].all() and moved[~far].any() == spreads
 
@@ -179,7 +179,7 @@ def test_starts_from_pretraining(points):
 
 def test_checkpoints_that_must_not_load():
     model = build_model(SCAN)
-    with pytest.raises(UserError, match=r"checkpoint of point-mae, and Classifier is a model of point-m2ae"):
+    with pytest.raises(UserError, match=r"checkpoint of point-mae, and PointM2AEClassifier is a model of point-m2ae"):
         load_weights(model, {"base_model": {"module.MAE_encoder.norm.bias": torch.zeros(48)}})
     # Point-MAE's classifier has head and norm of the same names; the encoder decides.
     other = {key: value for key, value in model.state_dict().items() if not key.startswith("h_encoder.")}

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.losses import nt_xent
+from models.losses import NTXent
 from utils import ROOT
 
 WORKER = """
 import sys, torch
-from models.losses import nt_xent
+from models.losses import NTXent
 from utils import dist
 dist.init("pytorch", "cpu")
 torch.manual_seed(0)
@@ -23,7 +23,7 @@ a, b, weight = torch.randn(6, 5), torch.randn(6, 5), torch.randn(5, 5)
 own = slice(3 * dist.rank(), 3 * dist.rank() + 3)
 weight.requires_grad_()
 mine, partners = a[own].clone().requires_grad_(), b[own].clone().requires_grad_()
-loss = nt_xent(mine @ weight, partners @ weight, 0.1, synchronise=True)
+loss = NTXent(0.1)(mine @ weight, partners @ weight)
 loss.backward()
 total = dist.all_reduce_sum(torch.stack([loss.detach()])) / 2
 shared = dist.all_reduce_sum(weight.grad) / 2
@@ -47,26 +47,26 @@ def by_hand(a, b, temperature):
 def test_two_pairs_by_hand():
     """Partners agree, others are at a right angle: one logit of 1 / t beside two of 0."""
     rows = torch.tensor([[3.0, 0.0], [0.0, 0.5]])
-    assert nt_xent(rows, 2 * rows, 0.5).item() == pytest.approx(math.log(math.exp(2) + 2) - 2, rel=1e-6)
+    assert NTXent(0.5)(rows, 2 * rows).item() == pytest.approx(math.log(math.exp(2) + 2) - 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_equals_the_formula(temperature):
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(5, 7, generator=generator) for _ in range(2))
-    assert nt_xent(a, b, temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+    assert NTXent(temperature)(a, b).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
     order = torch.randperm(5, generator=generator)
-    assert nt_xent(a[order], b[order], temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
-    assert nt_xent(b, a, temperature).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+    assert NTXent(temperature)(a[order], b[order]).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
+    assert NTXent(temperature)(b, a).item() == pytest.approx(by_hand(a, b, temperature), rel=1e-5)
 
 
 def test_gradient():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(4, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2))
-    loss = nt_xent(a, b, 0.5)
+    loss = NTXent(0.5)(a, b)
     loss.backward()
     step = 1e-2
-    moved = nt_xent((a - step * a.grad).detach(), (b - step * b.grad).detach(), 0.5)
+    moved = NTXent(0.5)((a - step * a.grad).detach(), (b - step * b.grad).detach())
     expected = step * (a.grad.square().sum() + b.grad.square().sum())
     assert (loss - moved).item() == pytest.approx(expected.item(), rel=0.05)
 
@@ -92,19 +92,19 @@ def test_two_processes_equal_one(tmp_path):
     a, b, weight = torch.randn(6, 5), torch.randn(6, 5), torch.randn(5, 5)
     for tensor in (a, b, weight):
         tensor.requires_grad_()
-    loss = nt_xent(a @ weight, b @ weight, 0.1)
+    loss = NTXent(0.1)(a @ weight, b @ weight)
     loss.backward()
     for part in parts:
         torch.testing.assert_close(part["loss"], loss.detach().view(1), rtol=1e-6, atol=0)
         torch.testing.assert_close(part["weight"], weight.grad, rtol=1e-5, atol=1e-6)
     for name, whole in (("a", a), ("b", b)):
         torch.testing.assert_close(torch.cat([part[name] for part in parts]), whole.grad, rtol=1e-5, atol=1e-6)
-    half = nt_xent(a[:3] @ weight, b[:3] @ weight, 0.1)
+    half = NTXent(0.1)(a[:3] @ weight, b[:3] @ weight)
     assert abs(half - loss) > 0.05  # without the others' rows it is another number
 
 
 def test_refused():
     with pytest.raises(ValueError, match=r"a batch of one has no negatives .* raise total_bs to at least 2"):
-        nt_xent(torch.ones(1, 4), torch.ones(1, 4))
+        NTXent()(torch.ones(1, 4), torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\) do not pair up"):
-        nt_xent(torch.ones(3, 4), torch.ones(2, 4))
+        NTXent()(torch.ones(3, 4), torch.ones(2, 4))

@@ -1,26 +1,31 @@
-"""Fixed shapes and those that follow the masks: the same losses, gradients and statistics."""
+"""Shapes that no mask changes and those that follow the masks: the same losses, gradients and statistics."""
 
 import pytest
 import torch
 
 from models import build_model
 from models.layers.group import group_pyramid
-from models.layers.packing import packed_rows, plan_packing, rows_of
-from models.masking import KnownMask, back_project, capacities, hide_pyramid, random_mask
+from models.layers.packing import rows_of
+from models.masking import back_project, capacities, random_mask
 from tests.models.small import SMALL
-from tests.steps import HIERARCHICAL, Pretraining, fix_shapes
+from tests.steps import HIERARCHICAL, STEPS, PretrainingStep, fixed_shapes
 
 
-def taken(name, tmp_path, *, fixed, masked=None, overrides=()):
+def taken(name, tmp_path, *, masked=None, overrides=()):
     """Return the values, gradients and buffers of a step."""
-    step = Pretraining.build(name, tmp_path, overrides=overrides)
-    if fixed:
-        fix_shapes(step)
+    step = PretrainingStep.build(name, tmp_path, overrides=overrides)
     out = step.loss(masked=masked)
     out["loss"].backward()
     gradients = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     buffers = {name: buffer.double() for name, buffer in step.model.named_buffers()}
     return out, gradients, buffers
+
+
+def both(name, tmp_path, **keys):
+    """Return a step whose shapes follow the mask, and one whose shapes are fixed."""
+    follow = taken(name, tmp_path, **keys)
+    with fixed_shapes():
+        return follow, taken(name, tmp_path, **keys)
 
 
 def assert_same_step(follow, fixed):
@@ -38,37 +43,34 @@ def assert_same_step(follow, fixed):
         torch.testing.assert_close(fixed[2][name], buffer, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", HIERARCHICAL)
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_the_same(name, tmp_path):
-    follow, fixed = (taken(name, tmp_path, fixed=fixed) for fixed in (False, True))
+    follow, fixed = both(name, tmp_path)
     assert_same_step(follow, fixed)
     valid = fixed[0]["valid"]
-    assert "valid" not in follow[0] and 0 < valid.sum() == len(follow[0]["rebuilt"]) < len(valid)
+    assert follow[0]["valid"].all() and valid.sum() == len(follow[0]["rebuilt"])
+    assert (valid.sum() < len(valid)) == (name in HIERARCHICAL)  # one scale has no padding
     for key in ("target", "centers", "samples"):
         assert torch.equal(fixed[0][key][valid], follow[0][key])
     torch.testing.assert_close(fixed[0]["rebuilt"][valid], follow[0]["rebuilt"], rtol=1e-4, atol=1e-6)
 
 
-def test_a_mask_of_unknown_count_is_the_same(tmp_path):
-    """Samples that hide different numbers, which nobody counted: shapes are the largest there are."""
-    masked = torch.zeros(4, 8, dtype=torch.bool)
-    for sample in range(4):
-        masked[sample, : 2 + sample] = True
-    assert_same_step(*(taken("point-m2ae", tmp_path, fixed=fixed, masked=masked) for fixed in (False, True)))
+def test_samples_that_show_fewer_groups_are_the_same(tmp_path):
+    masked = torch.ones(4, 8, dtype=torch.bool)
+    masked[:2, 3], masked[:, 5] = False, False
+    follow, fixed = both("point-m2ae", tmp_path, masked=masked)
+    assert_same_step(follow, fixed)
+    assert follow[0]["masked"].sum(1).tolist() == [6, 6, 7, 7]
 
 
 def test_the_published_token_is_the_same(tmp_path):
     """`flat_token` shows one group more than visible groups hold."""
-    overrides = ["model.legacy=[flat_token]"]
-    follow, fixed = (taken("point-m2ae", tmp_path, fixed=fixed, overrides=overrides) for fixed in (False, True))
-    assert_same_step(follow, fixed)
+    assert_same_step(*both("point-m2ae", tmp_path, overrides=["model.legacy=[flat_token]"]))
 
 
-def test_tokens_that_see_padding_keep_shapes_that_follow_the_mask(tmp_path):
-    follow, asked = (
-        taken("point-m2ae", tmp_path, fixed=fixed, overrides=["model.legacy=[near_padding]"]) for fixed in (False, True)
-    )
-    assert "valid" not in asked[0] and torch.equal(asked[0]["loss"], follow[0]["loss"])
+def test_tokens_that_attend_to_padding_keep_shapes_that_follow_the_mask(tmp_path):
+    follow, fixed = both("point-m2ae", tmp_path, overrides=["model.legacy=[near_padding]"])
+    assert fixed[0]["valid"].all() and torch.equal(fixed[0]["loss"], follow[0]["loss"])
 
 
 def test_evaluation_is_the_same():
@@ -76,8 +78,8 @@ def test_evaluation_is_the_same():
     model = build_model(SMALL).eval()
     with torch.no_grad():
         follow = model.encode(points)
-        model.h_encoder.fixed_shapes = True
-        torch.testing.assert_close(model.encode(points), follow, rtol=1e-5, atol=1e-6)
+        with fixed_shapes():
+            torch.testing.assert_close(model.encode(points), follow, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.8])
@@ -93,31 +95,18 @@ def test_no_mask_shows_more_than_the_bound(ratio, sizes):
         assert (~hidden).sum(1).max() <= bound
 
 
-def test_what_is_known_of_a_mask():
-    pyramid = group_pyramid(torch.randn(2, 64, 3), [16, 8], [4, 4])
-    masked = torch.arange(8).expand(2, 8) < 6
-    keys = {"ratio": 0.5, "method": "test"}
-    assert hide_pyramid(pyramid, **keys).shown == 4
-    assert hide_pyramid(pyramid, KnownMask(masked, 6), **keys).shown == 2
-    assert hide_pyramid(pyramid, masked, **keys).shown is None
-    assert hide_pyramid(pyramid, KnownMask(masked, 6), flat_token=True, **keys).shown is None
-    with pytest.raises(ValueError, match=r"test: masked must be \(2, 8\)"):
-        hide_pyramid(pyramid, KnownMask(masked[:, :7], 6), **keys)
-    with pytest.raises(ValueError, match=r"masked hides \[8\] groups"):
-        hide_pyramid(pyramid, KnownMask(masked, 8), **keys)
-
-
 def test_rows_hold_the_chosen_groups():
     chosen = torch.tensor([[True, False, True], [False, True, False]])
     values = torch.arange(12.0).view(2, 3, 2)
-    exact, every = rows_of(chosen, fixed=False), rows_of(chosen, fixed=True)
-    packed = packed_rows(plan_packing(chosen, 2), fixed=True)
+    exact = rows_of(chosen)
+    with fixed_shapes():
+        every = rows_of(chosen, 2)
     assert exact.take(values).tolist() == [[0, 1], [4, 5], [8, 9]] and exact.samples().tolist() == [0, 0, 1]
-    for rows, count in ((every, 6), (packed, 4)):
-        assert len(rows.take(values)) == len(rows.samples()) == count
-        assert torch.equal(rows.take(values)[rows.valid], exact.take(values))
-        assert torch.equal(rows.samples()[rows.valid], exact.samples())
-    assert torch.equal(packed_rows(plan_packing(chosen), fixed=False).take(values), exact.take(values))
+    assert exact.valid.all() and every.valid.tolist() == [True, True, True, False]
+    assert torch.equal(every.take(values)[every.valid], exact.take(values))
+    assert torch.equal(every.samples()[every.valid], exact.samples())
     spread = [[1.0, 0, 2], [0, 3, 0]]
     assert exact.spread(torch.tensor([1.0, 2, 3])).tolist() == spread
-    assert every.spread(torch.tensor([1.0, 9, 2, 9, 3, 9])).tolist() == spread
+    assert every.spread(torch.tensor([1.0, 2, 3, 9])).tolist() == spread
+    with pytest.raises(ValueError, match="more than room=2; give a mask with as many hidden groups"):
+        rows_of(chosen, 1)

@@ -1,17 +1,19 @@
 """What GM3D promises, on Point-MAE and on Point-M2AE: masks, losses, teachers, and what it refuses."""
 
+import contextlib
+
 import pytest
 import torch
 
 from models import build_model, load_weights
-from models.complexity import GuidanceConfig, Targets
-from models.gm3d_point_m2ae import carry_up
+from models.gm3d import GuidanceConfig, Targets, carry_up
 from models.layers.packing import rows_of
-from models.losses import patch_losses, rank_correlation, ranking_loss, regression_loss
+from models.losses import RankingLoss, patch_losses, rank_correlation, regression_loss
 from models.masking import back_project, curriculum, guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
 from models.weights import method_of
 from tests.models.small import SMALL
+from tests.steps import fixed_shapes
 from utils.errors import UserError
 
 TINY = {
@@ -53,14 +55,14 @@ def targets_for(model, pyramid, teacher=None, *, guided=2, weights=(1.0, 1.0)):
     with torch.no_grad():
         scores = model.complexity(pyramid)
     complete = None if teacher is None else teacher.complete(pyramid)
-    return Targets(weights, model.masked_count, guided, scores, teacher, complete)
+    return Targets(weights, guided, scores, teacher, complete)
 
 
 def step(model, teacher=None, **keys):
     points = clouds()
     pyramid = model.group(points)
     targets = targets_for(model, pyramid, teacher, **keys)
-    masked = guided_mask(targets.scores, targets.masked, targets.guided, generator=torch.Generator().manual_seed(0))
+    masked = guided_mask(targets.scores, model.masked_count, targets.guided, generator=torch.Generator().manual_seed(0))
     return model(points, masked, pyramid=pyramid, targets=targets)
 
 
@@ -103,7 +105,7 @@ def test_without_targets_the_own_head_rebuilds(name):
     assert out["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.equal(out["rebuilt"], again["rebuilt"])
     assert model.encode(clouds()).shape == (3, {"GM3D": 24, "GM3D_Point_M2AE": 48}[name])
-    with pytest.raises(ValueError, match="GM3D: masked hides"):
+    with pytest.raises(ValueError, match="give a mask with as many hidden groups as the mask ratio says"):
         model(clouds(), torch.zeros_like(out["masked"]))
 
 
@@ -162,10 +164,11 @@ def test_mask_of_the_coarsest_scale_is_carried_down():
 
 def test_losses_of_patches_are_carried_up_to_those_that_hold_them():
     hidden = torch.tensor([[True, True, False, False], [False, True, False, True]])
-    exact, every = torch.tensor([1.0, 3.0, 5.0, 9.0]), torch.tensor([1.0, 3.0, 99, 99, 99, 5.0, 99, 9.0])
+    exact, every = torch.tensor([1.0, 3.0, 5.0, 9.0]), torch.tensor([1.0, 3.0, 5.0, 9.0, 99, 99, 99, 99])
     idx = torch.tensor([[[0, 1], [1, 2], [2, 3]], [[0, 1], [1, 3], [0, 2]]])
-    for values, fixed in ((exact, False), (every, True)):
-        total, known = carry_up(values, rows_of(hidden, fixed=fixed), [idx])
+    for values, context in ((exact, contextlib.nullcontext()), (every, fixed_shapes())):
+        with context:
+            total, known = carry_up(values, rows_of(hidden), hidden, [idx])
         assert known.tolist() == [[True, True, False], [True, True, False]]
         assert total.tolist() == [[2.0, 3.0, 0.0], [5.0, 7.0, 0.0]]
 
@@ -174,15 +177,15 @@ def test_groups_with_the_same_members_are_equally_hard():
     """In any order of the members: in fp32 sums differ by rounding, and the ranking loss would make a pair of such groups."""
     values = torch.rand(200, 8, generator=torch.Generator().manual_seed(0))  # (B, G) of the finer scale, all hidden
     order = torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(seed)) for seed in range(6)])
-    hidden = rows_of(torch.ones(200, 8, dtype=torch.bool), fixed=False)
-    total, _ = carry_up(values.flatten(), hidden, [order.expand(200, 6, 8)])
+    hidden = torch.ones(200, 8, dtype=torch.bool)
+    total, _ = carry_up(values.flatten(), rows_of(hidden), hidden, [order.expand(200, 6, 8)])
     assert torch.equal(total, total[:, :1].expand_as(total))
     torch.testing.assert_close(total[:, 0], values.mean(1))
 
 
 def test_a_hidden_patch_that_holds_no_hidden_one_is_left_out_of_the_ranking():
     """Its patches are all seen through a visible neighbour, so how hard it is is not known."""
-    model = build("GM3D_Point_M2AE", mode="usual").eval()
+    model = build("GM3D_Point_M2AE", mode="usual", masked_patches=5).eval()
     pyramid = model.group(clouds())
     masked = torch.tensor([[False, True, True, True, False, True, True, False]]).repeat(3, 1)
     pyramid.idx[2][:, 1] = pyramid.idx[2][:, 0]  # hidden group 1 has the members of visible group 0
@@ -214,16 +217,16 @@ def test_guided_mask_hides_the_hardest_and_draws_the_rest():
 def test_ranking_loss_and_correlation():
     """Right order: a small loss and 1; reversed: a large one and -1; groups that are not valid do not count."""
     target = torch.tensor([[1.0, 2.0, 3.0, 3.0]])
-    right, wrong = ranking_loss(10 * target, target), ranking_loss(-10 * target, target)
+    right, wrong = RankingLoss()(10 * target, target), RankingLoss()(-10 * target, target)
     assert (
         right < 1e-3 and wrong > 9 and rank_correlation(target, target) == 1 and rank_correlation(-target, target) == -1
     )
-    assert torch.isfinite(ranking_loss(1e4 * -target, target))
+    assert torch.isfinite(RankingLoss()(1e4 * -target, target))
     valid = torch.tensor([[True, True, True, False]])
     spoiled = torch.tensor([[1.0, 2.0, 3.0, 0.0]])
     assert rank_correlation(spoiled, target, valid) == 1 and rank_correlation(spoiled, target) < 1
-    assert ranking_loss(10 * spoiled, target, valid) < 1e-3
-    assert ranking_loss(target, torch.ones(1, 4)) == 0
+    assert RankingLoss()(10 * spoiled, target, valid) < 1e-3
+    assert RankingLoss()(target, torch.ones(1, 4)) == 0
     whole = regression_loss(torch.tensor([[1.0, -1.0]]), torch.tensor([[4.0, 2.0]]))
     part = regression_loss(
         torch.tensor([[1.0, -1.0, 7.0]]), torch.tensor([[4.0, 2.0, 9.0]]), torch.tensor([[True, True, False]])

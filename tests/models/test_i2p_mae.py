@@ -39,7 +39,7 @@ def test_outputs_with_a_teacher(points):
     model = build_model(TAUGHT).eval()
     pyramid, guidance = guidance_of(model, points)
     assert guidance.saliency.shape == (4, 8) and guidance.targets.shape == (4, 32, 36)
-    masked = model.mask(guidance.saliency, generator=torch.Generator().manual_seed(0))
+    masked = model.mask_by_saliency(guidance.saliency, generator=torch.Generator().manual_seed(0))
     assert (masked.sum(1) == 6).all()
     out = model(points, masked, pyramid=pyramid, targets=guidance.targets)
     assert torch.equal(out["loss"], out["loss_3d"] + out["loss_2d"])
@@ -53,7 +53,7 @@ def test_the_2d_loss_is_the_definition(points):
     """A mean over visible tokens, their members and all channels, neighbour by neighbour and view by view."""
     model = build_model(TAUGHT).eval()
     pyramid, guidance = guidance_of(model, points)
-    masked = model.mask(guidance.saliency, generator=torch.Generator().manual_seed(0))
+    masked = model.mask_by_saliency(guidance.saliency, generator=torch.Generator().manual_seed(0))
     meant = {}
     model.rec_head_2d.register_forward_hook(lambda module, inputs, output: meant.update(x=output.detach()))
     out = model(points, masked, pyramid=pyramid, targets=guidance.targets)
@@ -88,7 +88,7 @@ def test_odd_clouds_and_a_batch_of_one_train(points, scale):
     model = build_model(TAUGHT).train()
     pyramid, guidance = guidance_of(model, cloud)
     assert torch.isfinite(guidance.targets).all() and torch.isfinite(guidance.saliency).all()
-    out = model(cloud, model.mask(guidance.saliency), pyramid=pyramid, targets=guidance.targets)
+    out = model(cloud, model.mask_by_saliency(guidance.saliency), pyramid=pyramid, targets=guidance.targets)
     out["loss"].backward()
     assert torch.isfinite(out["loss"])
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

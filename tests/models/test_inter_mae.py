@@ -222,5 +222,5 @@ def test_the_published_part_segmenter_has_the_old_patch_encoder():
     old = published("point-mae/state_dict_partseg")
     assert [(key, tuple(value.shape)) for key, value in model.state_dict().items()] == old
     assert not load_weights(build_model(keys), {"model_state_dict": model.state_dict()}).missing
-    with pytest.raises(UserError, match="is a checkpoint of point-mae, and PartSegmenter is a model of inter-mae"):
+    with pytest.raises(UserError, match="is a checkpoint of point-mae, and InterMAESegmenter is a model of inter-mae"):
         load_weights(build_model({"NAME": "Inter_MAE_SEG"}), {"model_state_dict": model.state_dict()})

@@ -96,15 +96,21 @@ def test_attention_of_real_tokens_is_the_same_in_every_form(dtype, monkeypatch):
 def test_local_attention_in_our_kernel_equals_pytorchs(groups, dtype, monkeypatch):
     """With and without near tokens brought together; output and all gradients are the same, each token in its place."""
     torch.manual_seed(0)
-    encoder = hierarchy.HierarchicalEncoder(
-        dims=[24], depths=[2], num_heads=3, local_radius=[0.6], drop_path_rate=0.0, embed_widths=(8, 8, 8)
-    )
+    keys = {
+        "num_groups": [groups],
+        "group_sizes": [8],
+        "encoder_dims": [24],
+        "encoder_depths": [2],
+        "local_radius": [0.6],
+    }
+    config = hierarchy.HierarchyConfig(num_heads=3, drop_path_rate=0.0, embed_widths=[8, 8, 8], **keys)
+    encoder = hierarchy.HierarchicalEncoder(config)
     pyramid = group_pyramid(torch.randn(3, 300, 3), [groups], [8])
     flow = torch.randn(3, groups, 24)
 
     def run():
         with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
-            (tokens,) = encoder(pyramid).tokens
+            (tokens,) = encoder(pyramid)
         parameters = [p for name, p in encoder.named_parameters() if not name.startswith("encoder_norms")]
         return tokens.detach(), *torch.autograd.grad(tokens, parameters, flow.to(tokens.dtype))
 

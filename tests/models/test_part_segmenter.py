@@ -60,7 +60,7 @@ def test_constant_channels_are_multiplied_once_and_nothing_changes(config):
         torch.randn(2, model.constant_width),
     )
     first = [constant.unsqueeze(1).expand(-1, 9, -1), features]
-    joined = torch.cat(first if model.part.joining.summary_first else first[::-1], dim=-1)
+    joined = torch.cat(first if model.summary_first else first[::-1], dim=-1)
     rows = torch.relu(model.bns1(model.convs1(joined).flatten(0, 1)))
     rows = torch.relu(model.bns2(model.convs2(rows)))
     expected = model.convs3(rows).view(2, 9, -1)
@@ -114,7 +114,7 @@ def test_taps_are_the_tokens_after_those_blocks():
     for index in (0, 2):
         model.blocks.blocks[index].register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
-        taken = model.part.tokens(model, model.group(clouds()))
+        taken = model.tokens(model.group(clouds()))
     assert len(taken) == 2
     for (_, tokens), raw in zip(taken, seen, strict=True):
         torch.testing.assert_close(tokens, model.norm(raw))
@@ -161,7 +161,9 @@ def test_refuses_checkpoints_of_classifiers_and_other_encoders(config):
     with pytest.raises(UserError, match="is a checkpoint of a fine-tuned classifier"):
         load_weights(model, {"base_model": classifier(config).state_dict()})
     other = SINGLE if config is HIERARCHY else HIERARCHY
-    with pytest.raises(UserError, match=f"is a checkpoint of .*m.*ae, and PartSegmenter is a model of {model.method}"):
+    with pytest.raises(
+        UserError, match=f"is a checkpoint of .*m.*ae, and {type(model).__name__} is a model of {model.method}"
+    ):
         load_weights(model, {"base_model": build_model(other).state_dict()})
     bigger = build_model({**config, "num_parts": 9})
     with pytest.raises(UserError, match="have another shape"):
@@ -197,7 +199,7 @@ def test_starts_from_the_other_methods(name):
     assert len(report.used) + len(report.missing) == len(model.state_dict())
     if name != "GM3D_Point_M2AE":  # whose attention is local here and global there
         with torch.no_grad():
-            tokens = model.part.tokens(model, model.group(clouds()))[-1][1]
+            tokens = model.tokens(model.group(clouds()))[-1][1]
             torch.testing.assert_close(tokens, source.patch_tokens(clouds()), atol=1e-5, rtol=1e-5)
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from models import build_model
-from models.losses import EMD_EPS, RECONSTRUCTION_LOSSES, reconstruction_loss, transport_cost
+from models.losses import EMD_EPS, RECONSTRUCTION_LOSSES, ReconstructionLoss, transport_cost
 from tests.models.small import SMALL
 
 
@@ -18,9 +18,9 @@ def patch(*positions: float) -> torch.Tensor:
 
 def test_hand_worked_losses():
     rebuilt, target = patch(0, 1), patch(1, 3)  # nearest: 1, 0 one way and 0, 4 the other; matched: 1, 4
-    assert reconstruction_loss(rebuilt, target, "cdl2").item() == 0.5 + 2.0
-    assert math.isclose(reconstruction_loss(rebuilt, target, "cdl1").item(), (0.5 + 1.0) / 2, abs_tol=1e-6)
-    assert reconstruction_loss(rebuilt, target, "emd").item() == 2.5
+    assert ReconstructionLoss("cdl2")(rebuilt, target).item() == 0.5 + 2.0
+    assert math.isclose(ReconstructionLoss("cdl1")(rebuilt, target).item(), (0.5 + 1.0) / 2, abs_tol=1e-6)
+    assert ReconstructionLoss("emd")(rebuilt, target).item() == 2.5
 
 
 def test_unequal_patches_share_their_points_out():
@@ -57,4 +57,4 @@ def test_a_model_takes_a_step_with_every_loss(kind):
 
 def test_an_unknown_loss_names_the_choices():
     with pytest.raises(ValueError, match="'cd' is unknown; choose from cdl1, cdl2, emd"):
-        reconstruction_loss(patch(0), patch(1), "cd")
+        ReconstructionLoss("cd")(patch(0), patch(1))

@@ -9,8 +9,8 @@ import torch
 
 from datasets import DATASETS
 from models import MODELS, build_model, load_weights
-from models.complexity import GuidanceConfig, Targets
-from models.losses import feature_distance, patch_losses, ranking_loss, regression_loss
+from models.gm3d import GuidanceConfig, Targets
+from models.losses import RankingLoss, feature_distance, patch_losses, regression_loss
 from models.masking import guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher
 from tests.parity.fill import fill_state_dict
@@ -46,7 +46,7 @@ def targets_for(model, pyramid, *, epoch, teacher=None):
         scores = model.complexity(pyramid)
     guided = guidance.guided_count(model.masked_count, epoch, EPOCHS)
     complete = None if teacher is None else teacher.complete(pyramid)
-    return Targets(guidance.loss_weights(epoch), model.masked_count, guided, scores, teacher, complete)
+    return Targets(guidance.loss_weights(epoch), guided, scores, teacher, complete)
 
 
 def check_masks(masks, scores, guided):
@@ -111,13 +111,13 @@ def test_tokens_of_the_complete_cloud_and_the_other_ranking_loss(mode):
     assert out["loss_ranking"].item() == pytest.approx(float(ref["loss_learn_absolute"]), rel=1e-5)
     difficulty = torch.from_numpy(ref["complexity_target"])
     prediction = torch.from_numpy(ref["loss_pred_masked"])
-    assert ranking_loss(prediction, difficulty).item() == pytest.approx(float(ref["loss_learn_relative"]), rel=1e-6)
+    assert RankingLoss()(prediction, difficulty).item() == pytest.approx(float(ref["loss_learn_relative"]), rel=1e-6)
 
 
 def test_losses_on_plain_arrays():
     """Equal targets make no pair."""
     ref = {key: torch.from_numpy(np.asarray(value)) for key, value in read("losses_and_masks").items()}
-    relative = ranking_loss(ref["rank_pred"], ref["rank_target"])
+    relative = RankingLoss()(ref["rank_pred"], ref["rank_target"])
     absolute = regression_loss(ref["rank_pred"], ref["rank_target"])
     assert relative.item() == pytest.approx(ref["rank_loss_relative"].item(), rel=1e-6)
     assert absolute.item() == pytest.approx(ref["rank_loss_absolute"].item(), rel=1e-6)
@@ -188,7 +188,7 @@ def test_pretraining_steps():
         masked = torch.from_numpy(ref["mask"][step]).bool()
         guided = model.config.guidance.guided_count(39, int(ref["mask_epoch"]), EPOCHS)
         check_masks([masked], [scores], [guided])
-        targets = Targets((13.889, 1000.0), 39, guided, scores, teacher, teacher.complete(pyramid))
+        targets = Targets((13.889, 1000.0), guided, scores, teacher, teacher.complete(pyramid))
         optimizer.zero_grad()
         out = model(points, masked, pyramid=pyramid, targets=targets)
         for name, key in (("loss_feature", "mse"), ("loss_chamfer", "chamfer"), ("loss_ranking", "rank")):

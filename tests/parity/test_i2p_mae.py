@@ -101,7 +101,7 @@ def test_pretraining_forward_and_backward(teacher, model):
     guidance = guide(points, pyramid, look(points, teacher, **LOOKS), size=224, scale=model.decoded_scale)
     np.testing.assert_allclose(guidance.saliency.numpy(), ref["saliency"], atol=2e-8)
     torch.manual_seed(int(ref["torch_seed"]))
-    masked = model.mask(guidance.saliency)
+    masked = model.mask_by_saliency(guidance.saliency)
     np.testing.assert_array_equal(masked.numpy(), ref["mask2"])
 
     stages = {}

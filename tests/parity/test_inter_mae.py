@@ -9,7 +9,7 @@ import torch
 
 from models import build_model, load_weights
 from models.images.branch import ImageBranchConfig, build_image_branch
-from models.losses import nt_xent
+from models.losses import NTXent
 from tests.parity.fill import fill_state_dict
 from tests.parity.test_point_mae import check_gradients, filled, thin
 
@@ -113,7 +113,7 @@ def test_gate():
 def test_contrastive_loss():
     ref = read("ntxent")
     a, b = (torch.from_numpy(ref[key]).requires_grad_() for key in "ab")
-    loss = nt_xent(a, b, float(ref["temperature"]))
+    loss = NTXent(float(ref["temperature"]))(a, b)
     assert loss.item() == pytest.approx(float(ref["loss"]), rel=1e-5)
     loss.backward()
     scale = float(np.linalg.norm(ref["grad_a"]))

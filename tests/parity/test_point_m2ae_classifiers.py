@@ -31,7 +31,7 @@ def test_forward_and_backward(name):
         np.testing.assert_array_equal(stages["pyramid"].centers[scale].numpy(), ref[f"center{scale}"])
         if scale > 0:
             np.testing.assert_array_equal(stages["pyramid"].idx[scale].numpy(), ref[f"knn_idx{scale}"])
-        tokens = stages["encoded"].tokens[scale].detach().numpy()[:, ::step]
+        tokens = stages["encoded"][scale].detach().numpy()[:, ::step]
         np.testing.assert_allclose(tokens, ref[f"enc_raw{scale}__t{step}"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(stages["pooled"].detach().numpy(), ref["pooled"], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(logits.detach().numpy(), ref["logits"], rtol=1e-3, atol=2e-5)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from extensions.m2ae_ops.private import choice
-from tests.steps import STEPS, SUPERVISED, first_step, fix_shapes
+from tests.steps import STEPS, SUPERVISED, first_step, fixed_shapes
 from tools.accelerate import compile_model
 
 QUICK = ("point-m2ae", "fine-tuning point-mae", "segmentation point-m2ae")
@@ -26,11 +26,11 @@ def loss_and_gradients(
     """Take the first step of a debug recipe with fixed shapes, after `prepare` had the model."""
     torch.compiler.reset()
     taken = first_step(name, folder)
-    fix_shapes(taken)
-    inputs = taken.inputs()
-    prepare(taken.model)
-    torch.manual_seed(1)
-    loss = taken.task.compute(taken.model, inputs)["loss"]
+    with fixed_shapes():
+        inputs = taken.inputs()
+        prepare(taken.model)
+        torch.manual_seed(1)
+        loss = taken.task.compute(taken.model, inputs)["loss"]
     loss.backward()
     return loss.item(), [p.grad for p in taken.model.parameters() if p.grad is not None]
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 import main
-from models.hierarchical import HierarchicalEncoder
+from models.layers import packing
+from tests.steps import roomy
 from tests.training import toy_run, toy_trainer
 from tools import accelerate
 from tools.accelerate import WARM_UP, AcceleratedTrainer, StepGraph, data_dependent, why_no_graph
@@ -181,17 +182,17 @@ def run_like(**changes):
 @pytest.mark.parametrize(
     ("changes", "micro_batches", "loss", "reason"),
     [
-        ({}, 1, "chamfer", None),
-        ({"device": "cpu"}, 1, "chamfer", "steps run on cpu"),
-        ({"step_per_update": 2}, 1, "chamfer", "step_per_update is 2"),
-        ({}, 4, "chamfer", "into 4 micro-batches"),
-        ({"precision": "fp16"}, 1, "chamfer", "fp16"),
-        ({}, 1, "emd", "the loss emd runs until"),
+        ({}, 1, None, None),
+        ({"device": "cpu"}, 1, None, "steps run on cpu"),
+        ({"step_per_update": 2}, 1, None, "step_per_update is 2"),
+        ({}, 4, None, "into 4 micro-batches"),
+        ({"precision": "fp16"}, 1, None, "fp16"),
+        ({}, 1, "the loss emd runs until all points are matched", "the loss emd runs until"),
     ],
 )
-def test_what_cannot_be_captured(changes, micro_batches, loss, reason):
+def test_what_cannot_be_captured(changes, micro_batches, data_dependent, reason):
     model = nn.Module()
-    model.config = SimpleNamespace(loss=loss)
+    model.data_dependent = data_dependent
     found = why_no_graph(run_like(**changes), model, micro_batches=micro_batches)
     assert found is None if reason is None else reason in found
 
@@ -234,7 +235,7 @@ def test_a_run_with_captured_steps(recipe, tmp_path, monkeypatch):
     """A whole run of each task, its first epochs evaluated in between."""
     epochs, flags, settings = RUNS[recipe]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(HierarchicalEncoder, "fixed_shapes", True)
+    monkeypatch.setattr(packing, "visible_first", roomy)
     how = {"epochs": epochs, "settings": [*settings, *small(recipe)]}
     as_it_is, refused = train_recipe(recipe, "plain", *flags, **how), []
 

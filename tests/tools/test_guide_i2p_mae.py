@@ -52,16 +52,16 @@ def test_what_forward_takes(folder):
     given = prepare(guide, batch)
     assert set(given) == {"masked", "pyramid", "targets"}
     assert (
-        (given["masked"].masked.sum(1) == 6).all()
+        (given["masked"].sum(1) == 6).all()
         and given["masked"].count == 6
         and given["targets"].shape == (8, 32, 72)
     )
     again = prepare(guide, batch)
-    assert torch.equal(given["masked"].masked, again["masked"].masked) and torch.equal(
+    assert torch.equal(given["masked"], again["masked"]) and torch.equal(
         given["targets"], again["targets"]
     )
     out = guide.model(batch.points, **given)
-    assert torch.equal(out["masked"], given["masked"].masked) and out["loss_2d"] > 0
+    assert torch.equal(out["masked"], given["masked"]) and out["loss_2d"] > 0
 
 
 def test_the_mask_follows_the_teacher(folder, monkeypatch):
@@ -69,11 +69,11 @@ def test_the_mask_follows_the_teacher(folder, monkeypatch):
     guide, batch = guided(folder, "model.mask_temperature=1e-7")
     pyramid = guide.model.group(batch.points)
     saliency = guide.guide(batch.points, pyramid, guide.look(batch.points)).saliency
-    kept = ~prepare(guide, batch)["masked"].masked
+    kept = ~prepare(guide, batch)["masked"]
     best = torch.zeros_like(kept).scatter_(1, saliency.topk(2).indices, True)
     assert torch.equal(kept, best)
     guide.model.config.mask_temperature = 1.0
-    assert not torch.equal(~prepare(guide, batch)["masked"].masked, best)
+    assert not torch.equal(~prepare(guide, batch)["masked"], best)
 
 
 def test_low_precision_moves_no_pixel(folder):
@@ -81,7 +81,7 @@ def test_low_precision_moves_no_pixel(folder):
     plain = prepare(guide, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = prepare(guide, batch)
-    assert torch.equal(plain["targets"], low["targets"]) and torch.equal(plain["masked"].masked, low["masked"].masked)
+    assert torch.equal(plain["targets"], low["targets"]) and torch.equal(plain["masked"], low["masked"])
 
 
 def test_the_teacher_is_no_part_of_the_model(folder):
@@ -159,4 +159,4 @@ def test_a_flat_cloud_and_a_batch_of_one(folder):
         batch, points=batch.points[:1] * torch.tensor([1.0, 1.0, 0.0]), indices=batch.indices[:1]
     )
     given = prepare(guide, flat)
-    assert torch.isfinite(given["targets"]).all() and given["masked"].masked.shape == (1, 8)
+    assert torch.isfinite(given["targets"]).all() and given["masked"].shape == (1, 8)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from datasets.batches import Batch
 from datasets.clouds import CloudSet
 from extensions import knn
-from models.complexity import Targets
+from models.gm3d import Targets
 from models.layers.group import Pyramid
 from models.losses import rank_correlation
-from models.masking import KnownMask, guided_mask
+from models.masking import guided_mask
 from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
@@ -80,8 +80,8 @@ class GeometricGuide(Guide):
         guided = self.guidance.guided_count(count, min(epoch, self.epochs - 1), self.epochs)
         scores = self.ema.module.complexity(pyramid).float()
         complete = None if self.teacher is None else self.teacher.complete(pyramid)
-        targets = Targets(self.guidance.loss_weights(epoch), count, guided, scores, self.teacher, complete)
-        masked = KnownMask(guided_mask(scores, count, guided, generator=generator), count)
+        targets = Targets(self.guidance.loss_weights(epoch), guided, scores, self.teacher, complete)
+        masked = guided_mask(scores, count, guided, generator=generator)
         return {"masked": masked, "pyramid": pyramid, "targets": targets}
 
     def after_update(self) -> None:

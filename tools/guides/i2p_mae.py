@@ -19,7 +19,6 @@ from models.i2p_mae import I2PMAE, Guidance, guide, look
 from models.images.projection import VIEWS
 from models.images.teacher import ImageTeacher, Seen, build_teacher
 from models.layers.group import Pyramid
-from models.masking import KnownMask
 from tools.context import RunContext
 from tools.guides.base import Guide
 from tools.report.page import Section
@@ -90,8 +89,7 @@ class ImageGuide(Guide):
             pyramid = self.model.group(points) if pyramid is None else pyramid
             seen = self.look(points) if self.store is None else self._recall(batch.indices, points.device)
             guidance = self.guide(points, pyramid, seen)
-            masked = self.model.mask(guidance.saliency, generator=draw("mask"))
-            masked = KnownMask(masked, int(self.model.config.mask_ratio * masked.shape[1]))
+            masked = self.model.mask_by_saliency(guidance.saliency, generator=draw("mask"))
         return {"masked": masked, "pyramid": pyramid, "targets": guidance.targets}
 
     def look(self, points: Tensor) -> Seen:

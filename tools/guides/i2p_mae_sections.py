@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from models.images.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
-from models.masking import hide_pyramid
 from tools.gallery_items import chosen_clouds, describe
 from tools.report.clouds import GalleryItem
 from tools.report.figure import cloud_images
@@ -31,9 +30,8 @@ def guidance_section(guide, model) -> Section:
     everywhere = lift(seen.saliency.unsqueeze(1), find_pixels(points, frame), keys.image_size)  # (W * B, N, 1)
     everywhere = everywhere.unflatten(0, (3, -1)).mean(0).squeeze(-1)  # (B, N)
     saliency = guide.guide(points, pyramid, seen).saliency
-    masked = model.mask(saliency, generator=generator(run.seed, 0, 0, "gallery"))
-    ratio = model.config.mask_ratio
-    finest = hide_pyramid(pyramid, masked, ratio=ratio, flat_token=model.flat_token, method=model.method).scales[0]
+    masked = model.mask_by_saliency(saliency, generator=generator(run.seed, 0, 0, "gallery"))
+    finest = ~model.mask(pyramid, masked)[0].visible
 
     rows = []
     for row, index in enumerate(chosen):

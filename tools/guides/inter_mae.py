@@ -18,7 +18,6 @@ from models.images.branch import ImageBranch, ImageBranchConfig, build_image_bra
 from models.inter_mae import FEATURES
 from models.layers.group import Pyramid
 from models.layers.norm import convert_sync_batchnorm
-from models.legacy import legacy_names
 from tools.context import RunContext
 from tools.guides.base import Guide
 from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
@@ -114,7 +113,7 @@ def build(run: RunContext, model: nn.Module, clouds: CloudSet) -> PictureGuide:
             "total_bs: 1 leaves the contrastive loss without negatives; raise it to at least 2, or use a method without images"
         )
     views = open_set_views(clouds, config)
-    if "fresh_image_branch" in legacy_names(model.config.legacy, model.LEGACY):
+    if "fresh_image_branch" in model.legacy:
         run.log.info("images: a new random encoder at every step, as published (legacy fresh_image_branch)")
         return PictureGuide(run, clouds, views, FreshBranch(run, config), config)
     branch = build_image_branch(config, out=FEATURES).to(run.device)

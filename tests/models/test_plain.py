@@ -1,11 +1,11 @@
-"""The yardstick computes what the model computes: same weights, same loss and gradients."""
+"""The plain model computes what the fast one computes: same weights, same loss and gradients."""
 
 import pytest
 import torch
 
-from benchmarks.baseline import PlainPointM2AE, nearest, sample
 from extensions import fps, knn
 from models import build_model
+from models.plain import PlainPointM2AE, nearest, sample
 from models.point_m2ae import PointM2AEConfig
 from tests.models.small import SMALL
 
