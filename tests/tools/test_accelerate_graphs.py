@@ -180,7 +180,7 @@ def run_like(**changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "micro_batches", "loss", "reason"),
+    ("changes", "micro_batches", "data_dependent", "reason"),
     [
         ({}, 1, None, None),
         ({"device": "cpu"}, 1, None, "steps run on cpu"),
