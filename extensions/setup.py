@@ -32,10 +32,10 @@ def load_building():
     )
     sys.modules["building"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules["building"])
-    from building import ahead, cache_folder, torch_files
+    from building import cache_folder, installing, torch_files
 
     # What is compiled here need not be compiled again at run time.
-    return ahead, torch_files, cache_folder() / "ops-objects"
+    return installing, torch_files, cache_folder() / "ops-objects"
 
 
 class BuildWithKernels(build_py):
@@ -47,14 +47,14 @@ class BuildWithKernels(build_py):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # the source folder is used as it is and compiles at first use
-        ahead, torch_files, objects = load_building()
+        installing, torch_files, objects = load_building()
         torch = torch_files.find_torch()
         if torch is None:
             print(
                 "m2ae_ops: no PyTorch in this environment; the kernels will be compiled at first use", file=sys.stderr
             )
             return
-        for line in ahead.compile_ahead(PACKAGE / "csrc", torch, package / "lib", objects):
+        for line in installing.compile_installed(PACKAGE / "csrc", torch, package / "lib", objects):
             print(f"m2ae_ops: {line}", file=sys.stderr, flush=True)
 
 

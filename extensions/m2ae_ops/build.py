@@ -19,7 +19,7 @@ HALVES = ("cpu", "cuda")
 
 
 def main() -> int:
-    """Build ahead of the first use and print what is active; the exit status is 1 when a half was not built."""
+    """Build before the first use and print what is active; the exit status is 1 when a half was not built."""
     parser = argparse.ArgumentParser(
         description="Compile the kernels of m2ae_ops and print what is active.",
         epilog="Without --cpu and --cuda: the CPU kernels, and the CUDA kernels where there is a CUDA device.",

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from .building import BuildError
-from .building.ahead import find_finished
+from .building.installing import find_finished
 from .private.library import CSRC, build, present_devices
 
 HOW_TO_BUILD = "build with `python -m extensions.m2ae_ops.build --{half} --verbose` (or `python -m m2ae_ops.build`)"
 DISPATCH_KEYS = {"cpu": "CPU", "cuda": "CUDA"}
 MODES = ("auto", "reference")
 FINISHED = Path(__file__).parent / "lib"
-"""Libraries that were compiled while the package was installed; see building/ahead.py."""
+"""Libraries that were compiled while the package was installed; see building/installing.py."""
 logger = logging.getLogger("m2ae_ops")
 
 

@@ -11,7 +11,7 @@ CELLS = 1024  # of the Z-curve along each axis
 
 
 def visible_first(visible: Tensor, room: int, *, tight: bool = False) -> tuple[Tensor, Tensor]:
-    """List the visible groups of each sample first, in index order, for as many rows as the device deserves.
+    """List the visible groups of each sample first, in index order, in rows as many as suit the device.
 
     On the CPU in eager mode V is the largest count of the batch, because shapes that follow the data save work there. Elsewhere V
     is `room`, because the host would have to wait for the device to know the counts.
@@ -47,10 +47,10 @@ def visible_first(visible: Tensor, room: int, *, tight: bool = False) -> tuple[T
 
 
 def near_first(centers: Tensor) -> Tensor:
-    """Return an order of tokens in which attention over near ones is quick: gather by it before, by its `argsort(1)` after.
+    """Return an order of tokens in which attention to near ones is fast; its `argsort(1)` restores the given order.
 
-    The attention kernel for the CPU passes over keys that none of several neighbouring queries attends to. Tokens near each other
-    stand together in this order, along a Z-curve. Where that saves nothing, the order is 0, 1, 2, ...
+    The attention kernel for the CPU skips keys that none of 16 or 32 consecutive queries attends to. In this order, along a
+    Z-curve, tokens near each other follow each other. Where that saves nothing, the order is 0, 1, 2, ...
 
     Args:
         centers: (B, G, 3) floating.

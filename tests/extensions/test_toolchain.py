@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from extensions.m2ae_ops.building import BuildError, recipe, torch_files
-from extensions.m2ae_ops.building.ahead import find_finished
+from extensions.m2ae_ops.building.installing import find_finished
 from extensions.m2ae_ops.building.recipe import cpu_half, cuda_half, sources_digest
 from extensions.m2ae_ops.building.toolchain import (
     Compiler,

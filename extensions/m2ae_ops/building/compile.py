@@ -17,7 +17,7 @@ KEEP_DAYS = 14  # objects that no build has used for so long are removed
 def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = False) -> None:
     """Compile what is not yet in the folder `objects`, and link it into `target`, which appears when it is complete.
 
-    The compilers' output goes to build.log beside the target, and to the terminal with `verbose`.
+    The compilers' output goes to build.log in the target's folder, and to the terminal with `verbose`.
 
     Raises:
         BuildError: a compiler failed or does not start.

@@ -29,7 +29,7 @@ class TorchFiles:
 
     @property
     def nvidia(self) -> tuple[Path, ...]:
-        """Folders that NVIDIA's wheels, on which PyTorch's CUDA wheels depend, have put beside it."""
+        """Folders that NVIDIA's wheels, on which PyTorch's CUDA wheels depend, install next to it."""
         return tuple(sorted(path for path in (self.folder.parent / "nvidia").glob("*") if path.is_dir()))
 
 

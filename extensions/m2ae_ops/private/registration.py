@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from .. import loader
+from ..loader import has_kernel
 
 NAMESPACE = "m2ae"
 # A fragment may be opened by several copies of this package (`extensions.m2ae_ops` and an installed `m2ae_ops`) and by
@@ -41,7 +41,7 @@ def register(
 
     def reference_kernel(*args):
         # All ops take a tensor first. Once the library is loaded, the dispatcher no longer comes here for its devices.
-        if loader.has_kernel(qualified, args[0].device):
+        if has_kernel(qualified, args[0].device):
             return getattr(getattr(torch.ops, NAMESPACE), name)(*args)
         return reference(*args)
 

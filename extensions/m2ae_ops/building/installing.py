@@ -19,7 +19,7 @@ STAMP = "stamp.json"
 DURATION = {"cpu": "about 20 seconds on two cores", "cuda": "minutes"}
 
 
-def compile_ahead(csrc: Path, torch: TorchFiles, target: Path, objects: Path) -> Iterator[str]:
+def compile_installed(csrc: Path, torch: TorchFiles, target: Path, objects: Path) -> Iterator[str]:
     """Compile the CPU half, and the CUDA half with $M2AE_CUDA=1, into the folder `target`; yield lines that say what is done.
 
     The CUDA half takes minutes and is of use only on machines with a GPU, so it has to be asked for.
@@ -62,7 +62,7 @@ def find_finished(
         library = folder / half["library"]
         fits = stamp["torch"] == torch_version and half["sources"] == sources_digest(csrc, name) and library.is_file()
         return library if fits and all(covers(half["architectures"], one) for one in capabilities) else None
-    except (OSError, ValueError, KeyError, TypeError):  # no such folder, or not written by `compile_ahead`
+    except (OSError, ValueError, KeyError, TypeError):  # no such folder, or not written by `compile_installed`
         return None
 
 
