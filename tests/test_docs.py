@@ -80,3 +80,60 @@ def test_links_lead_somewhere(page):
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def prose(page: Path) -> list[tuple[int, str]]:
+    """Return the lines of a page that can be wrapped, with their numbers: neither tables nor what is indented or fenced."""
+    lines, fenced = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fenced ^= line.startswith("```")
+        if not (fenced or line.startswith(("|", "    ", "```", "<!--"))):
+            lines.append((number, line))
+    return lines
+
+
+def test_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 100] == []
+    first = lines[:25]  # what a screen shows
+    assert any(line.startswith("![") for line in first) and any("make quickstart" in line for line in first)
+    assert any(line.startswith("|") for line in first) and any("git clone" in line for line in first)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_lines_are_wrapped(page):
+    assert [(number, line) for number, line in prose(page) if len(line) > 100] == []
+
+
+RIDDLES = re.compile(
+    r"\b(houses?|rooms?|doors?|judges?|judged|judging|judgements?|beside|owes?|owed|in vain|rehears\w*|faults?)\b",
+    re.IGNORECASE,
+)
+"""Words that stand for a term of the field: package, interface, evaluate, besides, pending, unused, dry run, bug."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_words_are_those_of_the_field(page):
+    text = re.sub(r"`[^`]*`", "", "\n".join(line for _, line in prose(page)))
+    assert RIDDLES.findall(text) == []
+
+
+def modules_and_scripts(page: Path) -> set[str]:
+    text = page.read_text(encoding="utf-8")
+    modules = {
+        f"{name.replace('.', '/')}" for name in re.findall(r"python -m ((?:benchmarks|tools|datasets)[\w.]*)", text)
+    }
+    return modules | set(re.findall(r"(?<![\w/.<>])((?:benchmarks|cfgs)/[\w./-]+\.(?:py|sh|yaml|json))", text))
+
+
+NOT_YET = {"benchmarks/results/ops-gpu.json", "benchmarks/results/embed-gpu.json"}  # written on a machine with a GPU
+PUBLISHED = ("cfgs/fewshot.yaml", "cfgs/linear-svm/", "cfgs/fine-tuning/", "cfgs/pretrain.yaml", "cfgs/segmentation/")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def test_commands_name_files_that_exist(page):
+    for name in modules_and_scripts(page) - NOT_YET:
+        there = [ROOT / name, ROOT / f"{name}.py", ROOT / name / "__main__.py"]
+        published = name.startswith(PUBLISHED) and name.count("/") <= 2
+        assert published or any(path.exists() for path in there), name

@@ -92,7 +92,8 @@ def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:
     """Return what --way, --shot and --fold say to the data-set entries of a recipe."""
     if args.way == -1:
         return []
-    entries = [name for name in ("train", "val", "test") if name in (read_recipe(path, OLD_NAMES).get("dataset") or {})]
+    sets = read_recipe(path, OLD_NAMES).get("dataset") or {}
+    entries = [name for name in ("train", "val", "test") if sets.get(name) is not None]
     return [f"dataset.{entry}.{key}={getattr(args, key)}" for entry in entries for key in ("way", "shot", "fold")]
 
 
