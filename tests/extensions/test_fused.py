@@ -40,11 +40,11 @@ def test_steps_agree_in_half_precision(points, dtype):
     agree((5, 8, *TINY), points=points, dtype=dtype)
 
 
-def test_programs_of_several_tiles_agree(monkeypatch):
+def test_programs_of_several_tiles_agree():
     """Sums run over tiles inside a program, then over programs; the last program has fewer tiles, the last tile fewer groups."""
-    monkeypatch.setattr(launch, "PROGRAMS", 2)
-    agree((27, 8, *TINY), points=True)
-    agree((27, 8, *TINY), points=False)
+    with launch.programs(2):
+        agree((27, 8, *TINY), points=True)
+        agree((27, 8, *TINY), points=False)
 
 
 @pytest.mark.slow
@@ -151,6 +151,8 @@ def as_if_on_a_gpu(monkeypatch):
     monkeypatch.setattr(check, "differences", lambda *args, **options: run(*args, **options | {"device": DEVICE}))
     monkeypatch.setattr(check.torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(check.torch.cuda, "device", lambda device: torch.no_grad())
+    monkeypatch.setattr(check.torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(check.torch.cuda, "synchronize", lambda device: None)
     monkeypatch.delenv("M2AE_FUSED", raising=False)
     monkeypatch.delenv("M2AE_OPS", raising=False)
     decided = check._reason_against
@@ -198,6 +200,35 @@ def test_kernels_that_do_not_work_are_one_warning(as_if_on_a_gpu, caplog, broken
         else r"differ from the plain form in back to the joined[1] by"
     )
     assert "using the plain mini-PointNet on cuda" in record.getMessage() and expected in record.getMessage()
+
+
+def test_devices_with_too_few_registers_take_the_plain_form(as_if_on_a_gpu):
+    as_if_on_a_gpu.setattr(check.torch.cuda, "get_device_capability", lambda device: (7, 5))
+    as_if_on_a_gpu.setattr(check, "_reason_against", lambda *key: pytest.fail("nothing is to be compiled"))
+    assert not fused_ready(**kind()) and not fused_ready(**kind(dtype=torch.float16))
+
+
+@pytest.mark.parametrize("k", [1, 3, 16, 128])
+def test_what_is_compared_has_programs_of_several_tiles(as_if_on_a_gpu, k):
+    """As in training: a loop over one tile alone would say nothing of the others."""
+    tiles = []
+    plan = launch.tiles_of_program
+    as_if_on_a_gpu.setattr(launch, "tiles_of_program", lambda *args: tiles.append(plan(*args)) or tiles[-1])
+    assert fused_ready(**kind(k=k))
+    assert len(tiles) >= 6 and min(tiles) >= 2
+    assert launch.PROGRAMS.get() == 1024
+
+
+def test_a_device_that_a_kernel_has_broken_is_an_error(as_if_on_a_gpu):
+    """An illegal access stays: the plain form would fail as well, and every later call with it."""
+
+    def broken(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    as_if_on_a_gpu.setattr(launch, "join_backward", broken)
+    as_if_on_a_gpu.setattr(check.torch.cuda, "synchronize", broken)
+    with pytest.raises(RuntimeError, match=r"left cuda unusable for this process .*start again with M2AE_FUSED=off"):
+        fused_ready(**kind())
 
 
 def test_nothing_is_compared_while_a_graph_is_captured(as_if_on_a_gpu, caplog):

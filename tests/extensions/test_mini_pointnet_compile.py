@@ -1,4 +1,7 @@
-"""The Triton kernels compile to machine code for Hopper and Blackwell at the sizes of the recipes; no GPU is needed."""
+"""The Triton kernels compile to machine code for devices that are not here, at all sizes that the recipes ship.
+
+What is compiled is what training runs: numbers of groups and of tiles are no part of a compiled kernel.
+"""
 
 import json
 import os
@@ -7,90 +10,82 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+from extensions.m2ae_ops.private.fused.limits import LARGEST_GROUP
+from models import build_model
+from models.layers.embed import PatchEmbed
+from tests.test_recipes import RECIPES, load
+
 ROOT = Path(__file__).parents[2]
-# Kernels compile in a process of their own: Triton is not to be in its interpreter there.
-SCRIPT = """
-import json, os, subprocess, sys
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.backends import nvidia
-from triton.compiler import ASTSource
-from extensions.m2ae_ops.private.fused import backward, check, forward, launch
-from extensions.m2ae_ops.reference import embedding as reference
-
-TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.uint8: "*u8", torch.float64: "*fp64"}
-capability, dtype, sizes, points = json.loads(sys.argv[1])
-calls = []
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+"""KiB of shared memory that a block may have, by compute capability (CUDA C++ programming guide, technical specifications)."""
+STACK = 512  # bytes a thread may keep outside of its registers
+KERNELS = {"peak_kernel", "join_kernel", "winners_kernel", "join_backward_kernel", "members_backward_kernel"}
+CAPABILITIES = pytest.mark.parametrize("capability", list(SHARED))
 
 
-class Launched:
-    # Takes the place of a kernel: keeps what it is launched with.
-    def __init__(self, kernel):
-        self.kernel = kernel
+def compiled(capability: int, kinds: list, folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """Return what the kernels of each kind use, by kind and name; in a process without Triton's interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-m", "tests.extensions.fused_compile", json.dumps([capability, kinds])]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    rows = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert [row["kind"] for row in rows] == kinds
+    return {json.dumps(row["kind"]): row["kernels"] for row in rows}
 
-    def __getitem__(self, grid):
-        return lambda *args, **options: calls.append((self.kernel, dict(zip(self.kernel.arg_names, args)) | options))
+
+def shipped() -> list[list]:
+    """Return the kinds of mini-PointNet of all recipes of full size: (dtype, (k, A, W, C, D), of points)."""
+    kinds = set()
+    for path in RECIPES:
+        config = load(path).model
+        with torch.device("meta"):
+            model = build_model(config)
+        sizes = getattr(config, "group_sizes", None) or [config.group_size]
+        embeds = [module for module in model.modules() if type(module) is PatchEmbed]
+        for embed, k in zip(embeds, sizes, strict=False):
+            (lift, *others), _ = embed.layers()
+            A, P = lift.weight.flatten(1).shape
+            if A >= 96:  # smaller ones are for tests and laptops
+                kinds.add((k, A, *(len(layer.weight) for layer in others), P == 3))
+    return [["bfloat16", list(sizes), points] for *sizes, points in sorted(kinds)]
 
 
-for module in (forward, backward):
-    for name in [name for name in vars(module) if name.endswith("_kernel")]:
-        setattr(module, name, Launched(getattr(module, name)))
-torch.cuda.get_device_capability = lambda device: (capability // 10, 0)
-torch.Tensor.is_cuda = property(lambda self: True)
-check.differences(launch, reference, sizes, points=points, dtype=getattr(torch, dtype), device="cpu")
-
-found = {}
-for kernel, bound in calls:
-    constants = {p.name for p in kernel.params if p.is_constexpr}
-    signature, values, attributes = {}, {}, {}
-    for place, name in enumerate(kernel.arg_names):
-        value = bound[name]
-        if name in constants:
-            signature[name], values[(place,)] = "constexpr", value
-            continue
-        signature[name] = TYPES[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-        if isinstance(value, torch.Tensor) or value % 16 == 0:
-            attributes[(place,)] = [["tt.divisibility", 16]]
-    options = {name: bound[name] for name in ("num_warps", "num_stages") if name in bound}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-    code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    path = os.path.join(os.environ["TRITON_CACHE_DIR"], "kernel.cubin")
-    open(path, "wb").write(code.asm["cubin"])
-    tool = os.path.join(os.path.dirname(nvidia.__file__), "bin", "cuobjdump")
-    usage = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
-    stack = int(usage.split("STACK:")[1].split()[0])
-    found.setdefault(kernel.__name__, []).append([code.metadata.shared, stack, "tf32" in code.asm["ptx"]])
-print(json.dumps(found))
-"""
+def worst(kernels: dict[str, list[dict]], what: str) -> tuple[int, str]:
+    return max((use[what], name) for name, uses in kernels.items() for use in uses)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [90, 100])
-@pytest.mark.parametrize(
-    ("dtype", "sizes", "points"),
-    [
-        ("bfloat16", (64, 16, 128, 256, 512, 96), True),
-        ("bfloat16", (64, 8, 192, 192, 384, 384), False),
-        ("bfloat16", (64, 7, 16, 24, 20, 18), True),
-        ("float32", (64, 32, 128, 256, 512, 384), True),
-        ("float32", (64, 8, 96, 96, 192, 192), False),
-    ],
-)
-def test_kernels_compile(capability, dtype, sizes, points, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    order = json.dumps([capability, dtype, sizes, points])
-    answer = subprocess.run([sys.executable, "-c", SCRIPT, order], capture_output=True, text=True, env=environment)
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    found = json.loads(answer.stdout)
-    others = {"moments_kernel"} if points else {"column_kernel", "norm_backward_kernel"}
-    kernels = {"peak_kernel", "join_kernel", "winners_kernel", "join_backward_kernel", "members_backward_kernel"}
-    assert set(found) == kernels | others
-    for name, uses in found.items():
-        for shared, stack, tf32 in uses:
-            assert shared <= 227 * 1024, f"{name} wants more shared memory than a multiprocessor has"
-            assert stack <= 512, f"{name} keeps {stack} bytes a thread outside of its registers"
-            assert not tf32, f"{name} rounds float32 to TF32"
+@CAPABILITIES
+def test_shipped_sizes_fit(capability, tmp_path):
+    kinds = shipped()
+    assert ["bfloat16", [16, 128, 256, 512, 96], True] in kinds and len(kinds) >= 10
+    for kind, kernels in compiled(capability, kinds, tmp_path).items():
+        others = {"moments_kernel"} if json.loads(kind)[2] else {"column_kernel", "norm_backward_kernel"}
+        assert set(kernels) == KERNELS | others
+        assert worst(kernels, "shared")[0] <= SHARED[capability] * 1024, f"{kind}: {worst(kernels, 'shared')}"
+        assert worst(kernels, "stack")[0] <= STACK, f"{kind}: {worst(kernels, 'stack')}"
+
+
+@pytest.mark.slow
+@CAPABILITIES
+def test_allowed_sizes_compile(capability, tmp_path):
+    """Odd sizes, the largest groups, all dtypes. Where a device has too little shared memory, the first use finds it out."""
+    kinds = [
+        ["bfloat16", [7, 16, 24, 20, 18], True],
+        ["bfloat16", [1, 130, 65, 33, 17], False],
+        ["float16", [65, 128, 256, 512, 384], True],
+        ["bfloat16", [LARGEST_GROUP, 128, 256, 512, 384], True],
+        ["float32", [32, 128, 256, 512, 384], True],
+        ["float32", [8, 96, 96, 192, 192], False],
+    ]
+    found = compiled(capability, kinds, tmp_path)
+    for kind, kernels in found.items():
+        assert not worst(kernels, "tf32")[0], f"{kind} rounds float32 to TF32"
+    largest = worst(found[json.dumps(kinds[3])], "shared")[0]
+    assert (largest <= SHARED[capability] * 1024) == (SHARED[capability] > 99)

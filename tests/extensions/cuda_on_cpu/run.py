@@ -40,8 +40,9 @@ class Outcome:
         lines = [
             line for line in self.said.splitlines() if line.startswith(("SUMMARY:", "==")) or "runtime error" in line
         ]
-        found = [*(self.totals or {}).get("differences", []), *(line for line in lines if "=====" not in line)]
-        return found[:10] or ([] if self.clean else [f"status {self.status}: {self.said[-2000:]}"])
+        reports = [line for line in lines if "=====" not in line]
+        found = [*reports[:5], *(self.totals or {}).get("differences", [])[:5]]
+        return found or ([] if self.clean else [f"status {self.status}: {self.said[-2000:]}"])
 
 
 def missing(variant: str) -> str | None:

@@ -141,7 +141,7 @@ struct Warp : Meeting {
 
 struct Block : Meeting {
   Dim index{};
-  unsigned rank = 0, threads = 0, started = 0, exited = 0;
+  unsigned rank = 0, threads = 0, exited = 0;
   bool votes[2] = {};
   unsigned char* arena = nullptr;
   size_t used = 0, declared = 0;
@@ -290,7 +290,6 @@ void run_all() {
           fiber->done = true, ++launch->exited;
           continue;
         }
-        ++fiber->block->started;
       }
       to_fiber(*fiber);
     }
@@ -399,7 +398,8 @@ void* map_to_block(void* address, unsigned rank) {
   TORCH_CHECK(rank < launch->blocks.size(), "emulator: the cluster has no block ", rank);
   Block& own = *running->block;
   const Block& other = launch->blocks[rank];
-  TORCH_CHECK(other.started == other.threads && other.exited == 0, "emulator: shared memory of a block that does not run");
+  // Only a meeting of the cluster says that all of its blocks run.
+  TORCH_CHECK(launch->cluster.generation > 0 && other.exited == 0, "emulator: shared memory of a block that may not run");
   const auto offset = static_cast<unsigned char*>(address) - own.arena;
   TORCH_CHECK(offset >= 0 && size_t(offset) < own.used, "emulator: the address mapped to another block is not in shared memory");
   return other.arena + offset;

@@ -19,13 +19,13 @@ from .device import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "tiles"])
 def winners_kernel(
-    grad, winners, source, lift, norm, partial, groups, K, A: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr,
+    grad, winners, source, lift, norm, partial, groups, tiles, K, A: tl.constexpr, D: tl.constexpr,
     K2: tl.constexpr, BM: tl.constexpr, BA: tl.constexpr, BD: tl.constexpr, POINTS: tl.constexpr, SPLIT: tl.constexpr,
     EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """Sum the gradient of a maximum times the row that won it, over TILES tiles: (programs, 1, D, A), of relu(norm(x)).
+    """Sum the gradient of a maximum times the row that won it, over `tiles` tiles: (programs, 1, D, A), of relu(norm(x)).
 
     SPLIT: (programs, 2, D, A), of x - mean and of 1, both where the ReLU lets through.
     """
@@ -38,8 +38,8 @@ def winners_kernel(
     dtype = grad.dtype.element_ty
     total = tl.zeros((BD, BA), tl.float32)
     passed = tl.zeros((BD, BA), tl.float32)
-    for step in range(TILES):
-        tile = program * TILES + step
+    for step in range(tiles):
+        tile = program * tiles + step
         first, group, row, member, valid = locate(tile, groups, K, K2, BM)
         sent = tl.trans(spread(grad, winners, first, group, member, valid, out, D))
         x = load_first(source, lift, first * K, row, valid, col, A, POINTS)
@@ -57,13 +57,13 @@ def winners_kernel(
         tl.store(at + D * A, passed, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "tiles"])
 def join_backward_kernel(
-    grad, winners, last, joined, norm, source, lift, first_norm, partial, to_groups, groups, K, A: tl.constexpr,
-    C: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr, K2: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    grad, winners, last, joined, norm, source, lift, first_norm, partial, to_groups, groups, tiles, K, A: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, K2: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
     BA: tl.constexpr, BD: tl.constexpr, POINTS: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the weight of the joined rows, over TILES tiles (programs, C, A), and of what is common to a group (G, C)."""
+    """Gradients of the weight of the joined rows, over `tiles` tiles (programs, C, A), and of what is common to a group (G, C)."""
     across: tl.constexpr = (A + BA - 1) // BA
     down: tl.constexpr = (C + BC - 1) // BC
     block = tl.program_id(0) % (across * down)
@@ -72,8 +72,8 @@ def join_backward_kernel(
     col = (block // across) * BC + tl.arange(0, BC)
     dtype = last.dtype.element_ty
     total = tl.zeros((BC, BA), tl.float32)
-    for step in range(TILES):
-        tile = program * TILES + step
+    for step in range(tiles):
+        tile = program * tiles + step
         first, group, row, member, valid = locate(tile, groups, K, K2, BM)
         x = load_rows(joined, first * K, row, valid, col, C)
         change = joined_gradient(
@@ -91,16 +91,15 @@ def join_backward_kernel(
     tl.store(at, total, mask=(col < C)[:, None] & (mid < A)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "tiles"])
 def members_backward_kernel(
     grad, winners, last, joined, norm, from_hidden, pooled_grad, pooled_winners, widen, source, lift, first_norm,
-    to_rows, partial, groups, K, A: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr, TILES: tl.constexpr,
-    K2: tl.constexpr, BM: tl.constexpr, BA: tl.constexpr,
-    BC: tl.constexpr, BD: tl.constexpr, POINTS: tl.constexpr, EMULATED: tl.constexpr,
+    to_rows, partial, groups, tiles, K, A: tl.constexpr, C: tl.constexpr, D: tl.constexpr, W: tl.constexpr,
+    K2: tl.constexpr, BM: tl.constexpr, BA: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr, POINTS: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """Carry the gradient g to before the first ReLU, along both ways that leave the hidden rows.
 
-    Points: g is not stored, only the sums of g * (x, y, z, 1) over TILES tiles, (programs, 4, A). Else: g (R, A), and the sums of g and
+    Points: g is not stored, only the sums of g * (x, y, z, 1) over `tiles` tiles, (programs, 4, A). Else: g (R, A), and the sums of g and
     of g * (value - mean), (programs, 2, A).
     """
     across: tl.constexpr = (A + BA - 1) // BA
@@ -111,8 +110,8 @@ def members_backward_kernel(
     sum_1 = tl.zeros((BA,), tl.float32)
     sum_2 = tl.zeros((BA,), tl.float32)
     sum_3 = tl.zeros((BA,), tl.float32)
-    for step in range(TILES):
-        tile = program * TILES + step
+    for step in range(tiles):
+        tile = program * tiles + step
         first, group, row, member, valid = locate(tile, groups, K, K2, BM)
         total = tl.zeros((BM, BA), tl.float32)
         for start in range(0, C, BC):
@@ -148,7 +147,7 @@ def members_backward_kernel(
         tl.store(at + 3 * A, sum_3, mask=mid < A)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def norm_backward_kernel(
     flow, x, norm, change, rows, A: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, EMULATED: tl.constexpr
 ):

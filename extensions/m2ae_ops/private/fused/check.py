@@ -16,8 +16,12 @@ from ...reference import embedding as reference
 from .limits import KERNEL_DTYPES, LARGEST_GROUP, has_triton
 
 MODES = ("auto", "on", "off")
+OLDEST_DEVICE = (8, 0)
+"""Compute capability from which the kernels serve: on 7.5 they keep kilobytes a thread outside of its registers."""
 BOUNDS = {torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}
 """Largest relative difference (of norms; of winners the share) that is put down to rounding."""
+GROUPS, TILE, FEW_PROGRAMS = 21, 512, 2
+"""What the first use compares: groups, and members more, in so few programs that each takes several tiles of at most 128 slots."""
 logger = logging.getLogger("m2ae_ops")
 
 
@@ -27,16 +31,21 @@ def fused_ready(
     """Return whether the kernels serve a mini-PointNet of these widths (A, W, C, D) with products in `dtype`.
 
     The first question for each such kind, device and k compiles the kernels and compares each of them with its plain form on a few
-    groups; where that fails, one warning says why and the answer stays False. While a CUDA graph is captured nothing can be
-    compared: what was not asked before is answered with False, and asked again later.
+    groups, in programs of several tiles; numbers of groups and tiles are no part of what is compiled, so these are the kernels that
+    training runs. Where that fails (also where a device has too little shared memory for groups so large), one warning says why and the
+    answer stays False. While a CUDA graph is captured nothing can be compared: what was not asked before is answered with False, and
+    asked again later. Devices before compute capability 8.0 have too few registers for these kernels.
 
     Raises:
         ValueError: M2AE_FUSED is not one of MODES.
+        RuntimeError: a kernel has left the device unusable for this process.
     """
     if device.type != "cuda" or dtype not in KERNEL_DTYPES or not 1 <= k <= LARGEST_GROUP or not has_triton():
         return False
     setting = mode()
     if setting == "off" or (setting == "auto" and dtype == torch.float32):
+        return False
+    if torch.cuda.get_device_capability(device) < OLDEST_DEVICE:
         return False
     try:
         reason = _reason_against(device, dtype, widths, points, k)
@@ -72,18 +81,34 @@ def _reason_against(device, dtype, widths, points, k) -> str | None:
     try:
         from . import launch  # here, since it imports Triton
 
-        with torch.cuda.device(device):
-            found = differences(launch, reference, (21, k, *widths), points=points, dtype=dtype, device=device)
+        with torch.cuda.device(device), launch.programs(FEW_PROGRAMS):
+            sizes = (GROUPS + TILE // k, k, *widths)
+            found = differences(launch, reference, sizes, points=points, dtype=dtype, device=device)
         if wrong := {name: error for name, error in found.items() if not error <= BOUNDS[dtype]}:
             reason = "they differ from the plain form in " + ", ".join(f"{n} by {e:.1e}" for n, e in wrong.items())
-    except Exception as error:  # whatever compiler, driver or device object to: the plain form serves as well
+    except Exception as error:  # whatever compiler, driver or device object to
         reason = f"{type(error).__name__}: {error}"
+        _check_device(device, reason)
     if reason is not None:
         logger.warning(
             "using the plain mini-PointNet on %s (%s, widths %s, groups of %d), since its kernels do not work here: %s",
             device, dtype, widths, k, reason,
         )  # fmt: skip
     return reason
+
+
+def _check_device(device: torch.device, reason: str) -> None:
+    """Raise where no other form serves either: an illegal access stays with a process to its end.
+
+    Raises:
+        RuntimeError: the device answers with an error.
+    """
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"the fused mini-PointNet has left {device} unusable for this process ({reason}); start again with M2AE_FUSED=off"
+        ) from error
 
 
 @torch.no_grad()

@@ -17,14 +17,14 @@ from .device import (
 )
 
 
-@triton.jit
-def moments_kernel(points, partial, rows, TILES: tl.constexpr, BM: tl.constexpr):
-    """Sum the products of (x, y, z, 1) with itself over the rows of TILES tiles, in float64: (programs, 4, 4)."""
+@triton.jit(do_not_specialize=["rows", "tiles"])
+def moments_kernel(points, partial, rows, tiles, BM: tl.constexpr):
+    """Sum the products of (x, y, z, 1) with itself over the rows of `tiles` tiles, in float64: (programs, 4, 4)."""
     program = tl.program_id(0)
     col = tl.arange(0, 4)
     total = tl.zeros((4, 4), tl.float64)
-    for step in range(TILES):
-        start = (program * TILES + step).to(tl.int64) * BM
+    for step in range(tiles):
+        start = (program * tiles + step).to(tl.int64) * BM
         row = tl.arange(0, BM)
         valid = start + row < rows
         at = points + start * 3 + (row[:, None] * 3 + col[None, :])
@@ -34,16 +34,16 @@ def moments_kernel(points, partial, rows, TILES: tl.constexpr, BM: tl.constexpr)
     tl.store(partial + program * 16 + col[:, None] * 4 + col[None, :], total)
 
 
-@triton.jit
-def column_kernel(x, partial, rows, A: tl.constexpr, TILES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """Gather the moments of columns of x (rows, A) over TILES tiles: (programs, 4, A)."""
+@triton.jit(do_not_specialize=["rows", "tiles"])
+def column_kernel(x, partial, rows, tiles, A: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """Gather the moments of columns of x (rows, A) over `tiles` tiles: (programs, 4, A)."""
     blocks: tl.constexpr = (A + BN - 1) // BN
     program = tl.program_id(0) // blocks
     col = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
     count = 0.0
     pivot, sums, squares = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
-    for step in range(TILES):
-        start = (program * TILES + step).to(tl.int64) * BM
+    for step in range(tiles):
+        start = (program * tiles + step).to(tl.int64) * BM
         row = tl.arange(0, BM)
         valid = start + row < rows
         value = load_rows(x, start, row, valid, col, A)
@@ -51,7 +51,7 @@ def column_kernel(x, partial, rows, A: tl.constexpr, TILES: tl.constexpr, BM: tl
     store_moments(partial, program, count, pivot, sums, squares, col, A)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def peak_kernel(
     source, lift, norm, weight, best, winners, groups, K, A: tl.constexpr, N: tl.constexpr, K2: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, POINTS: tl.constexpr, EMULATED: tl.constexpr,
@@ -80,10 +80,10 @@ def peak_kernel(
     tl.store(winners + first * N + at, who.to(tl.uint8), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups", "tiles"])
 def join_kernel(
-    source, lift, norm, weight, offsets, joined, partial, groups, K, A: tl.constexpr, C: tl.constexpr,
-    TILES: tl.constexpr, K2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, POINTS: tl.constexpr,
+    source, lift, norm, weight, offsets, joined, partial, groups, tiles, K, A: tl.constexpr, C: tl.constexpr,
+    K2: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, POINTS: tl.constexpr,
     STATS: tl.constexpr, EMULATED: tl.constexpr,
 ):  # fmt: skip
     """Normalise, ReLU, multiply, add what is common to the group: joined (R, C), and the moments of its columns."""
@@ -93,8 +93,8 @@ def join_kernel(
     dtype = joined.dtype.element_ty
     count = 0.0
     pivot, sums, squares = tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32), tl.zeros((BN,), tl.float32)
-    for step in range(TILES):
-        tile = program * TILES + step
+    for step in range(tiles):
+        tile = program * tiles + step
         first, group, row, _, valid = locate(tile, groups, K, K2, BM)
         total = load_rows(offsets, first, group, valid, col, C)
         for start in range(0, A, BK):

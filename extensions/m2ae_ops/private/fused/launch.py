@@ -4,7 +4,10 @@ Sums over rows are float32 inside a program, which takes its tiles in order, and
 the same bits at every run. On CPU tensors the kernels run under TRITON_INTERPRET=1, for the tests.
 """
 
+import contextlib
+import contextvars
 import math
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -13,7 +16,8 @@ from torch import Tensor
 from . import backward, forward
 from .limits import LARGEST_GROUP
 
-PROGRAMS = 1024  # that share the rows of a sum, about: several for each multiprocessor
+# How many programs share the rows of a sum, about: several for each multiprocessor.
+PROGRAMS = contextvars.ContextVar("PROGRAMS", default=1024)
 WARPS = 8
 # Slots of a tile and columns of blocks, for operands of 2 and of 4 bytes. Products of float32 take their operands through registers,
 # so that larger blocks spill; and with 64 rows of a result, Triton 3.6 would hand them to Blackwell's tensor cores as TF32, whatever
@@ -27,9 +31,24 @@ SIZES = {
 }
 
 
+@contextlib.contextmanager
+def programs(count: int) -> Iterator[None]:
+    """Let another number of programs share the rows of a sum, so that few rows make programs of several tiles."""
+    token = PROGRAMS.set(count)
+    try:
+        yield
+    finally:
+        PROGRAMS.reset(token)
+
+
 def tiles_of_program(tiles: int, blocks: int) -> int:
-    """Return how many tiles a program sums over: a power of two, since each number is a kernel of its own."""
-    return triton.next_power_of_2(triton.cdiv(tiles, max(PROGRAMS // blocks, 1)))
+    """Return how many tiles a program sums over."""
+    return triton.cdiv(tiles, max(PROGRAMS.get() // blocks, 1))
+
+
+def _number(value: int, rows: Tensor) -> int | triton.language.constexpr:
+    """Return a number for a kernel to count to, which the interpreter does not take as an argument but as a constant."""
+    return value if rows.is_cuda else triton.language.constexpr(value)
 
 
 class Plan:
@@ -60,7 +79,7 @@ class Plan:
         self.programs = triton.cdiv(tiles, per)
         self.grid = (self.programs * blocks,)
         self.options = {"groups": self.groups, "K": k, "K2": each, "BM": slots, **fitted, "num_warps": WARPS}
-        self.options |= {"EMULATED": not rows.is_cuda} | ({"TILES": per} if summed else {})
+        self.options |= {"EMULATED": not rows.is_cuda} | ({"tiles": _number(per, rows)} if summed else {})
 
 
 def _origin(source: Tensor, lift: Tensor | None) -> dict:
@@ -86,7 +105,9 @@ def point_moments(points: Tensor) -> Tensor:
     tiles = triton.cdiv(len(points), size)
     per = tiles_of_program(tiles, 1)
     partial = points.new_empty((triton.cdiv(tiles, per), 4, 4), dtype=torch.float64)
-    forward.moments_kernel[(len(partial),)](points, partial, len(points), TILES=per, BM=size, num_warps=4)
+    forward.moments_kernel[(len(partial),)](
+        points, partial, len(points), tiles=_number(per, points), BM=size, num_warps=4
+    )
     return partial.sum(0)
 
 
@@ -97,7 +118,9 @@ def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     per = tiles_of_program(tiles, blocks)
     programs = triton.cdiv(tiles, per)
     partial = x.new_empty((programs, 4, width), dtype=torch.float32)
-    forward.column_kernel[(programs * blocks,)](x, partial, rows, A=width, TILES=per, BM=size, BN=size, num_warps=4)
+    forward.column_kernel[(programs * blocks,)](
+        x, partial, rows, A=width, tiles=_number(per, x), BM=size, BN=size, num_warps=4
+    )
     return _combine(partial)
 
 
