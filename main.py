@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
+from utils import errors
 from utils.config.cli import parse_args
+from utils.environment import settle_environment
 from utils.errors import UserError
 
 Results = dict[str, float]  # what a run was worth, by what it is
@@ -24,16 +25,8 @@ def run_command(
     Bad input and full or read-only disks are one message on stderr and the status 2.
     """
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        return _open(parse(argv), dispatch)
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        print(f"error: {error}" + ("" if isinstance(error, UserError) else " (--debug shows where)"), file=sys.stderr)
-        return 2
+    settle_environment()
+    return errors.run_command(lambda: _open(parse(argv), dispatch), debug="--debug" in argv)
 
 
 def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from datasets.preparing import parser as flags
+from utils.environment import settle_environment
 from utils.errors import UserError, printable, run_command, say, stop_signals, suggest
 from utils.log import console
 
@@ -16,6 +17,7 @@ from utils.log import console
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, missing data or bad files, 128 + signal when stopped."""
     args = _parser().parse_args(argv)
+    settle_environment()
     with stop_signals(), console(logging.WARNING):
         return run_command(lambda: args.run(args), debug=args.debug, stopped="the same command goes on from here")
 

@@ -11,11 +11,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from models.registry import MODELS
+from utils.checkpoints import check_weights, find_weights
 from utils.errors import UserError
 from utils.files import read_checkpoint
-
-# Where the published programs, and ours, keep the weights inside a checkpoint.
-_CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
 
 
 @dataclass
@@ -37,18 +35,8 @@ class LoadReport:
 
 
 def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint or bare state dict and strip the wrappers `module.` and `base_model.` from its keys."""
-    weights = next((checkpoint[name] for name in _CONTAINERS if isinstance(checkpoint.get(name), Mapping)), checkpoint)
-    tensors = {
-        key.replace("module.", "").removeprefix("base_model."): value
-        for key, value in weights.items()
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise UserError(
-            f"checkpoint: holds no tensors under {', '.join(_CONTAINERS)} or at its top level; is it a model checkpoint?"
-        )
-    return tensors
+    """Find the weights in a checkpoint or bare state dict, without the wrappers of their keys (`utils.checkpoints`)."""
+    return find_weights(checkpoint)
 
 
 def averaged(checkpoint: Mapping) -> dict[str, Mapping]:
@@ -120,6 +108,7 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
             "Give a checkpoint of this method, or its config with --config."
         )
     _check_shapes(where, kind, own, weights, report.used)
+    check_weights(where, weights, report.used)
 
     allowed = (*getattr(model, "missing_keys", ()), *allow_missing)
     report.missing = [key for key in own if key not in weights]

@@ -16,6 +16,7 @@ from datasets.formats.cloud_files import BadFiles, cloud_files
 from datasets.formats.points import check_up
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
 from utils.device import choose_device
+from utils.environment import settle_environment
 from utils.errors import UserError, run_command, stop_signals
 from utils.files import explain_write, write_atomic
 from utils.log import console
@@ -27,6 +28,7 @@ _LOG = logging.getLogger("m2ae.embed")
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 2 for bad input, which is one message on stderr, 128 + signal when stopped."""
     args = _arguments(argv)
+    settle_environment()
     with stop_signals(), console():
         return run_command(partial(_run, args), debug=args.debug)
 

@@ -127,17 +127,7 @@ def open_embedder(
     _LOG.info("%s: %s", ckpts, report)
     placing = _placing(resolved) if normalize is None else ("sphere" if normalize else "stored")
     device = torch.device(device)
-    _check_finite(ckpts, model)
     return Embedder(model.eval().to(device), resolved, device, placing)
-
-
-def _check_finite(ckpts: str | Path, model: nn.Module) -> None:
-    wrong = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor).all()]
-    if wrong:
-        raise UserError(
-            f"{ckpts}: {len(wrong)} of its tensors hold NaN or infinities, first {wrong[0]}; the training that wrote them failed: "
-            "use an earlier checkpoint, or copy it again"
-        )
 
 
 def embed_files(

@@ -1,6 +1,5 @@
 """Pre-training: epochs of masking and rebuilding, each followed by a linear SVM on what the encoder learned."""
 
-import json
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from tools.svm import LinearProbe
 from tools.train import Display, Trainer, Values, last_epoch
 from utils.dist import is_main
 from utils.files import save_checkpoint
+from utils.metrics_log import read_rows
 
 # What a model returns under these names is a scalar of the step and goes into the log.
 LOGGED = ("loss", "log_")
@@ -162,14 +162,14 @@ class Pretraining(Session):
 
     def conclude(self, state: RunState) -> dict[str, float]:
         """Log and return what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
-        lines = (self.run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = read_rows(self.run.folder / "metrics.jsonl")
         evaluated = [row for row in rows if row["kind"] == "svm"]
         compared = {
             "random weights": evaluated[:1] if evaluated and evaluated[0]["epoch"] is None else [],
             "pre-trained": evaluated[-1:],
         }
-        results = {"loss x 1000, last epoch": 1000 * [row["loss"] for row in rows if row["kind"] == "epoch"][-1]}
+        losses = [row["loss"] for row in rows if row["kind"] == "epoch" and row.get("loss") is not None]
+        results = {"loss x 1000, last epoch": 1000 * losses[-1]} if losses else {}
         for name, found in compared.items():
             for row in found:
                 text = f"{name:>14}: linear SVM on {row['data']} {100 * row['accuracy']:.1f} % at C {row['C']:g}"

@@ -11,6 +11,7 @@ from tools.optim import build_optimizer
 from tools.run_state import RunState
 from tools.train import StopRequest, Task, Trainer
 from utils.dist import is_main
+from utils.errors import UserError
 from utils.log import MetricsWriter
 
 
@@ -50,6 +51,11 @@ def run_session(session: Session) -> dict[str, float]:
     run = session.run
     batches = run.batches(session.clouds, run.config.total_bs, shard=run.args.shard_set)
     state = open_state(run, session.model, ema=session.ema)
+    if state.pending["step"] >= max(len(batches), 1) and state.pending["step"]:
+        raise UserError(
+            f"{run.folder / 'ckpt-last.pth'}: has done {state.pending['step']} steps of an epoch, which has {len(batches)} now; resume "
+            "with the clouds and the batch size of the run"
+        )
     if is_main():
         session.open_evaluation()
     writer = open_metrics(run, state)

@@ -7,6 +7,7 @@ none of its numbers; it may be left out.
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -126,18 +127,24 @@ class Task:
 
 
 class StopRequest:
-    """Remember SIGTERM and Ctrl-C until the loop reaches a point where it can save.
+    """Remember signals that ask to stop until the loop reaches a point where it can save.
 
-    Use as a context manager; a second Ctrl-C interrupts at once.
+    Those are Ctrl-C, SIGTERM, SIGHUP of a terminal that closes, and SIGUSR1 and SIGUSR2 of schedulers whose time is up. Use as a
+    context manager; a second Ctrl-C interrupts at once. Outside the main thread, which alone may have handlers, nothing is heard.
     """
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
     def __init__(self):
         self.signal_number = 0
         self._previous = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in (getattr(signal, name) for name in self.names if hasattr(signal, name)):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup has SIGHUP ignored
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_) -> None:
@@ -163,7 +170,8 @@ class EpochLog:
     """Collect the scalars of an epoch on the device and hand them out at intervals, with one synchronisation each.
 
     Args:
-        flush: called with (step of the first row, list of dicts of floats) every `every` steps and at the end.
+        flush: called with (step of the first row, list of dicts of floats) at each multiple of `every` steps of the epoch and at
+            the end; a run that goes on in the middle keeps to these multiples.
         rows: rows of this epoch from before an interruption.
 
     Raises:
@@ -179,7 +187,7 @@ class EpochLog:
         """Add one step; nothing is read from the device until the interval is over."""
         scalars = [value.detach().to(torch.float64) for value in values.values()]
         self._window.append((torch.stack([*scalars, finite.to(torch.float64)]), list(values), rate))
-        if len(self._window) >= self._every:
+        if (len(self.rows) + len(self._window)) % self._every == 0:
             self.read()
 
     def read(self) -> None:
@@ -430,6 +438,8 @@ class Trainer:
         """Write `ckpt-last.pth`, after which the evaluations of these epochs are still to be done."""
         self.finish_pending()
         self.state.pending["evaluations"] = evaluations
+        if self.writer is not None:
+            self.writer.flush()  # what the checkpoint takes for written must be
         if is_main():
             checkpoint = self.snapshot()
             self.start(lambda: save_checkpoint(self.run.folder / "ckpt-last.pth", checkpoint))
@@ -446,7 +456,10 @@ class Trainer:
         for offset, row in enumerate(rows):
             for name, value in row.items():
                 self.writer.scalar(self.task.display.tag(name), value, epoch * self.steps + first + offset)
-        position = {"kind": "step", "epoch": epoch, "step": first + len(rows) - 1}
+        done = first + len(rows)
+        if done % self.run.config.log_every and done < self.steps:
+            return  # stopped between two rows: the run that goes on writes the next one
+        position = {"kind": "step", "epoch": epoch, "step": done - 1}
         self.writer.write({**position, **rows[-1], "samples_per_second": speed})
 
     def _write_epoch(self, epoch: int, log: EpochLog, seconds: float, speed: float) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without running anything that is in them."""
+"""Files that are written whole or not at all, and checkpoints, which are read without running anything that is in them."""
 
 import contextlib
 import errno
@@ -11,14 +11,22 @@ from typing import BinaryIO
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
+from utils.reading import check_file, explain_read, reading, reason
+from utils.untrusted import Refused, load_with_stand_ins
+
+AGAIN = "call the command again"
+RESUME = "start again with --resume"
 
 
-def write_atomic(path: str | Path, writer: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: str | Path, writer: Callable[[BinaryIO], object], again: str = AGAIN) -> None:
     """Write a file through a temporary one beside it, so that nobody ever sees half of it.
 
     `writer` gets a binary file object. A temporary file that a killed process left behind is overwritten by the next
     write; a path must have one writer at a time.
+
+    Args:
+        again: what to do once the disk has room, for messages.
 
     Raises:
         UserError: the folder is missing, read-only or full, and so on. What was there before is unchanged.
@@ -34,7 +42,7 @@ def write_atomic(path: str | Path, writer: Callable[[BinaryIO], object]) -> None
         _sync_folder(path.parent)
     except OSError as error:
         _discard(temporary)
-        raise UserError(explain_write(path, error)) from error
+        raise UserError(explain_write(path, error, again)) from error
     except BaseException:
         _discard(temporary)
         raise
@@ -58,37 +66,42 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def explain_write(path: Path, error: OSError) -> str:
+def explain_write(path: Path, error: OSError, again: str = AGAIN) -> str:
+    """Say why a file cannot be written, and what helps: `again` where the disk is full."""
+    path = Path(path)
     remedies = {
-        errno.ENOSPC: "the disk is full; free space and start again with --resume",
-        errno.EDQUOT: "the disk quota is used up; free space and start again with --resume",
-        errno.EROFS: "the file system is read-only; run in a folder that can be written",
-        errno.EACCES: "no permission to write there; change it or run in another folder",
-        errno.EPERM: "no permission to write there; change it or run in another folder",
+        errno.ENOSPC: f"the disk is full; free space and {again}",
+        errno.EDQUOT: f"the disk quota is used up; free space and {again}",
+        errno.EFBIG: f"the file would be larger than the limit of this system or user; raise it and {again}",
+        errno.EROFS: "the file system is read-only; name a folder that can be written",
+        errno.EACCES: "no permission to write there; change it or name another folder",
+        errno.EPERM: "no permission to write there; change it or name another folder",
         errno.ENOENT: "the folder does not exist; create it",
         errno.ENOTDIR: "a part of the path is a file; choose another folder",
+        errno.EEXIST: "a part of the path is a file; choose another folder",
         errno.EISDIR: "a folder of that name is in the way; move it",
+        errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
     }
-    reason = remedies.get(error.errno, f"{error.strerror or error}; check the folder")
-    return f"cannot write {path.name} in {path.parent}: {reason}"
+    why = remedies.get(error.errno, f"{error.strerror or error}; check the folder")
+    return f"cannot write {printable(path.name)} in {printable(path.parent)}: {why}"
 
 
-def save_checkpoint(path: str | Path, state: dict) -> None:
+def save_checkpoint(path: str | Path, state: dict, again: str = RESUME) -> None:
     """Write a dict of tensors, dicts, lists, numbers and strings, atomically.
 
     Raises:
         UserError: the file cannot be written; an earlier checkpoint of that name is unchanged.
     """
-    write_atomic(path, lambda file: _save(state, file))
+    write_atomic(path, lambda file: _save(state, file), again)
 
 
 def _save(state: dict, file: BinaryIO) -> None:
     try:
         torch.save(state, file)
     except RuntimeError as error:
-        # torch closes its archive after a failed write, and reports that instead of the full disk.
+        # torch closes its archive after a failed or interrupted write, and reports that instead of the cause.
         cause = error.__context__
-        while cause is not None and not isinstance(cause, OSError):
+        while cause is not None and isinstance(cause, RuntimeError):
             cause = cause.__context__
         raise cause or error from None
 
@@ -96,40 +109,74 @@ def _save(state: dict, file: BinaryIO) -> None:
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU, as plain data: code that a file may carry is never executed.
 
+    Objects besides plain data, such as the flags of another program, are left out, which is said. Files of `safetensors` are read too.
+
     Raises:
-        UserError: the file is missing, cut short, no checkpoint at all, or holds more than plain data.
+        UserError: the file is missing, cut short, damaged, no checkpoint at all, or asks for what runs programs.
     """
     path = Path(path)
-    _check_kind(path)
-    try:
-        with torch.serialization.safe_globals(_plain_numpy()):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(_explain_content(path, str(error))) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        # The reader meets damaged bytes with any of these.
-        reason = str(error).strip().split("\n")[0][:120]
-        raise UserError(f"{path}: is damaged or no torch checkpoint ({reason}); copy or download it again") from error
+    kind = _check_kind(path)
+    with reading(path, "a checkpoint"):
+        saved = _load_safetensors(path) if kind == "safetensors" else _load(path)
     if not isinstance(saved, dict):
-        raise UserError(f"{path}: holds a {type(saved).__name__}, expected a dict with weights; is it a checkpoint?")
+        raise UserError(
+            f"{path}: holds a {type(saved).__name__}, expected a dict with weights; is it a checkpoint? Save model.state_dict()"
+        )
     return saved
 
 
-def _check_kind(path: Path) -> None:
-    """Tell apart, by name and first bytes, what needs no attempt to load it."""
+def _load_safetensors(path: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
+
+
+def _load(path: Path) -> dict:
+    try:
+        with torch.serialization.safe_globals(_plain_numpy()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not any(mark in str(error) for mark in ("Unsupported global", "unsupported GLOBAL", "Unsupported class")):
+            raise UserError(
+                f"{path}: is damaged or no torch checkpoint, nothing in it was executed ({_said(error)}); copy or download it again"
+            ) from error
+    except OSError as error:
+        raise UserError(f"{path}: {explain_read(error)}") from error
+    except Exception as error:  # the reader meets damaged bytes with anything
+        raise UserError(
+            f"{path}: is damaged or no torch checkpoint ({reason(error)}); copy or download it again"
+        ) from error
+    try:
+        return load_with_stand_ins(path)
+    except Refused as error:
+        raise UserError(
+            f"{path}: holds the Python object {error} besides plain data; it was refused and nothing in the file was executed. Get the "
+            f"checkpoint from a source that you trust, or keep its tensors alone: python -m tools.weights clean {path} OUT.pth"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"{path}: is damaged or no torch checkpoint ({reason(error)}); copy or download it again"
+        ) from error
+
+
+def _said(error: Exception) -> str:
+    return str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0][:120]
+
+
+def _check_kind(path: Path) -> str:
+    """Tell apart, by name and first bytes, what needs no attempt to load it; returns "torch" or "safetensors"."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a checkpoint file in it, for example {path / 'ckpt-best.pth'}")
-    if not path.exists():
+    if not os.path.lexists(path):
         beside = sorted(entry.name for entry in path.parent.glob("*.pth")) if path.parent.is_dir() else []
         hint = f"checkpoints there: {', '.join(beside[:8])}" if beside else "there is no .pth file in that folder"
         raise UserError(f"{path}: checkpoint does not exist; {hint}")
+    size = check_file(path)
     try:
         with path.open("rb") as file:
             head = file.read(256)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path}: {explain_read(error)}") from error
     again = "copy or download it again"
     if not head:
         raise UserError(f"{path}: the file is empty; {again}")
@@ -137,41 +184,36 @@ def _check_kind(path: Path) -> None:
         raise UserError(f"{path}: is a Git LFS pointer, not the checkpoint itself; fetch it with git lfs pull")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise UserError(f"{path}: is a web page, not a checkpoint; the download link led to a page, {again}")
+    if head.startswith(b"\x1f\x8b"):
+        raise UserError(f"{path}: is compressed by gzip; unpack it first: gunzip {path.name}")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size:
+        return "safetensors"
     if head.startswith(b"PK"):
         _check_archive(path, again)
     elif _is_text(head):
         raise UserError(f"{path}: is a text file, not a checkpoint; give a .pth file")
+    return "torch"
 
 
 def _check_archive(path: Path, again: str) -> None:
+    """Look into the zip archive of a checkpoint: torch itself does not compare the checksums that it holds."""
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: is cut short ({path.stat().st_size} bytes, the end is missing); {again}")
-    with zipfile.ZipFile(path) as archive:
+    with reading(path, "a checkpoint"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-    if not any(name.endswith("data.pkl") for name in names):
-        raise UserError(
-            f"{path}: is a zip archive (of {', '.join(names[:3]) or 'nothing'}), not a checkpoint; unpack it first"
-        )
+        if not any(name.endswith("data.pkl") for name in names):
+            raise UserError(
+                f"{path}: is a zip archive (of {', '.join(names[:3]) or 'nothing'}), not a checkpoint; unpack it first"
+            )
+        damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"{path}: is damaged: the checksum of {damaged} differs; {again}")
 
 
 def _is_text(head: bytes) -> bool:
     """Say whether bytes are printable text and do not begin as a pickle does, protocol 0 included."""
     return not head.startswith((b"\x80", b"(", b"c", b"}", b"]")) and all(
         byte in b"\t\n\r\f" or byte >= 32 for byte in head
-    )
-
-
-def _explain_content(path: Path, message: str) -> str:
-    for mark in ("Unsupported global: GLOBAL ", "Trying to load unsupported GLOBAL ", "unsupported GLOBAL "):
-        if mark in message:
-            name = message.split(mark, 1)[1].split()[0].rstrip(".,:")
-            return (
-                f"{path}: holds the Python object {name} besides plain data; it was refused and nothing in the file "
-                "was executed. Use a checkpoint that holds tensors, dicts, lists, numbers and strings only"
-            )
-    reason = message.split("WeightsUnpickler error:")[-1].strip().split("\n")[0][:120]
-    return (
-        f"{path}: is damaged or no torch checkpoint, nothing in it was executed ({reason}); copy or download it again"
     )
 
 

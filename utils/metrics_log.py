@@ -3,16 +3,17 @@
 import json
 import logging
 import math
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.event_files import drop_scalars
-from utils.files import explain_write, write_atomic
+from utils.event_files import ScalarFile, drop_scalars
+from utils.files import RESUME, explain_write, write_atomic
+from utils.reading import read_text
 
 _LOG = logging.getLogger("m2ae.metrics")
+MOST_EPOCHS = 1 << 20  # that are looked for one by one
 JUDGEMENTS = ("svm", "val", "vote", "parts", "parts_vote")  # kinds of rows that an evaluation writes
 
 
@@ -45,24 +46,31 @@ class MetricsWriter:
         self._boards: dict[str, Any] | None = {}
         self._earlier: dict[str, list[Path]] = {}  # event files of earlier processes, by split
         self._seen: set[tuple[str, str]] = set()
-        if resume_from is not None and self.path.exists():
+        if resume_from is not None:
             _truncate(self.path, resume_from, frozenset(pending))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise UserError(explain_write(self.path, error)) from error
+            raise UserError(explain_write(self.path, error, RESUME)) from error
 
     def write(self, row: dict) -> None:
         """Append one JSON line and flush it. Numbers that are not finite become null."""
         text = json.dumps({key: _plain(value) for key, value in row.items()}, allow_nan=False)
         try:
             self._file.write(text + "\n")
+        except OSError as error:
+            raise UserError(explain_write(self.path, error, RESUME)) from error
+        self.flush()
+
+    def flush(self) -> None:
+        """Bring rows and scalars to the disk."""
+        try:
             self._file.flush()
             for board in (self._boards or {}).values():
                 board.flush()
         except OSError as error:
-            raise UserError(explain_write(self.path, error)) from error
+            raise UserError(explain_write(self.path, error, RESUME)) from error
 
     def scalar(self, tag: str, value: float, step: int, split: str = "train") -> None:
         """Write a TensorBoard scalar.
@@ -89,7 +97,7 @@ class MetricsWriter:
         board.add_text("Configuration", "".join(f"    {line}\n" for line in text.splitlines()))
         values = {key: value for key, value in _flat(config) if isinstance(value, bool | int | float | str)}
         for summary in hparams(values, {"Loss/Epoch/Loss_1": 0.0}):
-            board.file_writer.add_summary(summary)
+            board.add_summary(summary)
 
     def _board(self, split: str):
         """Open the TensorBoard writer of a split; None without tensorboardX, which is said once."""
@@ -97,15 +105,17 @@ class MetricsWriter:
             return None
         if split not in self._boards:
             try:
-                from tensorboardX import SummaryWriter
+                import tensorboardX  # noqa: F401
             except ImportError:
                 self._boards = None
                 _LOG.warning("tensorboardX is not installed: no TensorBoard files; metrics.jsonl holds the numbers")
                 return None
             folder = self._board_folder / split
             self._earlier[split] = sorted(folder.glob("events.out.tfevents.*"))
-            # Without the suffix a second writer within one second would overwrite the file of the first.
-            self._boards[split] = SummaryWriter(str(folder), flush_secs=10, filename_suffix=f".{time.time_ns()}")
+            try:
+                self._boards[split] = ScalarFile(folder)
+            except OSError as error:
+                raise UserError(explain_write(folder, error, RESUME)) from error
         return self._boards[split]
 
     def close(self) -> None:
@@ -136,24 +146,69 @@ def _plain(value: Any) -> Any:
 
 
 def _truncate(path: Path, resume_from: tuple[int, int], pending: frozenset[int]) -> None:
-    """Drop the rows that will be written again, and a last line that was cut short."""
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
+    """Drop the rows that will be written again, a last line that was cut short, and what is no row; say which epochs are missing."""
+    kept, epochs, foreign = [], set(), 0
+    lines = read_text(path).split("\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
-        if isinstance(row, dict) and _stays(row, resume_from, pending):
+        row = _row(line)
+        if row is None:
+            foreign += number < len(lines)  # the last line may have been cut by a kill
+        elif _stays(row, resume_from, pending):
             kept.append(line + "\n")
-    write_atomic(path, lambda file: file.write("".join(kept).encode("utf-8")))
+            if row.get("kind") == "epoch":
+                epochs.add(row["epoch"])
+    missing = sorted(set(range(min(resume_from[0], MOST_EPOCHS))) - epochs)
+    if foreign:
+        _LOG.warning("%s: %d lines are no rows of metrics and were dropped", path, foreign)
+    if missing:
+        _LOG.warning("%s: has no rows of the epochs %s; the run goes on without them", path, _ranges(missing))
+    if path.exists():
+        write_atomic(path, lambda file: file.write("".join(kept).encode("utf-8")), RESUME)
+
+
+def _row(line: str) -> dict | None:
+    """Return the row of a line; None where it is not one that this program writes."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        return None
+    epoch, step = row.get("epoch"), row.get("step", 0)
+    whole = all(
+        isinstance(value, int) and not isinstance(value, bool) for value in (0 if epoch is None else epoch, step)
+    )
+    return row if whole else None
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return "0-2, 5" for 0, 1, 2, 5."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    shown = [str(low) if low == high else f"{low}-{high}" for low, high in parts[:8]]
+    return ", ".join(shown) + (" ..." if len(parts) > 8 else "")
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a file of metrics; lines that are none are left out."""
+    if not path.is_file():
+        return []
+    rows = (_row(line) for line in read_text(path).split("\n") if line.strip())
+    return [row for row in rows if row is not None]
 
 
 def _stays(row: dict, resume_from: tuple[int, int], pending: frozenset[int]) -> bool:
     epoch, step = resume_from
-    if row.get("epoch") is None:  # judged before training
+    if row.get("epoch") is None:  # evaluated before training
         return resume_from > (0, 0)
-    if row.get("kind") in JUDGEMENTS and row["epoch"] in pending:
+    if row["kind"] in JUDGEMENTS and row["epoch"] in pending:
         return False
-    if row["epoch"] == epoch and row.get("kind") == "step":
+    if row["epoch"] == epoch and row["kind"] == "step":
         return row.get("step", 0) < step
     return row["epoch"] < epoch

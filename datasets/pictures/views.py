@@ -25,6 +25,7 @@ from datasets.pictures.rendering import VERSION, Cameras, orbit, render_clouds
 from datasets.transforms import normalize_unit_sphere
 from utils.dist import rank, world_size
 from utils.errors import UserError
+from utils.reading import check_file
 
 CHUNK = 32  # clouds drawn at once
 READERS = 4  # files read at once
@@ -103,8 +104,8 @@ class FileViews:
         if size != self._expected or size[0] != size[1]:
             where = f"{self.sources[number]}: the picture of the shape {self.names[self._owners[number]]}"
             raise UserError(
-                f"{where} has {size[0]} x {size[1]} pixels; expected squares, all {self._expected[0]} x {self._expected[0]} as "
-                f"{self.sources[0]}. Render or download it again"
+                f"{where} has {size[0]} x {size[1]} pixels, and {self.sources[0]} has {self._expected[0]} x {self._expected[1]}; expected "
+                "squares of one size. Render or download the one again that differs from the others"
             )
         return np.asarray(picture.resize((self.size, self.size), Image.Resampling.BILINEAR))
 
@@ -113,6 +114,7 @@ class FileViews:
         from PIL import Image, UnidentifiedImageError
 
         path = self.sources[number]
+        check_file(path)
         try:
             with Image.open(path) as file:
                 return file.convert("RGB"), file.size

@@ -1,23 +1,22 @@
 """Look at the files of a data set without reading its clouds: what is there, what is missing, how many."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from datasets.clouds import SUBSETS, check_labels
 from datasets.few_shot import TEST_CLOUDS
 from datasets.folder import FolderConfig, find_files
+from datasets.formats.arrays import load_npy
 from datasets.formats.hdf5 import inspect, read_labels
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.preparing.layouts import Layout
 from datasets.registry import DATASETS
 from datasets.scanobjectnn import CLASSES, FILES
 from utils.config.load import with_root
-from utils.errors import UserError
+from utils.errors import UserError, printable
+from utils.reading import read_json, read_text
 
 SETTINGS = [(way, shot) for way in (5, 10) for shot in (10, 20)]
 FOLDS = range(10)
@@ -35,9 +34,7 @@ class Found:
         if not path.is_file():
             self.problems.append(f"{path}: is missing")
             return []
-        lines = [
-            line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-        ]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         if not lines:
             self.problems.append(f"{path}: is empty")
         twice = len(lines) - len(set(lines))
@@ -73,7 +70,7 @@ def look(layout: Layout, data_root: Path, *, any_count: bool = False, read: bool
     try:
         _LOOKERS[layout.name](folder, layout, found)
     except (UserError, OSError) as error:
-        found.problems.append(str(error))
+        found.problems.append(printable(error))
     if not any_count:
         found.problems += _wrong_counts(layout, found)
     if read and not found.problems and layout.config:
@@ -148,10 +145,7 @@ def _look_shapenet_render(folder: Path, layout: Layout, found: Found) -> None:
 
 
 def _npy_shape(path: Path) -> tuple[int, ...]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as a NumPy array ({error}); copy or download it again") from error
+    return load_npy(path, mapped=True).shape
 
 
 def _look_modelnet(folder: Path, layout: Layout, found: Found) -> None:
@@ -228,7 +222,7 @@ def _look_parts(folder: Path, layout: Layout, found: Found) -> None:
             found.problems.append(f"{path}: is missing")
             continue
         try:
-            listed[split] = [entry.split("/", 1)[1] for entry in json.loads(path.read_text(encoding="utf-8"))]
+            listed[split] = [entry.split("/", 1)[1] for entry in read_json(path, "a list of shape_data/<folder>/<id>")]
         except (ValueError, AttributeError, IndexError, TypeError) as error:
             raise UserError(
                 f"{path}: is no list of shape_data/<folder>/<id> ({error}); copy or download it again"

@@ -5,11 +5,13 @@ import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from datasets.preparing.progress import Progress
 from utils.errors import UserError
+from utils.reading import check_file, reason
 
 RESERVE = 1 << 28  # bytes that stay free on the disk
 
@@ -22,17 +24,32 @@ def unpack(archive: Path, folder: Path) -> list[str]:
     Raises:
         UserError: it is no archive, damaged, larger than the free disk, or holds a path or link that leads elsewhere.
     """
+    check_file(archive)
+    with _whole(archive):
+        zipped, tarred = zipfile.is_zipfile(archive), tarfile.is_tarfile(archive)
+    if zipped:
+        with _whole(archive):
+            file = zipfile.ZipFile(archive)
+            members = list(_zip_members(archive, file))
+    elif tarred:
+        with _whole(archive):
+            file = tarfile.open(archive)  # noqa: SIM115  closed below
+            members = list(_tar_members(archive, file))
+    else:
+        raise UserError(f"{archive}: is neither a zip nor a tar archive; is it the file that the link promised?")
+    with file:
+        return _write(archive, folder, members)
+
+
+@contextmanager
+def _whole(archive: Path) -> Iterator[None]:
+    """Turn whatever a damaged archive leads its reader to, errors of the system among it, into one message."""
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as file:
-                return _write(archive, folder, list(_zip_members(archive, file)))
-        if tarfile.is_tarfile(archive):
-            with tarfile.open(archive) as file:
-                return _write(archive, folder, list(_tar_members(archive, file)))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
-        # zipfile raises RuntimeError for an archive with a password.
-        raise UserError(f"{archive}: cannot be unpacked ({error}); download it again") from error
-    raise UserError(f"{archive}: is neither a zip nor a tar archive; is it the file that the link promised?")
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{archive}: cannot be unpacked ({reason(error)}); download it again") from error
 
 
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> Iterator[Member]:
@@ -83,7 +100,9 @@ def _write(archive: Path, folder: Path, members: list[Member]) -> list[str]:
         for name, size, opened in members:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with opened() as source, path.open("wb") as file:
+            with _whole(archive):
+                source = opened()
+            with source, path.open("wb") as file:
                 _copy(archive, name, source, file, size)
             progress.update()
     return [name for name, _, _ in members]
@@ -92,8 +111,14 @@ def _write(archive: Path, folder: Path, members: list[Member]) -> list[str]:
 def _copy(archive: Path, name: str, source: BinaryIO, file: BinaryIO, size: int) -> None:
     """Copy at most the size that the archive announced, on which the disk was measured."""
     left = size
-    while block := source.read(min(1 << 20, left + 1)):
+    while True:
+        with _whole(archive):
+            block = source.read(min(1 << 20, left + 1))
+        if not block:
+            break
         left -= len(block)
         if left < 0:
             raise _unsafe(archive, name, "is larger than announced")
         file.write(block)
+    if left:
+        raise UserError(f"{archive}: cannot be unpacked ({name} is cut short); download it again")

@@ -117,7 +117,11 @@ def test_losses_have_their_published_names_and_are_written_once():
         writer=Notebook(),
         steps=4,
         state=SimpleNamespace(metrics={name: value for name, value in row.items() if name != "lr"}),
-        run=SimpleNamespace(device=SimpleNamespace(type="cpu"), log=SimpleNamespace(info=lambda text: None)),
+        run=SimpleNamespace(
+            device=SimpleNamespace(type="cpu"),
+            log=SimpleNamespace(info=lambda text: None),
+            config=SimpleNamespace(log_every=10),
+        ),
     )
     Trainer._write_steps(trainer, 2, 3, [row], 100.0)
     Trainer._write_epoch(trainer, 2, log, 1.0, 100.0)

@@ -50,7 +50,9 @@ def _add_task(group) -> None:
         metavar="NAME",
         help="with --predict: category of these clouds (default: the folder that each lies in)",
     )
-    group.add_argument("--up", default="y", metavar="AXIS", help="of own clouds (--predict, --input): axis that points up (default: y)")
+    group.add_argument(
+        "--up", default="y", metavar="AXIS", help="of own clouds (--predict, --input): axis that points up (default: y)"
+    )
     group.add_argument(
         "--skip_bad", action="store_true", help="of own clouds: pass over files that cannot be read, and list them"
     )

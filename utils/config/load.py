@@ -16,6 +16,7 @@ from utils.registry import Registry, import_file
 
 _LOG = logging.getLogger("m2ae.config")
 _ENTRIES = tuple(entry.name for entry in fields(DatasetsConfig) if entry.name != "svm")
+HELD_OUT = ("val", "test", "svm.test")  # entries that are the test split where they do not say
 # GM3D's names of the two sets of the linear SVM.
 _SVM_NAMES = {"extra_train_svm": "train", "extra_test_svm": "test"}
 # Keys that an earlier version wrote into the configuration of every run.
@@ -312,6 +313,9 @@ def _find_set(base: Any, file: Path, where: str, old: OldNames) -> Path:
 
 def _build_datasets(tree: Any, where: str, datasets: Registry, data_root: str | Path | None) -> dict:
     def build(entry: Any, name: str) -> Any:
+        if name in HELD_OUT and isinstance(entry, Mapping) and entry.get("NAME") in datasets.names():
+            keys = {field.name for field in fields(datasets.entry(entry["NAME"]).config)}
+            entry = {**({"subset": "test"} if "subset" in keys else {}), **entry}
         return with_root(datasets.config(entry, f"{where}.{name}"), data_root)
 
     if not isinstance(tree, Mapping):
@@ -324,7 +328,29 @@ def _build_datasets(tree: Any, where: str, datasets: Registry, data_root: str | 
             name: build(entry, f"svm.{name}") if name in ("train", "test") else entry
             for name, entry in built["svm"].items()
         }
+        _warn_of_one_split(built["svm"], f"{where}.svm")
+    _warn_of_one_split(built, where)
     return built
+
+
+def _warn_of_one_split(entries: Mapping, where: str) -> None:
+    """Say where a set that is to be held out is the training set: same NAME, same paths, same split."""
+    train = _split_of(entries.get("train"))
+    for name in ("val", "test"):
+        if train is not None and _split_of(entries.get(name)) == train:
+            _LOG.warning("%s: %s is the training set itself (%s); set its subset", where, name, train[-1])
+
+
+def _split_of(entry: Any) -> tuple | None:
+    if not is_dataclass(entry) or not getattr(entry, "subset", ""):
+        return None
+    apart = {field.name: getattr(entry, field.name) for field in fields(entry) if field.name.isupper()}
+    apart |= {
+        key: getattr(entry, key)
+        for key in ("way", "shot", "fold", "corruption", "severity", "seed")
+        if hasattr(entry, key)
+    }
+    return (repr(sorted(apart.items())), entry.subset)
 
 
 def with_root(config: Any, data_root: str | Path | None) -> Any:
