@@ -243,7 +243,7 @@ def test_another_set_by_flags(load, tmp_path, other):
     svm = {"train": {"NAME": "Other", "num_points": 99}, "test": {"NAME": "Other", "num_points": 99}}
     config = load({**SMALL, "dataset": {"svm": svm}}, "dataset.svm.train.NAME=Clouds", datasets=other)
     assert config.dataset.svm.train == CloudsConfig(npoints=99) and config.dataset.svm.test.num_points == 99
-    assert load({**SMALL, "dataset": {}}, "dataset.val.NAME=Other", datasets=other).dataset.val == OtherConfig()
+    assert load({**SMALL, "dataset": {}}, "dataset.val.NAME=Other", datasets=other).dataset.val == OtherConfig(subset="test")
 
 
 def test_base_of_a_recipe(load, tmp_path, other):
