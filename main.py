@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from tools.run_folder import check_early
 from utils import errors
 from utils.config.cli import parse_args
 from utils.environment import settle_environment
@@ -30,7 +31,8 @@ def run_command(
 
 
 def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> int:
-    # Imported here, so that --help and argument errors answer at once.
+    check_early(args)
+    # Imported here, so that --help and what is said above answer at once.
     from tools.launch import open_run
     from tools.sweep import summarise, variants
     from tools.train import Interrupted
@@ -46,9 +48,9 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
         for name, variant in variants(args):
             run = open_run(variant, device)
             seed_everything(run.seed, variant.deterministic)
-            with run.log:
+            with run.lock, run.log:
                 try:
-                    results[name] = dispatch(run) or {}
+                    results[name] = _finish(run, dispatch(run) or {})
                 except Interrupted as stopped:
                     run.log.info(f"{stopped}; the state is saved, --resume goes on with it")
                     return 128 + stopped.signal_number
@@ -57,6 +59,16 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
     finally:
         dist.cleanup()
     return 0
+
+
+def _finish(run, results: Results) -> Results:
+    """Keep what a command found as a file, and say where."""
+    from tools.results import write_result
+    from utils.dist import is_main
+
+    if results and is_main():
+        run.log.info(f"result: {write_result(run, results)}")
+    return results
 
 
 def dispatch(run) -> Results:

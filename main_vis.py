@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from main import run_command
-from utils.config.cli import build_parser, parse_args
+from utils.config.cli import Parser, build_parser, parse_args
 from utils.errors import UserError
 
 # Flags of main.py that ask for something else than a look.
@@ -34,7 +34,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other, lack another one or have no place here.
     """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = Parser(add_help=False, allow_abbrev=False)
     group = own.add_argument_group("what to look at")
     group.add_argument("--count", type=int, metavar="N", help="clouds (default: 8 of the data set, all of --input)")
     group.add_argument(
@@ -42,7 +42,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar="PATH",
         help="own clouds instead of the data set: a file (NPY, NPZ, text, PLY, PCD, or a mesh) or a folder of them",
     )
-    every = argparse.ArgumentParser(
+    every = Parser(
         prog="main_vis.py",
         description="Mask clouds, let a pre-trained model rebuild them, and write pictures, a page and files of points. "
         "Of the flags of main.py, those of the configuration and the machine matter here.",

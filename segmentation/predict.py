@@ -1,7 +1,6 @@
 """Name the parts of one's own clouds (`--predict`): every point of every file, whatever their number."""
 
 import zlib
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from segmentation.metrics import restricted_argmax
 from segmentation.pages import part_item, write_parts
 from tools.context import RunContext
 from tools.report.page import GalleryItem, write_report
+from tools.results import open_output
 from utils.device import autocast
 from utils.errors import UserError, printable, suggest
 from utils.files import write_atomic
@@ -39,8 +39,7 @@ def run_predict(run: RunContext) -> dict[str, float]:
     model = load_segmenter(run)
     _know_parts(run)
     categories = [_category(file, run) for file in files]
-    folder = run.folder / f"predict_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True)
+    folder = open_output(run, "predict")
     root = Path(args.predict) if Path(args.predict).is_dir() else files[0].parent
     gallery, bad, notes = [], BadFiles(args.skip_bad), Notes()
     for file, category in zip(files, categories, strict=True):

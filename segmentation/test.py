@@ -1,7 +1,5 @@
 """Evaluation of a trained part segmenter (`--test`), without and with voting."""
 
-from datetime import datetime
-
 import numpy as np
 
 from segmentation.evaluate import PartEvaluator, check_set, load_segmenter
@@ -9,6 +7,7 @@ from segmentation.metrics import SCORES
 from segmentation.pages import write_pages
 from tools.context import RunContext
 from tools.evaluate import evaluation_set
+from tools.results import open_output
 from utils.files import write_atomic
 
 
@@ -37,8 +36,7 @@ def run_test(run: RunContext) -> dict[str, float]:
             "class mIoU with voting": 100 * vote.classes.mean,
         }
         run.log.info(f"with voting: instance mIoU {vote.instance}, class mIoU {vote.classes}")
-    folder = run.folder / f"test_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = open_output(run, "test")
     names = np.array(clouds.names or [f"#{row}" for row in range(len(clouds))])
     arrays = {"names": names, "categories": clouds.labels, "true": evaluator.parts, "predicted": evaluator.predictions}
     write_atomic(folder / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))

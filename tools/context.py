@@ -1,7 +1,8 @@
 """What every command is handed by `main.py`."""
 
 import argparse
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,6 +27,13 @@ class RunContext:
     folder: Path
     device: torch.device
     log: Logger
+    lock: contextlib.AbstractContextManager = field(
+        default_factory=contextlib.nullcontext
+    )  # on the folder, while training
+    output: Path | None = None  # folder of what an evaluation writes; that of the run in training
+
+    def __post_init__(self):
+        self.output = self.output or self.folder
 
     @property
     def seed(self) -> int:

@@ -7,7 +7,6 @@ import csv
 import io
 import json
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +18,7 @@ from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, evaluation_set
 from tools.report.markup import table
 from tools.report.page import Section, write_report
+from tools.results import open_output
 from tools.sampling import points_needed, repeat_points
 from tools.test import load_classifier
 from utils.errors import UserError
@@ -200,8 +200,7 @@ def text_table(rows: list[list[str]]) -> str:
 
 def _write(run: RunContext, outcome: Robustness, evaluator: Evaluator, cells: list[list], lost: list[str]) -> None:
     """Write `corruptions.json`, `corruptions.csv` and the report into a time-stamped folder."""
-    folder = run.folder / f"corruptions_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = open_output(run, "corruptions")
     content = {
         "unit": "percent",
         "checkpoint": str(run.args.ckpts),

@@ -1,26 +1,33 @@
 """From flags to a run: which method, which configuration, which folder; nothing is computed yet."""
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from datasets import DATASETS
-from models import MODELS
+from models import MODELS, build_model
 from models.weights import method_of
+from tools.checkpoint_model import model_of_checkpoint
 from tools.context import RunContext
 from tools.published.keys import OLD_NAMES
 from tools.published.paths import Recipe, find_recipe
-from tools.run_folder import check_folder, experiment_folder, is_training
+from tools.resume import check_resumed
+from tools.run_folder import check_folder, experiment_folder, is_training, lock_folder
+from utils import ROOT
 from utils.config.load import load_config, read_recipe
+from utils.config.merge import to_dict
 from utils.config.schema import RunConfig
 from utils.config.yaml import save_config
 from utils.device import check_precision
 from utils.dist import barrier, is_main, rank
 from utils.errors import UserError, suggest
-from utils.files import read_checkpoint, write_atomic
+from utils.files import read_checkpoint
 from utils.log import Logger
-from utils.provenance import provenance
+from utils.provenance import record
 from utils.registry import import_file
 
 
@@ -28,34 +35,50 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     """Load the configuration, make the folder of the run and start its log.
 
     Raises:
-        UserError: bad flags, configuration or checkpoint; a folder that holds a run already or cannot be written.
+        UserError: bad flags, configuration or checkpoint; a folder that holds a run already, is in use or cannot be written.
     """
     for file in args.imports:
         import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
-    method = _method(args)
-    recipe = find_recipe(args.config, method)
+    checkpoint = read_checkpoint(args.ckpts or args.start_ckpts) if args.ckpts or args.start_ckpts else None
+    recipe = find_recipe(args.config, _method(args, checkpoint))
     if args.transfer and recipe.task == "segmentation":
         raise UserError("--transfer: is not for part segmentation; leave it out, or use another recipe")
-    overrides = [*args.set, *_few_shot(args, recipe.path)]
-    config = load_recipe(recipe, overrides=overrides, imports=args.imports, data_root=args.data_root)
     folder = experiment_folder(args, recipe.path)
     check_folder(args, folder)
-    barrier()  # every process has looked before one writes
+    overrides = [*args.set, *_few_shot(args, recipe.path)]
+    notes: list[str] = []
+    config = load_recipe(
+        recipe,
+        overrides=overrides,
+        imports=args.imports,
+        data_root=args.data_root,
+        change_model=lambda model: _model_to_build(args, recipe, model, checkpoint, notes),
+    )
+    notes += _changes(args, config, folder)
+    barrier()  # every process has checked the folder before one writes
+    check_precision(config.precision, device)
+    run = _open(args, config, folder, device)
+    run.log.info(_first_line(run))
+    if recipe.path.resolve() != Path(args.config).resolve():
+        notes.insert(0, f"{args.config} stands for {_portable(recipe.path, ROOT)} ({recipe.method})")
+    for note in [*notes, *args.notes]:
+        run.log.info(note)
+    return run
+
+
+def _open(args: argparse.Namespace, config: RunConfig, folder: Path, device: torch.device) -> RunContext:
+    """Make the folder of a run, keep other processes from training into it, and begin its log and files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder) if is_main() and is_training(args) else contextlib.nullcontext()
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be made ({error.strerror}); run from a folder that you may write to"
         ) from error
-    check_precision(config.precision, device)
-    run = RunContext(config, args, folder, device, Logger(folder, rank()))
+    run = RunContext(config, args, folder, device, Logger(folder, rank()), lock)
     if is_main():
         _write_config(run)
     barrier()
-    if recipe.path.resolve() != Path(args.config).resolve():
-        run.log.info(f"{args.config} stands for {recipe.path} ({recipe.method})")
-    for note in args.notes:
-        run.log.info(note)
     return run
 
 
@@ -78,14 +101,72 @@ def methods() -> list[str]:
     return sorted({target.method for target in MODELS.targets() if hasattr(target, "method")})
 
 
-def _method(args: argparse.Namespace) -> str | None:
+def _method(args: argparse.Namespace, checkpoint: dict | None) -> str | None:
     """Return the method that a path without one stands for: `--method`, else that of the checkpoint."""
-    path = args.ckpts or args.start_ckpts
     if args.method and args.method not in methods():
         raise UserError(f"--method {args.method}: is unknown; {suggest(args.method, methods())}")
-    if args.method or not path:
-        return args.method
-    return method_of(read_checkpoint(path))
+    return args.method if args.method or checkpoint is None else method_of(checkpoint)
+
+
+def _model_to_build(
+    args: argparse.Namespace, recipe: Recipe, model: Any, checkpoint: dict | None, notes: list[str]
+) -> Any:
+    """Return the configuration of the model that the one in `--ckpts` asks for, where there is one; `notes` get what the log is to say."""
+    saved = checkpoint.get("config") if args.ckpts and checkpoint else None
+    said = [text.partition("=")[0].strip().split(".") for text in args.set]
+    if not isinstance(saved, dict) or ["model"] in said:
+        return model
+    model, line = model_of_checkpoint(
+        model,
+        saved.get("model"),
+        whole=not is_training(args),
+        recipe_keys=set(_names(read_recipe(recipe.path, OLD_NAMES).get("model"))),
+        flag_keys={keys[-1] for keys in said if keys[0] == "model" and keys[-1] != "legacy"},
+    )
+    notes += [f"{args.ckpts}: {line}"] if line else []
+    return model
+
+
+def _names(model: Any) -> Iterator[str]:
+    """Yield the keys of a model in a recipe, those of its encoder included."""
+    for key, value in (model or {}).items():
+        yield key
+        if isinstance(value, dict):
+            yield from _names(value)
+
+
+def _changes(args: argparse.Namespace, config: RunConfig, folder: Path) -> list[str]:
+    """Return what differs from the configuration that the run of a folder was trained with so far."""
+    last = folder / "ckpt-last.pth"
+    if not (args.resume and last.exists()):
+        return []
+    before = read_checkpoint(last).get("config")
+    lines = check_resumed(before, to_dict(config), str(last), allowed=args.allow_changes)
+    return [f"resumed with another configuration: {line}" for line in lines]
+
+
+def _first_line(run: RunContext) -> str:
+    """Say what a command does: task, model, size, data, device, folder."""
+    config, args = run.config, run.args
+    with torch.device("meta"):
+        model = build_model(config.model)
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    entries = config.dataset
+    if args.predict or getattr(args, "input", None):
+        data = args.predict or args.input
+    elif args.test_svm:
+        data = args.test_svm
+    else:
+        order = (entries.test, entries.val, entries.train) if args.test else (entries.train, entries.val, entries.test)
+        data = next((entry.NAME for entry in order if entry is not None), "no data set")
+    task = "evaluating" if not is_training(args) else "training" if hasattr(model, "loss") else "pre-training"
+    return f"{task} {config.model.NAME}, {size:.2f} M parameters, on {data}, {run.device}, in {_portable(run.folder)}"
+
+
+def _portable(path: Path, folder: Path | None = None) -> str:
+    """Return a path relative to a folder, by default the working directory, where it is below."""
+    folder = folder or Path.cwd()
+    return path.relative_to(folder).as_posix() if path.is_absolute() and path.is_relative_to(folder) else str(path)
 
 
 def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:
@@ -102,9 +183,8 @@ def _write_config(run: RunContext) -> None:
     if not is_training(run.args):
         return
     if run.args.overwrite:
-        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "*.png", "TFBoard/*/events.*"):
+        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "result.json", "*.png", "TFBoard/*/events.*"):
             for path in run.folder.glob(pattern):
                 path.unlink()
     save_config(run.config, run.folder / "config.yaml")
-    lines = "".join(f"{name}: {version}\n" for name, version in provenance().items())
-    write_atomic(run.folder / "provenance.yaml", lambda file: file.write(lines.encode()))
+    record(run.folder, resumed=run.args.resume)

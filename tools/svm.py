@@ -1,15 +1,14 @@
 """Linear SVM on frozen features: during pre-training, and on demand with `--test_svm`."""
 
 import time
-from datetime import datetime
-from pathlib import Path
 
 from datasets import build_dataset
-from models import load_weights
+from models import MODELS, load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult, extract_features, linear_svm
 from tools.probes import PROBES
 from tools.report.page import write_report
+from tools.results import open_output
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.metrics import confusion_matrix
@@ -29,6 +28,10 @@ TEST_SETS = {
     "modelnet10": "ModelNet10",
     "synthetic": "Synthetic",
 }
+
+
+# Name of a recipe in cfgs/linear-svm/<method>/ where it is another one.
+RECIPES = {"scan": "scan_obj-bg"}
 
 
 class LinearProbe:
@@ -101,15 +104,14 @@ def run_svm(run: RunContext) -> dict[str, float]:
     config, args = run.config, run.args
     if config.dataset.svm is None:
         raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
+    entry = config.dataset.svm.train
+    if not entry.NAME.startswith(TEST_SETS[args.test_svm]):
+        raise UserError(f"--test_svm {args.test_svm}: the recipe evaluates on {entry.NAME}; run {_command(run)}")
     model = build_pretraining_model(run)
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
     usual = DATASET_C.get(args.test_svm, PRETRAINING_C)
     C = PUBLISHED_C.get((config.model.NAME, args.test_svm), usual) if config.svm.C is None else config.svm.C
     probe = LinearProbe(run, C)
-    if not probe.name.startswith(TEST_SETS[args.test_svm]):
-        raise UserError(
-            f"--test_svm {args.test_svm}: the configuration evaluates on {probe.name}; use the recipe of this data set in cfgs/linear-svm/"
-        )
     started = time.perf_counter()
     features = probe.features(model)
     result = probe.evaluate_features(features, choose=True)
@@ -125,10 +127,15 @@ def run_svm(run: RunContext) -> dict[str, float]:
     return results | {name: 100 * value for name, value in others.items()}
 
 
+def _command(run: RunContext) -> str:
+    """Return the command that evaluates a checkpoint on the set of --test_svm."""
+    args, method = run.args, MODELS.entry(run.config.model.NAME).target.method
+    recipe = f"cfgs/linear-svm/{method}/{RECIPES.get(args.test_svm, args.test_svm)}.yaml"
+    return f"python main.py --config {recipe} --test_svm {args.test_svm} --ckpts {args.ckpts}"
+
+
 def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
-    stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
-    folder = Path(run.folder) / f"svm_{run.args.test_svm}_{stamp}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = open_output(run, f"svm_{run.args.test_svm}")
     lines = "\n".join(
         f"{name} {label} {guess}"
         for name, label, guess in zip(probe.test.names, probe.test.labels, result.predictions, strict=True)

@@ -1,7 +1,5 @@
 """Evaluation of a fine-tuned classifier (`--test`), without and with voting."""
 
-from datetime import datetime
-
 from torch import nn
 
 from tools.context import RunContext
@@ -16,6 +14,7 @@ from tools.evaluate import (
 )
 from tools.finetune import build_classifier
 from tools.report.page import write_report
+from tools.results import open_output
 from utils.files import write_atomic
 
 
@@ -68,8 +67,7 @@ def _voted(vote: Vote) -> dict[str, float]:
 
 
 def _write(run: RunContext, evaluator: Evaluator, results: dict[str, float]) -> None:
-    folder = run.folder / f"test_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = open_output(run, "test")
     clouds = evaluator.clouds
     names = clouds.names or [f"#{row}" for row in range(len(clouds))]
     lines = "".join(

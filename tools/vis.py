@@ -1,7 +1,6 @@
 """Pictures of a pre-trained model: clouds of a data set or of one's own files, the visible part, the rebuilt whole."""
 
 import re
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from models import load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.report.page import GalleryItem, write_report
+from tools.results import open_output
 from utils.device import autocast
 from utils.errors import UserError, printable
 from utils.files import write_atomic
@@ -48,8 +48,7 @@ def run_vis(run: RunContext) -> Path:
         source, items = str(args.input), _own_items(run, model)
     else:
         source, items = _dataset_items(run, model)
-    folder = run.folder / f"vis_{datetime.now():%Y%m%d_%H%M%S}"
-    folder.mkdir(parents=True)
+    folder = open_output(run, "vis")
     for index, item in enumerate(items):
         _write_clouds(folder / f"{index:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', item.name)}", item)
     path = write_report(

@@ -2,4 +2,5 @@
 
 from pathlib import Path
 
+__version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent  # the repository

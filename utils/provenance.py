@@ -6,15 +6,46 @@ import platform
 import shlex
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from utils import ROOT
 from utils.config.merge import to_dict
 
+FILE = "provenance.yaml"
+
+
+def record(folder: Path, *, resumed: bool) -> None:
+    """Save where a run comes from; one that goes on keeps what it began with, and adds its command.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from utils.files import write_atomic
+
+    known = recorded(folder) if resumed else {}
+    entries = provenance()
+    if known:
+        changed = (
+            "" if entries["Git revision"] == known.get("Git revision") else f", revision {entries['Git revision']}"
+        )
+        entries = {**known, f"Resumed {datetime.now():%Y-%m-%d %H:%M:%S}": entries["Command"] + changed}
+    lines = "".join(f"{label}: {' '.join(text.split(chr(10)))}\n" for label, text in entries.items())
+    write_atomic(folder / FILE, lambda file: file.write(lines.encode()))
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    """Return label -> text as `record` saved it; nothing where there is no such file."""
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {label: text for label, mark, text in (line.partition(": ") for line in lines) if mark}
+
 
 def provenance() -> dict[str, str]:
-    """Return label -> text, to be saved with each run."""
+    """Return where a result comes from, label -> text: this command, the versions, the device."""
     import numpy
     import torch
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tools.published.keys import OLD_NAMES
 from tools.published.paths import below_cfgs, find_recipe
-from utils.config.cli import build_parser, parse_args
+from utils.config.cli import Parser, build_parser, parse_args
 from utils.config.load import read_recipe
 from utils.errors import UserError
 
@@ -142,9 +142,9 @@ def parse_finetune(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _parser(name: str, text: str, keys: dict[str, str]) -> argparse.ArgumentParser:
+def _parser(name: str, text: str, keys: dict[str, str]) -> Parser:
     """Return a parser of the published flags; what is not given is not in its result."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=name, description=text, epilog=f"All flags of main.py work too:\n\n{build_parser().format_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, argument_default=argparse.SUPPRESS,
     )  # fmt: skip

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from utils import ROOT
+from utils.config.cli import Parser
 from utils.errors import UserError
 
 MODULES = {"Point_M2AE_SEG": "point-m2ae", "pt": "point-mae"}  # published values of --model
@@ -55,8 +56,8 @@ def _device(args: argparse.Namespace, others: Sequence[str]) -> list[str]:
     return ["--device", f"cuda:{args.gpu}"]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="main.py",
         description="Part segmentation, with the published flags. Those of ../main.py work as well (../main.py --help).",
         allow_abbrev=False,

@@ -25,6 +25,7 @@ from tools.report.viewer import gallery_section
 from utils.errors import UserError
 from utils.files import write_atomic
 from utils.provenance import provenance as versions
+from utils.provenance import recorded
 
 __all__ = ["GalleryItem", "Section", "write_report"]
 
@@ -77,7 +78,9 @@ def write_report(
             *overview_sections(log),
             *_shown(rows, gallery_about, confusion),
             *sections,
-            *filter(None, (overview.timing_section(log), _configuration(settings), _provenance(log, provenance))),
+            *filter(
+                None, (overview.timing_section(log), _configuration(settings), _provenance(log, folder, provenance))
+            ),
         ],
     )
     try:
@@ -154,9 +157,9 @@ def _configuration(settings: object) -> Section:
     return Section("Configuration", body)
 
 
-def _provenance(log: RunLog, provenance: Mapping[str, object] | None) -> Section:
+def _provenance(log: RunLog, folder: Path, provenance: Mapping[str, object] | None) -> Section:
     # What the caller says wins over what is found out here.
-    entries = {**versions(), **(provenance or {})}
+    entries = {**(recorded(folder) or versions()), **(provenance or {})}
     rows = [counted(log), f"{log.skipped:,} unreadable lines left out" if log.skipped else ""]
     if any(rows):
         entries["metrics.jsonl"] = "; ".join(filter(None, rows))

@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from utils.errors import UserError
+from utils import __version__
+from utils.errors import UserError, suggest
 
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
@@ -18,14 +20,40 @@ NO_EFFECT = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, and which flag may have been meant; it never exits but for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help explains the flags")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise UserError(self._explain(unknown[0]))
+        return parsed
+
+    def _explain(self, text: str) -> str:
+        name, equals, value = text.partition("=")
+        if not name.startswith("-"):
+            hint = f"keys of the recipe are set with --set {name}={value}" if equals else "what is it for?"
+            return f"{text}: belongs to no flag; {hint}"
+        if "." in name and equals:
+            return f"{text}: is no flag; keys of the recipe are set with --set {name.lstrip('-')}={value}"
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        hint = suggest("--" + name.lstrip("-").replace("-", "_"), known)
+        close = hint if hint.startswith("did you mean") else f"{self.prog} --help lists the flags"
+        return f"{name}: is no flag; {close}"
+
+
+def build_parser() -> Parser:
     """Return the parser of `main.py`, its flags in groups."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
         description="Pre-train, judge and fine-tune masked autoencoders of point clouds.",
         epilog="Example: python main.py --config cfgs/debug/point-m2ae.yaml --exp_name first",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"m2ae {__version__}")
     order = "Without any of these flags: pre-training. Of several, --test comes first, then --test_svm."
     _add_task(parser.add_argument_group("what to do", order))
     _add_config(parser.add_argument_group("configuration"))
@@ -81,9 +109,16 @@ def _add_config(group) -> None:
 
 
 def _add_run(group) -> None:
-    group.add_argument("--exp_name", default="default", help="name of the run: experiments/<recipe>/<exp_name>/")
+    group.add_argument(
+        "--exp_name",
+        help="name of the run: experiments/<recipe>/<exp_name>/ (default: default; what evaluates a checkpoint writes into the folder "
+        "of the run that it is from)",
+    )
     group.add_argument("--mode", choices=("easy", "median", "hard"), help="appended to the name of the run")
     group.add_argument("--resume", action="store_true", help="continue the run of this name, exactly where it stopped")
+    group.add_argument(
+        "--allow_changes", action="store_true", help="resume with a configuration that changes what comes out"
+    )
     group.add_argument(
         "--overwrite", action="store_true", help="start the run of this name again, dropping its outputs"
     )
@@ -204,6 +239,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--resume and --start_ckpts contradict each other: a resumed run has its weights; leave one out"
         )
+    if args.allow_changes and not args.resume:
+        raise UserError("--allow_changes: goes with --resume; add it")
     if args.resume and args.overwrite:
         raise UserError("--resume and --overwrite contradict each other: continue the run or drop it; leave one out")
     if args.test and args.ckpts is None:
@@ -242,6 +279,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"{given}: few-shot needs all of --way, --shot and --fold, for example --way 5 --shot 10 --fold 0"
         )
+    args.named = args.exp_name is not None
+    args.exp_name = args.exp_name if args.named else "default"
     name = Path(args.exp_name)
     if not name.parts or name.is_absolute() or ".." in name.parts or "\\" in args.exp_name:
         raise UserError(f"--exp_name {args.exp_name!r}: becomes a folder below experiments/; give a plain name")

@@ -45,6 +45,7 @@ def load_config(
     datasets: Registry,
     data_root: str | Path | None = None,
     old: OldNames | None = None,
+    change_model: Callable[[Any], Any] | None = None,
 ) -> RunConfig:
     """Load a recipe, ours or a published file, and check it.
 
@@ -55,6 +56,7 @@ def load_config(
         imports: Python files that register further NAMEs, besides those of the key `imports`.
         models, datasets: registers of NAMEs.
         data_root: replaces a leading `data/` in the paths of data sets.
+        change_model: from the dataclass of the model to the one that is taken, such as that of a checkpoint.
 
     Raises:
         UserError: naming file, key and remedy.
@@ -65,7 +67,11 @@ def load_config(
     tree = read_recipe(file, old)
     _override(tree, overrides, file, where, datasets, old)
     tree["imports"] = _import(tree.get("imports"), imports, file, where)
-    return _build(tree, where, models, datasets, data_root, old)
+    config = _build(tree, where, models, datasets, data_root, old)
+    if change_model is not None:
+        config.model = change_model(config.model)
+    _check_points(config, where)
+    return config
 
 
 def saved_config(
@@ -91,7 +97,9 @@ def saved_config(
         )
     where += _with(overrides)
     _override(tree, overrides, ROOT, where, datasets, OldNames())
-    return _build(tree, where, models, datasets, None, OldNames())
+    config = _build(tree, where, models, datasets, None, OldNames())
+    _check_points(config, where)
+    return config
 
 
 def read_recipe(file: str | Path, old: OldNames | None = None) -> dict:
@@ -208,7 +216,6 @@ def _build(
     config.ignored = ignored
     if ignored:
         _LOG.warning("%s: keys without effect were left out: %s", where, ", ".join(ignored))
-    _check_points(config, where)
     return config
 
 

@@ -1,0 +1,50 @@
+"""Where an evaluation writes to, and what it found as a file that programs can read."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+from tools.context import RunContext
+from utils.files import write_atomic
+from utils.provenance import provenance
+
+
+def open_output(run: RunContext, what: str) -> Path:
+    """Make a time-stamped folder for what an evaluation writes, `<what>_<time>` in that of the run; no other process uses it."""
+    stamp = f"{datetime.now():%Y%m%d_%H%M%S}"
+    for number in range(1000):
+        run.output = run.folder / (f"{what}_{stamp}" + (f"_{number + 1}" if number else ""))
+        try:
+            run.output.mkdir(parents=True)
+        except FileExistsError:  # another one began in the same second
+            continue
+        return run.output
+    raise FileExistsError(run.output)
+
+
+def write_result(run: RunContext, results: dict[str, float]) -> Path:
+    """Write `result.json`: what a command found, by what it is, and what it found it with."""
+    model, entries = run.config.model, run.config.dataset
+    data = {
+        name: entry.NAME
+        for name, entry in {
+            "train": entries.train,
+            "val": entries.val,
+            "test": entries.test,
+            "svm": entries.svm and entries.svm.test,
+        }.items()
+        if entry is not None
+    }
+    content = {
+        "results": results,
+        "model": model.NAME,
+        "checkpoint": run.args.ckpts,
+        "seed": run.seed,
+        "data": data,
+        "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+        "command": provenance()["Command"],
+    }
+    path = run.output / "result.json"
+    text = json.dumps(content, indent=1) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+    return path
