@@ -27,9 +27,8 @@ class RunContext:
     folder: Path
     device: torch.device
     log: Logger
-    lock: contextlib.AbstractContextManager = field(
-        default_factory=contextlib.nullcontext
-    )  # on the folder, while training
+    # On the folder, while training.
+    lock: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext)
     output: Path | None = None  # folder of what an evaluation writes; that of the run in training
 
     def __post_init__(self):
