@@ -6,6 +6,7 @@ Legend: P stored points of a cloud.
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def _fold_file(config: ModelNetFewShotConfig) -> Path:
     root = require(Path(config.DATA_PATH), layout)
     for folder in (f"{config.way}way_{config.shot}shot", f"{config.way}way{config.shot}shot"):
         path = root / folder / f"{config.fold}.pkl"
-        if path.is_file():
+        if isfile(path):
             return path
     raise missing(root / f"{config.way}way_{config.shot}shot" / f"{config.fold}.pkl", EXPECTED)
 

@@ -4,6 +4,7 @@ Legend: M clouds, P points that a file stores of each; P differs between corrupt
 """
 
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def read_modelnet40_c(config: ModelNet40CConfig) -> CloudSet:
         raise UserError(f"{config.NAME}: severity {config.severity} is unknown; choose 1 to 5")
     folder = require(Path(config.DATA_PATH), LAYOUT)
     path = file_of(folder, config.corruption, config.severity)
-    if not path.is_file():
+    if not isfile(path):
         raise missing(path, LAYOUT)
     class_names = read_class_names(folder) or list(CLASSES)
     labels = _read_labels(folder / "label.npy", len(class_names))
@@ -108,7 +109,7 @@ def present(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     for corruption in CORRUPTIONS:
         for severity in SEVERITIES:
             path = file_of(folder, corruption, severity)
-            if path.is_file():
+            if isfile(path):
                 found.append((corruption, severity))
             else:
                 lost.append(path.name)
@@ -118,7 +119,7 @@ def present(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 def _read_labels(path: Path, classes: int) -> np.ndarray:
-    if not path.is_file():
+    if not isfile(path):
         raise missing(path, LAYOUT)
     labels = load_npy(path)
     if labels.dtype.kind not in "iuf" or labels.size == 0:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +68,14 @@ def read_modelnet_txt(config: ModelNetConfig) -> CloudSet:
     names_path, list_path = (folder / name for name in files.values())
     dat = folder / f"{prefix}_{config.subset}_{config.N_POINTS}pts_fps.dat"
     lists = [names_path, list_path]
-    if dat.is_file() and not any(path.exists() for path in lists):
+    if isfile(dat) and not any(path.exists() for path in lists):
         lists = []
         ids, labels, class_names = _labels_of_dat(dat, config)
     else:
         class_names = _read_lines(names_path, "one class name a line")
         ids = _read_lines(list_path, "one id a line, such as airplane_0001")
         labels = _labels(ids, class_names, list_path, names_path, config.NUM_CATEGORY)
-    paths = [] if dat.is_file() else _cloud_paths(folder, ids, list_path)
+    paths = [] if isfile(dat) else _cloud_paths(folder, ids, list_path)
 
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         clouds = _read_texts(paths, config.N_POINTS) if paths else _read_dat(dat, labels, config.N_POINTS, list_path)
@@ -150,7 +151,7 @@ def _labels(ids: list[str], class_names: list[str], listed: Path, names: Path, c
 def _cloud_paths(folder: Path, ids: list[str], listed: Path) -> list[Path]:
     paths = [folder / entry.rpartition("_")[0] / f"{entry}.txt" for entry in ids]
     for row, path in enumerate(paths):
-        if not path.is_file():
+        if not isfile(path):
             raise missing(path, f"the cloud that {listed}, line {row + 1}, lists")
     return paths
 

@@ -1,6 +1,7 @@
 """ScanObjectNN: scanned objects in HDF5, 15 classes, 2,048 points, not normalised."""
 
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def read_scanobjectnn(config: ScanObjectNNConfig) -> CloudSet:
         raise UserError(f"{config.NAME}: SPLIT {config.SPLIT!r} is unknown; choose one of {', '.join(FILES)}")
     folder = require(Path(config.ROOT), f"{' and '.join(FILES[config.SPLIT].values())}")
     path = folder / FILES[config.SPLIT][config.subset]
-    if not path.is_file():
+    if not isfile(path):
         raise missing(path, "datasets 'data' (n, 2048, 3) and 'label' (n,)")
     shape = inspect(path)
     points = min(config.N_POINTS, shape.points) if config.N_POINTS > 0 else shape.points

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def read_shapenet(config: ShapeNetConfig) -> CloudSet:
         files = _read_list(lists / "test.txt") + (files if config.subset == "train" else [])
     paths = [clouds / name for name in files]
     for path in paths:
-        if not path.is_file():
+        if not isfile(path):
             raise missing(path, f"a cloud that {lists / (config.subset + '.txt')} lists")
     taxonomies = [name.split("-")[0] for name in files]
     class_names = sorted(set(taxonomies) | _taxonomies(lists))
@@ -99,7 +100,7 @@ def _read_list(path: Path) -> list[str]:
 def _taxonomies(lists: Path) -> set[str]:
     """Collect the taxonomy ids of both lists, so that train and test number their classes alike."""
     found = [lists / f"{subset}.txt" for subset in ("train", "test")]
-    return {name.split("-")[0] for path in found if path.is_file() for name in _read_list(path)}
+    return {name.split("-")[0] for path in found if isfile(path) for name in _read_list(path)}
 
 
 def _read_clouds(paths: list[Path], points: int) -> Iterator[dict[str, np.ndarray]]:

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -130,7 +131,7 @@ def _read_split(root: Path, subset: str, folders: dict[str, str]) -> _Listed:
                     f"{listing}, entry {position}: category {folder!r} is not in {root / CATEGORY_FILE}; {suggest(folder, number)}"
                 )
             path = root / folder / f"{name}.txt"
-            if not path.is_file():
+            if not isfile(path):
                 absent.append((path, f"the cloud that {listing}, entry {position}, lists"))
                 continue
             paths.append(path)

@@ -157,7 +157,7 @@ def _truncate(path: Path, resume_from: tuple[int, int], pending: frozenset[int])
             foreign += number < len(lines)  # the last line may have been cut by a kill
         elif _stays(row, resume_from, pending):
             kept.append(line + "\n")
-            if row.get("kind") == "epoch":
+            if row["kind"] == "epoch" and row.get("epoch") is not None:
                 epochs.add(row["epoch"])
     missing = sorted(set(range(min(resume_from[0], MOST_EPOCHS))) - epochs)
     if foreign:

@@ -32,7 +32,7 @@ def load_npy(path: Path, *, mapped: bool = False, what: str = "a NumPy array") -
             mode = {"mode": "c", "offset": file.tell(), "order": "F" if fortran else "C"}
             return np.memmap(path, dtype=dtype, shape=shape, **mode)
         check_room(path, math.prod(shape) * dtype.itemsize, "holds")
-        return _values(file, shape, fortran, dtype)
+        return np.fromfile(file, dtype, math.prod(shape)).reshape(shape, order="F" if fortran else "C")
 
 
 def load_npz(path: Path) -> np.ndarray:
