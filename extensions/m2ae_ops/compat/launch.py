@@ -27,6 +27,29 @@ COMMANDS = {"python": "", "python3": "", "torchrun": " -m torch.distributed.run"
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse `run [--device cpu] [--shims] WHAT ...` and run it with the arguments that follow; returns the exit status."""
+    parser, run = _parsers()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parsed = parser.parse_args(arguments)
+    what = parsed.module or [parsed.script, *parsed.rest]
+    if not what or what[0] is None:
+        run.error(f"what is to be run? Give a script, or -m and a module; see {PAGE}")
+    if not (parsed.module or Path(what[0]).is_file() or shutil.which(what[0]) or what[0] in COMMANDS):
+        there = f"there is no script {what[0]} in {Path.cwd()}, nor a command of that name"
+        run.error(f"{there}. Served are {served()}; see {PAGE}")
+    if __package__ != "m2ae_ops.compat":
+        return _run_under_own_name(arguments)
+    os.environ.update(_environment(cpu=parsed.device == "cpu", shims=parsed.shims))
+    if parsed.shims:
+        print("m2ae_ops.compat: shims for " + ", ".join(SHIMS), file=sys.stderr)
+    if parsed.module:
+        return run_module(what)
+    if not Path(what[0]).is_file():
+        return subprocess.run(what).returncode
+    return subprocess.run(["bash", *what]).returncode if what[0].endswith((".sh", ".bash")) else run_script(what)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    """Return the parser of the command line and that of its sub-command `run`."""
     parser = argparse.ArgumentParser(
         prog="python -m m2ae_ops.compat", description=__doc__, epilog=f"Served are {served()}. See {PAGE}."
     )
@@ -51,24 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="a script, a shell script (*.sh) or a command; options for this command stand before it",
     )
     run.add_argument("rest", nargs=argparse.REMAINDER, help="its arguments")
-    arguments = sys.argv[1:] if arguments is None else arguments
-    parsed = parser.parse_args(arguments)
-    what = parsed.module or [parsed.script, *parsed.rest]
-    if not what or what[0] is None:
-        run.error(f"what is to be run? Give a script, or -m and a module; see {PAGE}")
-    if not (parsed.module or Path(what[0]).is_file() or shutil.which(what[0]) or what[0] in COMMANDS):
-        there = f"there is no script {what[0]} in {Path.cwd()}, nor a command of that name"
-        run.error(f"{there}. Served are {served()}; see {PAGE}")
-    if __package__ != "m2ae_ops.compat":
-        return _run_under_own_name(arguments)
-    os.environ.update(_environment(cpu=parsed.device == "cpu", shims=parsed.shims))
-    if parsed.shims:
-        print("m2ae_ops.compat: shims for " + ", ".join(SHIMS), file=sys.stderr)
-    if parsed.module:
-        return run_module(what)
-    if not Path(what[0]).is_file():
-        return subprocess.run(what).returncode
-    return subprocess.run(["bash", *what]).returncode if what[0].endswith((".sh", ".bash")) else run_script(what)
+    return parser, run
 
 
 def run_script(command: list[str]) -> int:
