@@ -5,6 +5,7 @@ and checkpoints, goes on while training does. `--compile` compiles the model. A 
 a batch fits into memory, into how many micro-batches it must be cut, and whether a compiled model runs at all.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from models.base import MaskedAutoencoder
 from models.layers.embed import PatchEmbed
 from models.layers.norm import BatchNorm
 from models.layers.transformer import Block
+from tools.confirmed import GRAPH, SIDE_STREAM, is_confirmed
 from tools.context import RunContext
 from tools.run_state import RunState
 from tools.train import EpochLog, Task, Trainer, Values
@@ -45,15 +47,16 @@ class AcceleratedTrainer(Trainer):
         self.asynchronous = task.asynchronous and is_asynchronous(run.args.evaluation, run.device)
         self.background = Background() if self.asynchronous else None
         self.graph: StepGraph | None = None
-        self.side = SideStream(run.device) if run.device.type == "cuda" else None
+        self.side = SideStream(run.device) if uses_side_stream(run) else None
         self._tried = False
 
     def before_steps(self, epoch: int) -> None:
         """Try the first step of the run, and find out whether it can be captured."""
         if not self._tried:
             self._tried = True
-            self.micro_batches = dry_run(self, self.first_batch(epoch))
-            self.graph = open_graph(self)
+            batch = self.first_batch(epoch)
+            self.micro_batches = dry_run(self, batch)
+            self.graph = open_graph(self, batch)
         self.step = super().step if self.graph is None else self.captured_step
 
     def train_steps(self, epoch: int, log: EpochLog) -> bool:
@@ -157,6 +160,18 @@ def is_asynchronous(asked: str, device: torch.device) -> bool:
 # Prefetching.
 
 
+def uses_side_stream(run: RunContext) -> bool:
+    """Return whether inputs are prefetched on a stream of their own: on a GPU where a run has confirmed that; logs what is off."""
+    if run.device.type != "cuda":
+        return False
+    names = [SIDE_STREAM, *([GRAPH] if run.args.cuda_graph == "auto" else [])]
+    off = [name for name in names if not is_confirmed(name, run.device)]
+    if off:
+        device = torch.cuda.get_device_name(run.device)
+        run.log.info(f"without {' and '.join(off)}: not yet confirmed on {device}; `python -m tools.doctor` does that")
+    return SIDE_STREAM not in off
+
+
 class SideStream:
     """A stream of a CUDA device on which inputs of the next step are prepared while the current one runs."""
 
@@ -215,13 +230,77 @@ class CapturedCall:
     """A function without arguments, captured on a CUDA device; `outputs` are in the same memory after each replay."""
 
     def __init__(self, function: Callable[[], Any], stream: torch.cuda.Stream):
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self.outputs = function()
+        self._graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(stream.device)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self.outputs = function()
+        except BaseException:
+            _leave_capture(stream.device, current, pool)
+            raise
 
     def replay(self) -> None:
         """Run what was captured again, on what its inputs hold now."""
         self._graph.replay()
+
+
+def _leave_capture(device: torch.device, current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
+    """Bring stream, allocator and generator back to where they were before a capture that was invalidated.
+
+    PyTorch ends such a capture with an exception before it has done so itself. Where there is nothing left to do, nothing is done.
+    """
+    torch.cuda.set_stream(current)
+    for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with contextlib.suppress(RuntimeError):
+            end(device.index, pool)
+    generator = torch.cuda.default_generators[device.index]
+    try:
+        torch.rand((), device=device)
+    except RuntimeError:  # it still counts offsets for the graph
+        with contextlib.suppress(RuntimeError):
+            generator.graphsafe_set_state(generator.clone_state())
+
+
+def device_trouble(device: torch.device) -> str | None:
+    """Return why nothing can go on after a failed capture, or None."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.rand((), device=device)
+        torch.cuda.synchronize(device)
+        return "its stream is still being captured" if torch.cuda.is_current_stream_capturing() else None
+    except RuntimeError as error:
+        return _first_line(error)
+
+
+def memory_for_graph(device: torch.device, step: int, weights: int) -> str | None:
+    """Return why memory does not suffice for a CUDA graph of a step, or None.
+
+    A graph keeps the memory of a whole step to itself, next to that of steps that run as they are; before it takes their place, weights and
+    the state of the optimizer are copied.
+
+    Args:
+        step: bytes that a step takes for a time.
+        weights: bytes of all parameters.
+    """
+    needed, free = 2 * step + 7 * weights, free_memory(device)
+    if needed <= free:
+        return None
+    return f"it needs about {needed >> 20} MB of memory and {free >> 20} MB are free"
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of a CUDA device that PyTorch could still hand out."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def step_memory(trainer: Trainer, batch: Batch) -> int | None:
+    """Return the bytes that a step takes for a time, or None where it does not fit."""
+    device = trainer.run.device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) - before if fits(trainer, batch) else None
 
 
 class StepGraph:
@@ -233,14 +312,20 @@ class StepGraph:
 
     The first steps run as they are, on the stream that captures later; they are steps as any other. Inputs of another
     kind (shapes, types, or numbers that are no tensors) begin again. Before a graph takes the place of the step, both
-    run once, from the same state. Where capturing fails, or the result differs, steps run as they are from then on.
+    run once, from the same state. Where memory does not suffice, capturing fails, or the result differs, everything is as
+    if no graph had been tried, and steps run as they are from then on.
 
     Args:
         optimizer: its learning rates and gradients are adapted to the graph.
         buffers: what a step changes besides parameters and the state of the optimizer.
         device: a CUDA device.
-        warn: called once with why capturing failed.
+        warn: called once with why there is no graph; may raise.
         capture: (function, stream) -> `CapturedCall`.
+        lacks_memory: returns why memory does not suffice now, or None.
+        trouble: (device) -> why nothing can go on after a failed capture, or None.
+
+    Raises:
+        UserError: a failed capture has left the device unusable.
     """
 
     def __init__(
@@ -251,9 +336,11 @@ class StepGraph:
         *,
         warn: Callable[[str], None],
         capture: Callable = CapturedCall,
+        lacks_memory: Callable[[], str | None] = lambda: None,
+        trouble: Callable[[torch.device], str | None] = device_trouble,
     ):
         self._optimizer, self._buffers, self._device = optimizer, list(buffers), device
-        self._warn, self._capture = warn, capture
+        self._warn, self._capture, self._lacks_memory, self._trouble = warn, capture, lacks_memory, trouble
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._failed = False
         self._rates = [torch.zeros((), device=device) for _ in optimizer.param_groups]
@@ -277,8 +364,9 @@ class StepGraph:
             self._kind = kind
         self._steps += 1
         if self._graph is None and self._steps > WARM_UP and not self._failed:
-            self._try_to_capture(function, inputs)
-            if self._graph is not None:
+            if reason := self._lacks_memory() or self._try_to_capture(function, inputs):
+                self._give_up(reason)
+            else:
                 return self._compare(function, inputs, seed)
         seed()
         return self._run(function, inputs) if self._graph is None else self._replay(inputs)
@@ -290,27 +378,45 @@ class StepGraph:
         self._graph.replay()
         return self._graph.outputs
 
+    def _give_up(self, reason: str) -> None:
+        """Let steps run as they are from now on, in all of the memory."""
+        self._failed = True
+        self.forget()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._warn(reason)
+
     def _compare(self, function: Callable[[Any], Any], inputs: Any, seed: Callable[[], None]) -> Any:
-        """Run the graph and then, from the same state, the step itself, which counts; forget a graph that differs."""
+        """Run the graph and then, from the same state, the step itself, which counts; forget a graph that differs or fails."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         state = [value for entry in self._optimizer.state.values() for value in entry.values()]
         changed = [*parameters, *self._buffers, *(value for value in state if isinstance(value, Tensor))]
-        before = [tensor.detach().clone() for tensor in changed]
+        before: list[Tensor] = []
+        reason, outputs = None, None
+        try:
+            before += [tensor.detach().clone() for tensor in changed]
+            seed()
+            replayed = map_tensors(torch.clone, self._replay(inputs))
+            after = [p.detach().clone() for p in parameters]
+            _restore(changed, before)
+            seed()
+            outputs = self._run(function, inputs)
+            parameters = [p.detach() for p in parameters]
+            apart, moved = _distance(after, parameters), _distance(before[: len(after)], parameters)
+            if not (_close(replayed, outputs) and apart <= UPDATE * moved):
+                self._give_up("a captured step differs from the step itself")
+            return outputs
+        except UserError:
+            raise
+        except Exception as error:
+            reason = _first_line(error)
+        # Here, where the exception no longer holds the memory of what failed.
+        replayed = after = outputs = None
+        _restore(changed, before)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._give_up(reason)
         seed()
-        replayed = map_tensors(torch.clone, self._replay(inputs))
-        after = [p.detach().clone() for p in parameters]
-        with torch.no_grad():
-            for tensor, kept in zip(changed, before, strict=True):
-                tensor.copy_(kept)
-        seed()
-        outputs = self._run(function, inputs)
-        parameters = [p.detach() for p in parameters]
-        apart, moved = _distance(after, parameters), _distance(before[: len(after)], parameters)
-        if not (_close(replayed, outputs) and apart <= UPDATE * moved):
-            self._failed = True
-            self.forget()
-            self._warn("a captured step differs from the step itself")
-        return outputs
+        return self._run(function, inputs)
 
     def _run(self, function: Callable[[Any], Any], inputs: Any) -> Any:
         """Run a step as it is, on the stream that captures: what autograd keeps between steps belongs to the stream of its making."""
@@ -323,29 +429,51 @@ class StepGraph:
         current.wait_stream(self._stream)
         return outputs
 
-    def _try_to_capture(self, function: Callable[[Any], Any], inputs: Any) -> None:
+    def _try_to_capture(self, function: Callable[[Any], Any], inputs: Any) -> str | None:
+        """Capture a step, or return why that failed; then nothing is different from before."""
         groups = self._optimizer.param_groups
         kept = [{key: group[key] for key in ("lr", "capturable") if key in group} for group in groups]
-        self._inputs = map_tensors(torch.clone, inputs)
-        for group, rate in zip(groups, self._rates, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = True
         try:
+            self._inputs = map_tensors(torch.clone, inputs)
+            for group, rate in zip(groups, self._rates, strict=True):
+                group["lr"] = rate
+                if "capturable" in group:
+                    group["capturable"] = True
             self._graph = self._capture(lambda: function(self._inputs), self._stream)
-        except RuntimeError as error:
-            self._failed = True
-            self.forget()
-            self._warn(str(error).strip().splitlines()[0])
+            return None
+        except Exception as error:  # of PyTorch, CUDA, or a compiler that a step calls
+            reason = _first_line(error)
         finally:
             for group, values in zip(groups, kept, strict=True):
                 group.update(values)
             # Gradients are in memory of the graph, which needs nobody to hold them.
             self._optimizer.zero_grad(set_to_none=True)
+        if trouble := self._trouble(self._device):
+            raise UserError(
+                f"--cuda_graph: capturing a step failed ({reason}) and left {self._device} unusable for this run ({trouble}); "
+                "start again with --cuda_graph off, from the last checkpoint with --resume"
+            )
+        return reason
 
 
-def open_graph(trainer: AcceleratedTrainer) -> StepGraph | None:
+def _restore(changed: list[Tensor], before: list[Tensor]) -> None:
+    """Give tensors the values they had; where not all were kept, nothing was changed yet."""
+    if len(before) == len(changed):
+        with torch.no_grad():
+            for tensor, kept in zip(changed, before, strict=True):
+                tensor.copy_(kept)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def open_graph(trainer: AcceleratedTrainer, batch: Batch) -> StepGraph | None:
     """Return the CUDA graph of a run's steps as `--cuda_graph` asks, or None where they run as they are.
+
+    Args:
+        batch: one like those of the run, to count the memory of a step.
 
     Raises:
         UserError: a graph is asked for and impossible.
@@ -354,10 +482,24 @@ def open_graph(trainer: AcceleratedTrainer) -> StepGraph | None:
     asked, reason = run.args.cuda_graph, why_no_graph(run, state.model, micro_batches=trainer.micro_batches)
     if asked == "on" and reason is not None:
         raise UserError(f"--cuda_graph on: steps cannot be captured, {reason}; change that, or use --cuda_graph auto")
-    if asked == "off" or reason is not None:
+    if asked == "off" or reason is not None or (asked == "auto" and not is_confirmed(GRAPH, run.device)):
         return None
-    warn = lambda why: run.log.warning(f"--cuda_graph: capturing failed, so steps run without ({why})")  # noqa: E731
-    return StepGraph(state.optimizer, state.model.buffers(), run.device, warn=warn)
+
+    def warn(why: str) -> None:
+        if asked == "on":
+            raise UserError(
+                f"--cuda_graph on: steps cannot be captured, {why}; use --cuda_graph off, or auto to go on without"
+            )
+        run.log.warning(f"--cuda_graph auto: steps run without a CUDA graph, as if none had been tried ({why})")
+
+    step = step_memory(trainer, batch)
+    if step is None:  # the loop says so, with what would fit
+        return None
+    lacks_memory = partial(memory_for_graph, run.device, step, sum(p.nbytes for p in state.model.parameters()))
+    if why := lacks_memory():
+        warn(why)
+        return None
+    return StepGraph(state.optimizer, state.model.buffers(), run.device, warn=warn, lacks_memory=lacks_memory)
 
 
 def why_no_graph(run: RunContext, model: nn.Module, *, micro_batches: int) -> str | None:

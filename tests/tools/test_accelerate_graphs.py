@@ -19,6 +19,7 @@ from tests.training import toy_run, toy_trainer
 from tools import accelerate
 from tools.accelerate import WARM_UP, AcceleratedTrainer, StepGraph, data_dependent, why_no_graph
 from tools.train import EpochLog, NonFiniteLoss
+from utils.errors import UserError
 
 # Rates that are the same number in single precision, in which a device holds them.
 RATE = 2.0**-7
@@ -85,12 +86,11 @@ def train(graph=None, *, sizes=(4,) * 10, advices=None):
     return [row["loss"] for row in log.rows], [p.detach() for p in net.parameters()], optimizer
 
 
-def graph_of(capture, warnings=None):
+def graph_of(capture, warnings=None, **keys):
     def build(optimizer, buffers):
-        warn = (warnings if warnings is not None else []).append
-        return StepGraph(
-            optimizer, buffers, torch.device("cpu"), warn=warn, capture=lambda function, _: capture(function, optimizer)
-        )
+        keys.setdefault("warn", (warnings if warnings is not None else []).append)
+        take = lambda function, _: capture(function, optimizer)  # noqa: E731
+        return StepGraph(optimizer, buffers, torch.device("cpu"), capture=take, **keys)
 
     return build
 
@@ -138,6 +138,90 @@ def test_where_capturing_fails_steps_run_as_they_are():
     assert warnings == ["operation not permitted"]
     assert_same(there, train())
     assert isinstance(there[2].param_groups[0]["lr"], float)
+
+
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class TooLarge(Again):
+    """Leaves no memory for its first replay."""
+
+    def replay(self):
+        raise NO_MEMORY
+
+
+class Uncopied(Again):
+    """Leaves no memory for the copies of weights: the first tensor that is copied after it was made is one too many."""
+
+    def __init__(self, function, optimizer):
+        super().__init__(function, optimizer)
+        keep, self._clone = torch.Tensor.clone, None
+
+        def clone(tensor):
+            torch.Tensor.clone = keep
+            raise NO_MEMORY
+
+        torch.Tensor.clone = clone
+
+
+class Narrow(Again):
+    """Leaves no memory for the step itself, which runs once more after the graph's first replay."""
+
+    def replay(self):
+        super().replay()
+        weight = self._groups[0]["params"][0]
+
+        def out_of_memory(gradient):
+            handle.remove()
+            raise NO_MEMORY
+
+        handle = weight.register_hook(out_of_memory)
+
+
+def lose_the_compiler(function, optimizer):
+    """As Triton does where a kernel is first compiled inside a capture: its errors are no RuntimeErrors."""
+    raise Exception("CompilationError: at 12:4")
+
+
+FAILURES = {
+    "before": ({"lacks_memory": lambda: "it needs about 9 MB and 8 MB are free"}, Again, "it needs about 9 MB"),
+    "inside": ({}, refuse, "operation not permitted"),
+    "inside, compiler": ({}, lose_the_compiler, "CompilationError: at 12:4"),
+    "after, copies": ({}, Uncopied, "CUDA out of memory"),
+    "after, replay": ({}, TooLarge, "CUDA out of memory"),
+    "after, the step itself": ({}, Narrow, "CUDA out of memory"),
+}
+
+
+@pytest.mark.parametrize("stage", FAILURES)
+def test_a_failure_leaves_the_run_as_if_no_graph_had_been_tried(stage):
+    keys, capture, expected = FAILURES[stage]
+    warnings = []
+    there = train(graph_of(capture, warnings, **keys))
+    (warning,) = warnings
+    assert warning.startswith(expected)
+    assert_same(there, train())
+    (group,) = there[2].param_groups
+    assert isinstance(group["lr"], float) and group["capturable"] is False
+    assert all(p.grad is None for p in group["params"])
+
+
+@pytest.mark.parametrize("stage", FAILURES)
+def test_a_graph_that_is_asked_for_and_fails_is_an_error(stage):
+    keys, capture, expected = FAILURES[stage]
+
+    def insist(why):
+        raise UserError(f"--cuda_graph on: {why}")
+
+    with pytest.raises(UserError, match=f"--cuda_graph on: {expected}"):
+        train(graph_of(capture, warn=insist, **keys))
+
+
+def test_a_device_that_a_capture_has_broken_ends_the_run():
+    """Then no plain step would run either: the generator still counts for the graph."""
+    trouble = lambda device: "Offset increment outside graph capture encountered unexpectedly."  # noqa: E731
+    with pytest.raises(UserError, match=r"operation not permitted.*start again with --cuda_graph off.*--resume"):
+        train(graph_of(refuse, trouble=trouble))
 
 
 class Stale(Again):
@@ -197,6 +281,43 @@ def test_what_cannot_be_captured(changes, micro_batches, data_dependent, reason)
     assert found is None if reason is None else reason in found
 
 
+@pytest.fixture
+def opened(monkeypatch):
+    """Return a function that opens the graph of a trainer as if on a GPU with some free memory."""
+    model = nn.Linear(1000, 1000)  # 4 MB of weights, roughly
+
+    def open_it(asked, *, free, step=10 << 20, confirmed=True):
+        monkeypatch.setattr(accelerate, "why_no_graph", lambda *args, **keys: None)
+        monkeypatch.setattr(accelerate, "step_memory", lambda trainer, batch: step)
+        monkeypatch.setattr(accelerate, "free_memory", lambda device: free << 20)
+        monkeypatch.setattr(accelerate, "is_confirmed", lambda name, device: confirmed)
+        run = toy_run(cuda_graph=asked)
+        said = []
+        run.log = SimpleNamespace(warning=said.append, info=said.append)
+        optimizer = torch.optim.AdamW(model.parameters())
+        state = SimpleNamespace(model=model, optimizer=optimizer)
+        graph = accelerate.open_graph(SimpleNamespace(run=run, state=state, micro_batches=1), None)
+        return graph, said
+
+    return open_it
+
+
+def test_memory_is_asked_for_before_anything_is_captured(opened):
+    graph, said = opened("auto", free=60)
+    assert isinstance(graph, StepGraph) and not said
+    graph, (warning,) = opened("auto", free=40)
+    assert graph is None and "it needs about 46 MB of memory and 40 MB are free" in warning
+    with pytest.raises(UserError, match=r"--cuda_graph on: .* it needs about 46 MB .*use --cuda_graph off"):
+        opened("on", free=40)
+    assert opened("auto", free=40, step=None) == (None, [])  # the loop says which batch would fit
+
+
+def test_what_no_run_has_confirmed_is_not_used_by_itself(opened):
+    assert opened("auto", free=60, confirmed=False) == (None, [])
+    assert opened("on", free=60, confirmed=False)[0] is not None
+    assert opened("off", free=60) == (None, [])
+
+
 def train_recipe(recipe, name, *flags, epochs=2, device="cpu", settings=()):
     """Train a recipe below `cfgs` on a few clouds; returns (epoch, step, loss) of each step."""
     judged = ["dataset.svm=null"] if recipe.startswith("debug/") else ["dataset.val.clouds=20"]
@@ -239,7 +360,7 @@ def test_a_run_with_captured_steps(recipe, tmp_path, monkeypatch):
     how = {"epochs": epochs, "settings": [*settings, *small(recipe)]}
     as_it_is, refused = train_recipe(recipe, "plain", *flags, **how), []
 
-    def capture(trainer):
+    def capture(trainer, batch):
         state = trainer.state
         assert data_dependent(state.model, torch.device("meta")) is None and trainer.micro_batches == 1
         return graph_of(Again, refused)(state.optimizer, state.model.buffers())
@@ -275,6 +396,43 @@ def test_a_run_on_a_gpu(recipe, precision, tmp_path, monkeypatch, caplog):
     flags, how = (*flags, "--precision", precision), {"settings": [*settings, *small(recipe)], "device": "cuda"}
     plain = train_recipe(recipe, "plain", *flags, "--cuda_graph", "off", **how)
     captured = train_recipe(recipe, "captured", *flags, "--cuda_graph", "on", **how)
-    assert "capturing failed" not in caplog.text
+    assert "without a CUDA graph" not in caplog.text
     for there, here in zip(captured, plain, strict=True):
         assert there[:2] == here[:2] and there[2] == pytest.approx(here[2], rel=0.05 if precision == "bf16" else 1e-2)
+
+
+def train_on_a_gpu(build, *, width, rows=64):
+    """Train a wide net for a few steps; returns losses and what was said."""
+    torch.manual_seed(0)
+    device, said = torch.device("cuda"), []
+    net = nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Dropout(0.1), nn.Linear(width, 1)).to(device)
+    optimizer = torch.optim.AdamW(net.parameters(), fused=True, lr=1e-3)
+    loss = lambda inputs: {"loss": build(net, inputs)}  # noqa: E731
+    batches = [Batch(number, rows) for number in range(8)]
+    trainer = toy_trainer(toy_run(), net, optimizer, batches, loss, trainer=AcceleratedTrainer)
+    draw = lambda step: torch.randn(rows, 8, generator=torch.Generator().manual_seed(step))  # noqa: E731
+    trainer.task.prepare = lambda batch, epoch: draw(batch.step).to(device)
+    trainer.graph = StepGraph(optimizer, net.buffers(), device, warn=said.append)
+    trainer.step = trainer.captured_step
+    log = EpochLog(lambda first, rows: None, every=3)
+    assert trainer.train_steps(0, log)
+    log.read()
+    return [row["loss"] for row in log.rows], said
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_for_the_device_is_not_captured():
+    """The capture is invalidated; dropout goes on drawing, and memory is handed out again."""
+    losses, said = train_on_a_gpu(lambda net, x: net(x).square().mean() * (1.0 + 0.0 * net(x).sum().item()), width=64)
+    assert len(losses) == 8 and len(said) == 1 and all(loss == loss for loss in losses)
+    assert not torch.cuda.is_current_stream_capturing() and torch.rand(3, device="cuda").isfinite().all()
+
+
+@pytest.mark.gpu
+def test_a_step_that_fills_the_memory_runs_on_without_a_graph():
+    """At 60 % of the memory a graph has no room next to the step itself."""
+    torch.cuda.empty_cache()
+    rows = 4096
+    width = int(0.6 * torch.cuda.mem_get_info()[0] / (rows * 4 * 4))  # the step keeps about four such arrays
+    losses, said = train_on_a_gpu(lambda net, x: net(x).square().mean(), width=width, rows=rows)
+    assert len(losses) == 8 and len(said) == 1 and "out of memory" in said[0]
