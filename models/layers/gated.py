@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.layers.norm import BatchNorm, PointwiseConv
+from models.losses import at_least_float
 
 GATES = ("diagonal", "attention")
 
@@ -30,7 +31,7 @@ class SelfGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh members (L, K, C) of L groups."""
-        logits = torch.bmm(self.q_conv(x), self.k_conv(x).transpose(1, 2)).float()  # (L, K, K)
+        logits = at_least_float(torch.bmm(self.q_conv(x), self.k_conv(x).transpose(1, 2)))  # (L, K, K)
         if self.gate == "attention":
             return torch.bmm(logits.softmax(-1).to(x.dtype), x)
         own = (logits.diagonal(dim1=1, dim2=2) - logits.logsumexp(-1)).exp()  # (L, K)
