@@ -44,6 +44,7 @@ class Trace:
         self.root = f"{root}{os.sep}"
         self.functions: set[tuple[str, str, int]] = set()
         self.depth = {"with ops": 0, "without ops": 0}
+        self.deepest: list[str] = []  # files of the longest chain, outermost call first
         self._before: set[int] = set()
 
     def start(self) -> None:
@@ -78,21 +79,23 @@ class Trace:
             frame = frame.f_back
         self.depth["with ops"] = max(self.depth["with ops"], len(chain))
         plain = sum(not file.startswith(OPS) for file in chain)
-        self.depth["without ops"] = max(self.depth["without ops"], plain)
+        if plain > self.depth["without ops"]:
+            self.depth["without ops"], self.deepest = plain, chain[::-1]
 
     def _own(self, frame) -> bool:
         code = frame.f_code
-        return code.co_filename.startswith(self.root) and code.co_name not in PART_OF_A_FUNCTION
+        if code.co_filename == __file__ or code.co_name in PART_OF_A_FUNCTION:
+            return False
+        return code.co_filename.startswith(self.root)
 
     def _file(self, frame) -> str:
         return frame.f_code.co_filename.removeprefix(self.root)
 
-    def result(self, leave_out: tuple[str, ...] = ()) -> dict:
+    def result(self) -> dict:
         """Return what was counted, in the ops and outside of them."""
-        found = {function for function in self.functions if function[0] not in leave_out}
-        result: dict = {"depth": dict(self.depth)}
+        result: dict = {"depth": dict(self.depth), "deepest": self.deepest}
         for where, inside in (("without ops", False), ("ops", True)):
-            functions = [function for function in found if function[0].startswith(OPS) == inside]
+            functions = [function for function in self.functions if function[0].startswith(OPS) == inside]
             files = sorted({function[0] for function in functions})
             lines = sum(_lines(Path(self.root) / file) for file in files)
             result[where] = {"files": len(files), "functions": len(functions), "lines": lines, "names": files}
@@ -138,13 +141,8 @@ def trace_models(root: Path) -> dict[str, dict]:
         trace.start()
         run()
         trace.stop()
-        found[f"forward and loss, {name}"] = trace.result(leave_out=_this_file(root))
+        found[f"forward and loss, {name}"] = trace.result()
     return found
-
-
-def _this_file(root: Path) -> tuple[str, ...]:
-    path = Path(__file__).resolve()
-    return (str(path.relative_to(root)),) if path.is_relative_to(root) else ()
 
 
 def trace_update(root: Path) -> dict[str, dict]:
@@ -170,7 +168,7 @@ def trace_update(root: Path) -> dict[str, dict]:
     handle.remove()
     if status or len(steps) < 4:
         raise SystemExit(f"readability: the run ended with status {status} after {len(steps)} updates")
-    return {"one update, Point_M2AE": trace.result(leave_out=_this_file(root))}
+    return {"one update, Point_M2AE": trace.result()}
 
 
 def main(arguments: list[str] | None = None) -> None:
