@@ -85,6 +85,7 @@ def _peak(case: Case, side: str) -> float:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.gpu_embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,6 +105,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
     args = parse(arguments)
     if args.traffic:
         print(table())

@@ -25,6 +25,7 @@ OPS = ("fps", "knn", "ball_query", "gather", "gather_backward", "group", "three_
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
     args = parse(arguments)
     if not torch.cuda.is_available():
         print("benchmarks.gpu_ops: PyTorch finds no CUDA device here; run it on a machine with a GPU", file=sys.stderr)
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.gpu_ops", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

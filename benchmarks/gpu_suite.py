@@ -11,6 +11,7 @@ CLOUDS, EPOCHS = 41_952, 300  # ShapeNet-55 and the published number of epochs
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Print and write the summary of a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(arguments).folder

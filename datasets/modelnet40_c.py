@@ -95,6 +95,7 @@ def read_modelnet40_c(config: ModelNet40CConfig) -> CloudSet:
 
 
 def file_of(folder: Path, corruption: str, severity: int) -> Path:
+    """Return the file of a corruption at a severity."""
     return folder / f"data_{corruption}_{severity}.npy"
 
 

@@ -49,6 +49,7 @@ class PartTable:
 
     @property
     def category_parts(self) -> dict[str, list[int]]:
+        """Return the part ids of each category, by its name."""
         return {category: sorted(parts) for category, parts in self.parts.items()}
 
 

@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
+    """Say what is there and what is missing."""
     from datasets.preparing.check import look, report, table
     from datasets.preparing.layouts import LAYOUTS, find
 
@@ -37,12 +38,14 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_convert(args: argparse.Namespace) -> int:
+    """Convert meshes and clouds to a layout that the readers read."""
     from datasets.preparing.convert import Settings
 
     return _convert(args, Settings(args.to, args.points, args.up, args.test_share))
 
 
 def run_render(args: argparse.Namespace) -> int:
+    """Draw pictures of meshes and clouds."""
     from datasets.preparing.convert import Settings
     from datasets.preparing.render import RenderSettings
 
@@ -75,6 +78,7 @@ def _convert(args: argparse.Namespace, settings) -> int:
 
 
 def run_fetch(args: argparse.Namespace) -> int:
+    """Download, check and unpack a set."""
     from datasets.preparing.fetch import fetch
     from datasets.preparing.layouts import find
 
@@ -88,6 +92,7 @@ def run_fetch(args: argparse.Namespace) -> int:
 
 
 def run_fixtures(args: argparse.Namespace) -> int:
+    """Write a tiny set in a published layout."""
     from datasets.preparing.fixtures import Size, write_fixture
     from datasets.preparing.layouts import find
 
@@ -97,6 +102,7 @@ def run_fixtures(args: argparse.Namespace) -> int:
 
 
 def run_few_shot(args: argparse.Namespace) -> int:
+    """Draw few-shot folds from a labelled set."""
     from datasets import build_dataset
     from datasets.few_shot import write_folds
 

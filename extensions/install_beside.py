@@ -14,6 +14,7 @@ class InstallBoth(install):
     """Install m2ae_ops first, with the same options, for `setup.py install` looks after no requirements. pip does."""
 
     def run(self):
+        """Install the package, and with a typed `install` the ops too."""
         if "install" in self.distribution.commands:  # typed, not a step of building a wheel
             subprocess.run([sys.executable, "setup.py", *sys.argv[1:]], cwd=FOLDER, check=True)
         super(install, self).run()  # plain files, not an egg

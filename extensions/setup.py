@@ -42,6 +42,7 @@ class BuildWithKernels(build_py):
     """Copy the Python files, then compile into the folder `lib` of the package."""
 
     def run(self):
+        """Build the package with its kernels."""
         package = Path(self.build_lib) / "m2ae_ops"
         shutil.rmtree(package, ignore_errors=True)  # an earlier build may have left files that are no more
         super().run()
@@ -62,6 +63,7 @@ class PlatformDistribution(Distribution):
     """Belong to the platform when there is a PyTorch to compile for."""
 
     def has_ext_modules(self):
+        """Return whether kernels can be compiled, which makes the wheel belong to a platform."""
         return sys.platform == "linux" and load_building()[1].find_torch() is not None
 
 
@@ -69,6 +71,7 @@ class PlainInstall(install):
     """Let `python setup.py install` put plain files in place, not an egg."""
 
     def run(self):
+        """Install without building an egg."""
         super(install, self).run()
 
 

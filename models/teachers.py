@@ -37,6 +37,7 @@ class EmaTeacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
+        """Stay in evaluation mode."""
         return super().train(False)
 
     @torch.no_grad()
@@ -50,9 +51,11 @@ class EmaTeacher(nn.Module):
                 own.copy_(new)
 
     def get_extra_state(self) -> dict[str, Tensor]:
+        """Return what a state dict holds besides tensors."""
         return dict(self.notes)
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore what `get_extra_state` returned."""
         self.notes = dict(state)
 
 

@@ -1,8 +1,10 @@
 """README and docs: links lead somewhere, commands are accepted, and numbers follow from the files that they name."""
 
+import ast
 import json
 import re
 import statistics
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -137,3 +139,31 @@ def test_commands_name_files_that_exist(page):
         there = [ROOT / name, ROOT / f"{name}.py", ROOT / name / "__main__.py"]
         published = name.startswith(PUBLISHED) and name.count("/") <= 2
         assert published or any(path.exists() for path in there), name
+
+
+CODE = ("main.py", "main_vis.py", "main_pretrain.py", "main_finetune.py", "hubconf.py", "models", "datasets", "tools",
+        "segmentation", "utils", "extensions", "benchmarks")  # fmt: skip
+SOURCES = [
+    path for name in CODE for path in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
+]
+
+
+def undocumented(node: ast.AST, prefix: str = "") -> Iterator[str]:
+    """Yield the public functions and methods below a node that have no docstring; overloads of a type checker need none."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from undocumented(child, f"{prefix}{child.name}.")
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not child.name.startswith("_"):
+            overload = any(isinstance(name, ast.Name) and name.id == "overload" for name in child.decorator_list)
+            if not overload and ast.get_docstring(child) is None:
+                yield f"{prefix}{child.name}"
+
+
+@pytest.mark.parametrize("folder", CODE)
+def test_public_functions_have_docstrings(folder):
+    found = {}
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] == folder:
+            names = list(undocumented(ast.parse(path.read_text(encoding="utf-8"))))
+            found |= {str(path.relative_to(ROOT)): names} if names else {}
+    assert found == {}

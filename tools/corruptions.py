@@ -64,6 +64,7 @@ class Robustness:
         return None if self.reference is None else fmean(self.corruption_error(name) for name in self.errors)
 
     def results(self) -> dict[str, float]:
+        """Return error rates in percent, by what they are."""
         found = {
             "accuracy": 100 - self.clean,
             "error rate, clean": self.clean,

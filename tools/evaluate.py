@@ -36,14 +36,17 @@ class Vote:
 
     @property
     def mean(self) -> float:
+        """The mean accuracy over the rounds."""
         return float(np.mean(self.accuracies))
 
     @property
     def std(self) -> float:
+        """The sample standard deviation over the rounds."""
         return float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else 0.0
 
     @property
     def best(self) -> float:
+        """The accuracy of the best round, which is selected on the test set."""
         return max(self.accuracies)
 
     def row(self) -> dict:

@@ -33,6 +33,7 @@ def init(launcher: str = "none", device: torch.device | str = "cpu") -> None:
 
 
 def is_initialized() -> bool:
+    """Return whether this is one of several processes."""
     return dist.is_available() and dist.is_initialized()
 
 

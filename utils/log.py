@@ -91,12 +91,15 @@ class Logger:
         self._handlers.append(handler)
 
     def info(self, message: str, *, file_only: bool = False) -> None:
+        """Log a line."""
         self._log.info("%s", message, extra={"file_only": file_only})
 
     def warning(self, message: str) -> None:
+        """Log a warning."""
         self._log.warning("%s", message)
 
     def error(self, message: str) -> None:
+        """Log an error."""
         self._log.error("%s", message)
 
     def progress(self, total: int, description: str = "", *, done: int = 0) -> "Progress":
@@ -161,6 +164,7 @@ class Progress:
         self._log.info(f"{line}, {format_seconds(left)} left", file_only=self._bar is not None)
 
     def close(self) -> None:
+        """End the line of progress."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

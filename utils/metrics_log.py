@@ -119,6 +119,7 @@ class MetricsWriter:
         return self._boards[split]
 
     def close(self) -> None:
+        """Close all files."""
         self._file.close()
         for board in (self._boards or {}).values():
             board.close()

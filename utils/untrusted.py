@@ -56,12 +56,15 @@ class StandIn:
         return StandIn()
 
     def append(self, value: Any) -> None:
+        """Ignore an item."""
         pass
 
     def extend(self, values: Any) -> None:
+        """Ignore items."""
         pass
 
     def add(self, value: Any) -> None:
+        """Ignore an item."""
         pass
 
 

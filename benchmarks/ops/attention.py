@@ -66,6 +66,7 @@ class Inputs(NamedTuple):
 
 
 def draw(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
+    """Return random inputs of a shape."""
     qkv = torch.randn(shape.B, shape.L, 3, shape.H, shape.D, generator=generator).to(dtype).requires_grad_()
     grad = torch.randn(shape.B, shape.L, shape.H * shape.D, generator=generator).to(dtype)
     if shape.radius:
@@ -88,6 +89,7 @@ def near_pairs(B: int, L: int, radius: float) -> Tensor:
 
 
 def ours(given: Inputs) -> Tensor:
+    """Run our attention."""
     return attention(given.qkv, given.valid, given.attend)
 
 
@@ -153,6 +155,7 @@ def line(row: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Time all shapes and write the result."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.ops.attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

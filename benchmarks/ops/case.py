@@ -43,6 +43,7 @@ class Side:
     compiled: bool = False
 
     def with_option(self, label: str) -> "Side":
+        """Return the side with one of its options."""
         chosen = dict(self.options)[label]
         return replace(self, name=f"{self.name} ({label})", call=_bind(self.call, chosen), options=())
 

@@ -57,6 +57,7 @@ def finish(results: dict, out: Path | None) -> int:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.ops.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,12 +85,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def check_rows(parser: argparse.ArgumentParser, rows: list[str]) -> None:
+    """Refuse keys of rows that do not exist."""
     known = row_keys()
     if unknown := [key for key in rows if key not in known]:
         parser.error(f"--rows {','.join(unknown)} is unknown; choose from {', '.join(known)}")
 
 
 def row_keys() -> list[str]:
+    """Return the keys of all rows."""
     return [case.key for case in build_cases(TINY_SIZES, Clouds("uniform"))]
 
 
@@ -164,6 +167,7 @@ def collect(parts: list[dict], args: argparse.Namespace) -> dict:
 
 
 def disagreements(results: dict) -> list[str]:
+    """Return the peers whose results were not ours, with the reason."""
     return [
         f"{row['title']}, {peer['name']}: {peer['agreement']}"
         for run in results["runs"]

@@ -40,6 +40,7 @@ def fpsample_line(points: Tensor, samples: int, h: int) -> list:
 
 
 def torch_fps(points: Tensor, samples: int) -> Tensor:
+    """Sample by torch-fps."""
     from torch_fps import farthest_point_sampling
 
     valid = torch.ones(points.shape[:2], dtype=torch.bool, device=points.device)
@@ -47,6 +48,7 @@ def torch_fps(points: Tensor, samples: int) -> Tensor:
 
 
 def torch_cluster_fps(points: Tensor, samples: int) -> Tensor:
+    """Sample by torch-cluster."""
     from torch_cluster import fps
 
     B, N, _ = points.shape
@@ -56,6 +58,7 @@ def torch_cluster_fps(points: Tensor, samples: int) -> Tensor:
 
 
 def torch_cluster_knn(query: Tensor, support: Tensor, k: int) -> Tensor:
+    """Search by torch-cluster."""
     from torch_cluster import knn
 
     (B, Q, _), N = query.shape, support.shape[1]
@@ -86,10 +89,12 @@ def ckdtree(query: Tensor, support: Tensor, k: int, *, balanced: bool = True, po
 
 
 def chamfer_ckdtree(a: Tensor, b: Tensor, **options) -> tuple[list, list]:
+    """Return nearest distances both ways by trees of scipy."""
     return ckdtree(a, b, 1, **options), ckdtree(b, a, 1, **options)
 
 
 def sklearn_knn(query: Tensor, support: Tensor, k: int, algorithm: str) -> list:
+    """Search by scikit-learn."""
     from sklearn.neighbors import NearestNeighbors
 
     found = []
@@ -100,6 +105,7 @@ def sklearn_knn(query: Tensor, support: Tensor, k: int, algorithm: str) -> list:
 
 
 def faiss_flat(query: Tensor, support: Tensor, k: int) -> list:
+    """Search by a flat index of faiss."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -124,12 +130,14 @@ def assignment(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pytorch3d_fps(points: Tensor, samples: int) -> Tensor:
+    """Sample by PyTorch3D."""
     from pytorch3d.ops import sample_farthest_points
 
     return sample_farthest_points(points, K=samples)[1]
 
 
 def pytorch3d_knn(query: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Search by PyTorch3D."""
     from pytorch3d.ops import knn_points
 
     found = knn_points(query, support, K=k)
@@ -137,6 +145,7 @@ def pytorch3d_knn(query: Tensor, support: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 def pointnet2_fps(points: Tensor, samples: int) -> Tensor:
+    """Sample by pointnet2_ops."""
     from pointnet2_ops.pointnet2_utils import furthest_point_sample
 
     return furthest_point_sample(points, samples)
@@ -149,6 +158,7 @@ def stacked(pairs: list) -> tuple[Tensor, Tensor]:
 
 
 def stacked_indices(arrays: list) -> tuple[Tensor]:
+    """Return the indices of single clouds as one tensor."""
     return (torch.stack([torch.as_tensor(rows.astype("int64")) for rows in arrays]),)
 
 

@@ -146,6 +146,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Print a table, or put it into a document."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--into", type=Path, help="document that holds the marks")

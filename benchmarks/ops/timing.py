@@ -107,6 +107,7 @@ def best_of(calls: Iterable[tuple[str, Callable]], args: tuple, clock: Callable,
 
 
 def median(times: list[float]) -> float:
+    """Return the median of times."""
     return statistics.median(times)
 
 

@@ -35,6 +35,7 @@ def ball_query_sorted(query: Tensor, support: Tensor, radius: float, k: int) -> 
 
 
 def ball_query_topk(query: Tensor, support: Tensor, radius: float, k: int) -> Tensor:
+    """Find neighbours within a radius by the smallest indices."""
     return _pad(_inside(query, support, radius).topk(k, largest=False).values, support.shape[1])
 
 
@@ -56,11 +57,13 @@ def square_broadcast(a: Tensor, b: Tensor) -> Tensor:
 
 
 def square_written(a: Tensor, b: Tensor) -> Tensor:
+    """Return squared distances, written out."""
     x, y, z = (a[..., None, axis] - b[:, None, :, axis] for axis in range(3))
     return x * x + y * y + z * z
 
 
 def square_cdist(a: Tensor, b: Tensor) -> Tensor:
+    """Return squared distances by torch.cdist."""
     return torch.cdist(a, b).square()
 
 
@@ -134,6 +137,7 @@ def chamfer_amin(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chamfer_min(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return nearest distances both ways by minima with indices."""
     distance = torch.cdist(a, b)
     (d1, i1), (d2, i2) = distance.min(2), distance.min(1)
     return d1, d2, i1, i2
@@ -145,6 +149,7 @@ def rows_by_index(values: Tensor, idx: Tensor) -> Tensor:
 
 
 def rows_by_gather(values: Tensor, idx: Tensor) -> Tensor:
+    """Return rows at indices by `gather`."""
     B, C = values.shape[0], values.shape[-1]
     return values.gather(1, idx.reshape(B, -1, 1).expand(-1, -1, C)).view(*idx.shape, C)
 
@@ -155,10 +160,12 @@ def rows_by_flat_index(values: Tensor, idx: Tensor) -> Tensor:
 
 
 def rows_by_index_select(values: Tensor, idx: Tensor) -> Tensor:
+    """Return rows at indices by `index_select`."""
     return values.flatten(0, 1).index_select(0, _flat(values, idx)).view(*idx.shape, values.shape[-1])
 
 
 def rows_by_embedding(values: Tensor, idx: Tensor) -> Tensor:
+    """Return rows at indices by `embedding`."""
     return F.embedding(_flat(values, idx), values.flatten(0, 1)).view(*idx.shape, values.shape[-1])
 
 

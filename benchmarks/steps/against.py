@@ -90,10 +90,13 @@ def work(precisions: list[str], batch: int) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr
     import torch
 
-    from utils import memory
+    try:
+        from utils.device import keep_freed_memory
+    except ImportError:  # where older checkouts have it
+        from utils.memory import keep_freed_memory
 
     torch.set_num_threads(1)
-    memory.keep_freed_memory()  # as main.py does
+    keep_freed_memory()  # as main.py does
     rows, cases = op_cases(), {}
     names = [f"{name}, {precision}" for name in STEPS for precision in precisions]
     print(json.dumps([*names, *rows]), file=answers, flush=True)

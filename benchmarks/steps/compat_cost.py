@@ -89,6 +89,7 @@ def measure(runs: int, steps: int) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Time the published calls and write the result."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.steps.compat_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

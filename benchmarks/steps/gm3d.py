@@ -35,6 +35,7 @@ POINTS = {"Point_MAE": 1024, "GM3D": 1024, "Point_M2AE": 2048, "GM3D_Point_M2AE"
 
 
 def main() -> None:
+    """Measure all cases and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="timed steps, after one that is not")

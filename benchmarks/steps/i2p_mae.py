@@ -95,6 +95,7 @@ def summarise(rounds: list[dict], batch: int) -> dict:
 
 
 def table(sides: dict, batch: int) -> str:
+    """Return the sides as a Markdown table."""
     lines = [f"Batch {batch}, CPU seconds on one thread, medians.", "", f"| | {' | '.join(SIDES)} |", "|---|---|---|"]
     rows = {
         "samples a CPU second": "samples_per_cpu_second",
@@ -109,6 +110,7 @@ def table(sides: dict, batch: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure both sides in turn and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)

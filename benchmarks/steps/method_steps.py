@@ -47,6 +47,7 @@ COUNTED_CLOUDS = 4
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure all cases, here and in another checkout, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="pre-training", help=f"of {', '.join(TASKS)}")
     parser.add_argument("--methods", default=",".join(METHODS), help=f"of {', '.join(METHODS)}")

@@ -23,6 +23,7 @@ from utils.provenance import ROOT, provenance
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Measure all numbers of processes in turn and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, default="point-m2ae")
     parser.add_argument("--processes", default="1,2")

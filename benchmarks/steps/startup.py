@@ -80,6 +80,7 @@ def measure(config: str, flags: list[str], *, runs: int, threads: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Start the configurations several times and write the result."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.steps.startup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

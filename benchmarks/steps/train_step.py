@@ -56,6 +56,7 @@ class Side:
         self.error: str | None = None
 
     def step(self, points: Tensor, generator: torch.Generator, *, book: bool = True) -> None:
+        """Take a training step and book its phases."""
         clock = self.clock
         clock.start()
         moved = augment(points, "scale_translate", "y", generator)
@@ -71,6 +72,7 @@ class Side:
             self.steps.append(clock.spent)
 
     def update(self) -> None:
+        """Take a step of the optimizer."""
         if isinstance(self.model, PlainPointM2AE):
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -180,6 +182,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    """Run all sides in turn and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)

@@ -31,6 +31,7 @@ POINTS = 256  # of each cloud that are compared; the encoder sees all
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Evaluate coordinates, random and pre-trained encoders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="recipe of a part segmenter")
     parser.add_argument("--ckpts", nargs="+", required=True, metavar="PTH", help="pre-trained encoders, one a seed")

@@ -25,6 +25,7 @@ from utils.seed import seed_everything
 
 
 def main() -> None:
+    """Evaluate all runs and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", required=True, type=Path)
@@ -60,6 +61,7 @@ def evaluate(folder: Path, count: int, *, svm: bool) -> dict:
 
 
 def score(guide: PictureGuide, model: torch.nn.Module, count: int) -> dict:
+    """Return what retrieval reaches."""
     pairs = guide.pairs(model, count=count)
     found = retrieval(pairs.cosines, pairs.labels)
     return {"pairs": len(pairs.clouds), "held out": pairs.held_out, **{k: round(v, 3) for k, v in found.items()}}

@@ -43,6 +43,7 @@ class Element:
 
     @property
     def has_lists(self) -> bool:
+        """Whether a property of the element is a list."""
         return any(entry.length for entry in self.properties)
 
     def position(self, *names: str) -> int:
@@ -66,6 +67,7 @@ class Header:
     size: int
 
     def element(self, name: str) -> Element | None:
+        """Return the element of a name, or None."""
         return next((element for element in self.elements if element.name == name), None)
 
 

@@ -30,6 +30,7 @@ class Notes:
         self._kinds: dict[str, list[tuple[str, str]]] = {}
 
     def add(self, path: str | Path, kind: str, detail: str) -> None:
+        """Remember a note about a file."""
         self._kinds.setdefault(kind, []).append((printable(path), detail))
 
     def take(self, entries: Sequence[tuple[str, str, str]]) -> None:

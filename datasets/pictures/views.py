@@ -61,6 +61,7 @@ class DrawnViews:
         self.sources: list[Path] = []
 
     def load(self, numbers: Sequence[int]) -> Tensor:
+        """Return pictures (n, 3, S, S) uint8 by their numbers."""
         flat = self.images.reshape(-1, *self.images.shape[2:])
         return torch.from_numpy(flat[np.asarray(numbers)]).unsqueeze(1).expand(-1, 3, -1, -1)
 
@@ -84,6 +85,7 @@ class FileViews:
 
     @cached_property
     def sources(self) -> list[Path]:
+        """Return the files of the pictures, by their numbers."""
         return [path for group in self.files for path in group]
 
     @cached_property
@@ -91,6 +93,7 @@ class FileViews:
         return np.repeat(np.arange(len(self.files)), self.counts)
 
     def load(self, numbers: Sequence[int]) -> Tensor:
+        """Return pictures (n, 3, S, S) uint8 by their numbers."""
         if self._expected is None:
             self._expected = self._open(0)[1]
         with ThreadPoolExecutor(READERS) as pool:

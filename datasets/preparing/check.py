@@ -48,6 +48,7 @@ class Found:
             self.problems.append(f"{where}: {len(names):,} listed files are missing, such as {names[0]}")
 
     def disjoint(self, train: Iterable[str], test: Iterable[str], where: Path) -> None:
+        """Note a problem where two lists share clouds."""
         both = sorted(set(train) & set(test))
         if both:
             self.problems.append(

@@ -61,6 +61,7 @@ class Settings:
 
     @property
     def count(self) -> int:
+        """Return how many points a cloud gets."""
         return self.points or TARGETS[self.to].points
 
 

@@ -54,6 +54,7 @@ def fetch(
 
 
 def downloads_folder() -> Path:
+    """Return the folder in the cache that keeps downloads."""
     return cache_folder() / "downloads"
 
 

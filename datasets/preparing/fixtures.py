@@ -55,6 +55,7 @@ class Size:
             )
 
     def of(self, subset: str) -> int:
+        """Return how many clouds a subset has."""
         return self.clouds if subset == "train" else max(1, self.clouds // 2)
 
 

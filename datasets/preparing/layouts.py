@@ -51,9 +51,11 @@ class Layout:
     url: str | None = None
 
     def folder(self, data_root: Path) -> Path:
+        """Return the folder of the set below a data root."""
         return data_root / self.root
 
     def remedy(self, data_root: Path) -> str:
+        """Return what to do where the set is missing."""
         return self.source.format(root=self.folder(data_root).as_posix() + "/", name=self.name)
 
 

@@ -18,6 +18,7 @@ class Commands:
         self._commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(self, name: str, run: Runner, purpose: str, example: str) -> argparse.ArgumentParser:
+        """Add a command that calls `run`, with its help and an example."""
         command = self._commands.add_parser(
             name,
             help=purpose,
@@ -38,6 +39,7 @@ def add_root(command: argparse.ArgumentParser) -> None:
 
 
 def add_check(commands: Commands, run: Runner) -> None:
+    """Add the flags of `check`."""
     purpose = "say what is there, what is missing, and how to get it"
     command = commands.add("check", run, purpose, "check ScanObjectNN --data_root /mnt/data")
     command.add_argument("name", nargs="?", metavar="NAME", help=f"{NAMES}, Folder; none: a table of all")
@@ -49,6 +51,7 @@ def add_check(commands: Commands, run: Runner) -> None:
 
 
 def add_convert(commands: Commands, run: Runner) -> None:
+    """Add the flags of `convert`."""
     command = commands.add(
         "convert",
         run,
@@ -94,6 +97,7 @@ def add_work(command: argparse.ArgumentParser) -> None:
 
 
 def add_render(commands: Commands, run: Runner) -> None:
+    """Add the flags of `render`."""
     purpose = "draw meshes and clouds, and write clouds and pictures in the layout of ShapeNetRender"
     command = commands.add("render", run, purpose, "render ModelNet40 --up z --out data/ShapeNetRender")
     command.add_argument("input", type=Path, metavar="INPUT", help="as for convert; meshes give the better pictures")
@@ -108,6 +112,7 @@ def add_render(commands: Commands, run: Runner) -> None:
 
 
 def add_fetch(commands: Commands, run: Runner) -> None:
+    """Add the flags of `fetch`."""
     example = "fetch ModelNet40_SVM --url https://HOST/modelnet40_ply_hdf5_2048.zip"
     command = commands.add("fetch", run, "download, check and unpack a data set", example)
     command.add_argument("name", metavar="NAME", help=NAMES)
@@ -119,6 +124,7 @@ def add_fetch(commands: Commands, run: Runner) -> None:
 
 
 def add_fixtures(commands: Commands, run: Runner) -> None:
+    """Add the flags of `fixtures`."""
     purpose = "make a tiny set in a published layout from the built-in one"
     command = commands.add("fixtures", run, purpose, "fixtures ScanObjectNN --out trial/tiny --clouds 60")
     command.add_argument("name", metavar="NAME", help=NAMES)
@@ -131,6 +137,7 @@ def add_fixtures(commands: Commands, run: Runner) -> None:
 
 
 def add_few_shot(commands: Commands, run: Runner) -> None:
+    """Add the flags of `few-shot`."""
     command = commands.add(
         "few-shot",
         run,

@@ -24,6 +24,7 @@ class Progress:
             )
 
     def update(self, count: int = 1) -> None:
+        """Count so many more as done, and show it."""
         before, self.done = self.done, self.done + count
         if self._bar is not None:
             self._bar.update(count)

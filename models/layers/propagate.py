@@ -46,6 +46,7 @@ class ResidualConv(nn.Module):
         self.net2 = RowsConvNorm(channels, channels, activate=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return rows (B, N, C) after two layers and the residual."""
         return nn.functional.gelu(self.net2(self.net1(x)) + x)
 
 

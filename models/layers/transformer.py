@@ -23,6 +23,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (B, L, C): widen, activate, narrow."""
         return self.fc2(self.act(self.fc1(x)))
 
 

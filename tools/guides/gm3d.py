@@ -64,6 +64,7 @@ class GeometricGuide(Guide):
     def prepare(
         self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
     ) -> dict[str, Any]:
+        """Return the guided mask and the targets of a step."""
         self.epoch = epoch
         if batch.step == 0:
             self._remember(epoch)
@@ -71,6 +72,7 @@ class GeometricGuide(Guide):
         return self._guide(pyramid, epoch, draw("mask"))
 
     def picture(self, pyramid: Pyramid, generator: torch.Generator) -> dict[str, Any]:
+        """Return the guided mask that the report shows."""
         return self._guide(pyramid, self.epoch, generator)
 
     @torch.no_grad()
@@ -85,6 +87,7 @@ class GeometricGuide(Guide):
         return {"masked": masked, "pyramid": pyramid, "targets": targets}
 
     def after_update(self) -> None:
+        """Update the average of the model."""
         self.ema.update(self.model, self.guidance.decay(self.epoch))
 
     def _remember(self, epoch: int) -> None:
@@ -102,6 +105,7 @@ class GeometricGuide(Guide):
         return dict(sorted(found.items()))
 
     def sections(self, model: nn.Module) -> list[Section]:
+        """Return the section about guided masks."""
         log = read_metrics(self.folder / "metrics.jsonl")
         if not log.epochs:
             return []

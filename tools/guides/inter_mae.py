@@ -50,10 +50,12 @@ class PictureGuide(Guide):
     def prepare(
         self, points: Tensor, batch: Batch, *, epoch: int, draw: Callable, pyramid: Pyramid | None = None
     ) -> dict[str, Any]:
+        """Return the features of one picture of each cloud."""
         numbers = choose_views(self.views, batch.indices, self.config.n_imgs, generator=draw("views"))
         return {"targets": self.targets(numbers, self.views, draw)}
 
     def sections(self, model: nn.Module) -> list[Section]:
+        """Return the sections about clouds and their pictures."""
         return pair_sections(self.pairs(model))
 
     def pairs(self, model: nn.Module, *, count: int = SHOWN) -> Pairs:

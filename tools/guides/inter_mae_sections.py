@@ -35,10 +35,12 @@ class Pairs:
 
     @property
     def labels(self) -> Tensor | None:
+        """The classes (M,) of the clouds, or None."""
         return None if self.clouds.labels is None else torch.from_numpy(self.clouds.labels)
 
     @property
     def cosines(self) -> Tensor:
+        """The cosines (M, M) of images, in rows, and clouds."""
         return similarity(self.image_features, self.cloud_features)
 
     def caption(self, index: int) -> str:
@@ -48,11 +50,13 @@ class Pairs:
         return self.clouds.names[index] if self.clouds.names else f"#{index}"
 
     def image(self, index: int) -> str:
+        """Return the picture of a cloud as HTML."""
         return picture(
             self.pictures[index].permute(1, 2, 0).numpy(), side=SIDE, alt=f"picture of {self.caption(index)}"
         )
 
     def cloud(self, index: int) -> str:
+        """Return a drawing of a cloud as HTML."""
         image = cloud_picture(self.clouds.points[index], self.clouds.up_axis)
         return picture(image, side=SIDE, alt=f"cloud, {self.caption(index)}")
 

@@ -86,6 +86,7 @@ class Row:
 
     @property
     def has_values(self) -> bool:
+        """Whether a cloud of the row has values."""
         return any(cloud.values is not None for cloud in self.clouds)
 
 

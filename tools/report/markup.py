@@ -20,6 +20,7 @@ class Section:
     lead: str = ""  # one plain sentence under the title
 
     def html(self, anchor: str) -> str:
+        """Return the section as HTML."""
         lead = f'<p class="lead">{escape(self.lead)}</p>' if self.lead else ""
         return f'<section id="{anchor}"><h2>{escape(self.title)}</h2>{lead}{self.body}</section>'
 

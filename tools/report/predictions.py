@@ -39,6 +39,7 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
+        """The most probable classes (M,)."""
         return self.probabilities.argmax(1)
 
     def called(self, label: int) -> str:

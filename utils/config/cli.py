@@ -24,9 +24,11 @@ class Parser(argparse.ArgumentParser):
     """A parser that says in one line what is wrong, and which flag may have been meant; it never exits but for --help."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise for a command line that cannot be parsed."""
         raise UserError(f"{message}; {self.prog} --help explains the flags")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Parse a command line."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UserError(self._explain(unknown[0]))

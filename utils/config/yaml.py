@@ -30,6 +30,7 @@ class Loader(yaml.SafeLoader):
     """Plain data only; `1e-3` is a number, `010` is ten, `1:00` and dates are text, and a key that stands twice is reported."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Build a mapping, refusing keys that appear twice."""
         known = set()
         for key_node, _ in node.value:
             key = getattr(key_node, "value", None)
@@ -42,6 +43,7 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Build a whole number."""
         text = node.value.replace("_", "")
         return int(text, 16 if "x" in text else 10)
 

@@ -63,6 +63,7 @@ class AliasFinder(MetaPathFinder):
         self.aliases = aliases
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+        """Find a name that is served here."""
         if fullname == PACKAGE.name:
             return importlib.util.spec_from_file_location(fullname, PACKAGE / "__init__.py")
         if fullname not in self.aliases:
@@ -81,9 +82,11 @@ class AliasLoader(Loader):
         self.served = served
 
     def create_module(self, spec: ModuleSpec) -> None:
+        """Leave it to Python to create the module."""
         return None
 
     def exec_module(self, module: ModuleType) -> None:
+        """Fill the module with the names that are served here."""
         ours = importlib.import_module(f".served.{self.served}", __package__)
         names = {name: value for name, value in vars(ours).items() if name not in OF_THE_MODULE}
         for child in [name for name in ALIASES if name.rpartition(".")[0] == module.__name__]:
@@ -97,6 +100,7 @@ class ParentFinder(MetaPathFinder):
     """Stand in for a parent package that nobody else finds."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+        """Find the parent package of a served name."""
         return ModuleSpec(fullname, None, is_package=True) if fullname in PARENTS else None
 
 
@@ -107,6 +111,7 @@ class AfterImport(MetaPathFinder):
         self.actions: dict[str, list[Callable[[ModuleType], object]]] = {}
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None):
+        """Find a module, and patch it once it is imported."""
         actions = self.actions.get(fullname)
         if actions is None:
             return None

@@ -71,6 +71,7 @@ class LiftMembers(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, points, weight, gamma, beta, eps, reduce: Reduce, dtype):
+        """Lift the members of groups."""
         exact = points.double()
         own = torch.cat([torch.ones(len(points), 1, dtype=torch.float64), exact], 1)
         own = own.T @ own  # (4, 4): count, sums of coordinates, sums of their products
@@ -92,6 +93,7 @@ class LiftMembers(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
+        """Return the gradients of the inputs."""
         points, hidden, w, own, rows, mean, inverse_std, scale = ctx.saved_tensors
         sums = lift_rows_sums(grad.contiguous(), hidden, points)  # (4, C): of g x, g y, g z, g
         to_weight, to_beta = sums[:3].T, sums[3]  # (C, 3), (C,)
@@ -115,6 +117,7 @@ class PeakOfGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, widen, from_hidden, from_group, gamma, beta, last, k, eps, reduce: Reduce):
+        """Return the maximum over the members of each group."""
         dtype, groups, step = hidden.dtype, len(hidden) // k, block_rows(hidden.dtype, k)
         widen_t, hidden_t, last_t = (w.to(dtype).T for w in (widen, from_hidden, last))
         pooled = [group_max(block @ widen_t, k) for block in hidden.split(step)]
@@ -142,6 +145,7 @@ class PeakOfGroups(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, *_):
+        """Give each gradient to the member that was the maximum."""
         hidden, widen, from_hidden, from_group, last, pooled, pooled_winners, joined, winners, *rest = ctx.saved_tensors
         mean, scale, shift, inverse_std, rows = rest
         dtype, real, per_block = hidden.dtype, last.dtype, ctx.step * ctx.groups // len(hidden)

@@ -73,6 +73,7 @@ class NormaliseRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):
+        """Normalise rows by the statistics of the batch."""
         mean, variance, inverse_std, rows = _statistics(x, eps, reduce)
         ctx.save_for_backward(x, weight, mean, inverse_std, rows)
         ctx.reduce = reduce
@@ -84,6 +85,7 @@ class NormaliseRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *_):
+        """Return the gradients of rows, weight and bias."""
         x, weight, mean, inverse_std, rows = ctx.saved_tensors
         grad = grad.contiguous()
         own = row_sums(x.to(grad.dtype), grad, mean)  # (2, C): of grad, of grad * (x - mean)
@@ -100,6 +102,7 @@ class NormaliseReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, reduce: Reduce):
+        """Normalise rows and apply ReLU."""
         mean, variance, inverse_std, rows = _statistics(x, eps, reduce)
         scale = weight * inverse_std
         ctx.save_for_backward(x, mean, scale, bias, inverse_std, rows)
@@ -112,6 +115,7 @@ class NormaliseReLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, *_):
+        """Return the gradients of rows, weight and bias."""
         x, mean, scale, bias, inverse_std, rows = ctx.saved_tensors
         norm = {"mean": mean, "scale": scale, "shift": bias}
         own = norm_relu_sums(grad, x, **norm)

@@ -21,6 +21,7 @@ class ChamferFunction(Function):
 
     @staticmethod
     def forward(ctx, xyz1, xyz2):
+        """Return what the replaced function returns."""
         dist1, dist2, idx1, idx2 = chamfer.forward(xyz1, xyz2)
         ctx.save_for_backward(xyz1, xyz2, idx1, idx2)
         return dist1, dist2
@@ -28,6 +29,7 @@ class ChamferFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_dist1, grad_dist2):
+        """Return the gradients of its inputs."""
         return chamfer.backward(*ctx.saved_tensors, grad_dist1, grad_dist2)
 
 
@@ -54,6 +56,7 @@ class ChamferDistanceL2(_Chamfer):
     """Sum of the mean squared distances both ways."""
 
     def forward(self, xyz1: torch.Tensor, xyz2: torch.Tensor) -> torch.Tensor:
+        """Return what the replaced function returns."""
         dist1, dist2 = self.distances(xyz1, xyz2)
         return dist1.mean() + dist2.mean()
 
@@ -62,6 +65,7 @@ class ChamferDistanceL2_split(_Chamfer):
     """Mean squared distances, one value each way."""
 
     def forward(self, xyz1: torch.Tensor, xyz2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the replaced function returns."""
         dist1, dist2 = self.distances(xyz1, xyz2)
         return dist1.mean(), dist2.mean()
 
@@ -70,6 +74,7 @@ class ChamferDistanceL1(_Chamfer):
     """Half the sum of the mean distances, not squared, both ways."""
 
     def forward(self, xyz1: torch.Tensor, xyz2: torch.Tensor) -> torch.Tensor:
+        """Return what the replaced function returns."""
         dist1, dist2 = self.distances(xyz1, xyz2)
         return (_root(dist1).mean() + _root(dist2).mean()) / 2
 
@@ -78,6 +83,7 @@ class ChamferDistanceL1_PM(_Chamfer):
     """Mean distance, not squared, from the first cloud to the second: partial matching."""
 
     def forward(self, xyz1: torch.Tensor, xyz2: torch.Tensor) -> torch.Tensor:
+        """Return what the replaced function returns."""
         dist1, _ = self.distances(xyz1, xyz2)
         return _root(dist1).mean()
 

@@ -15,6 +15,7 @@ class chamfer_3DFunction(Function):
 
     @staticmethod
     def forward(ctx, xyz1, xyz2):
+        """Return what the replaced function returns."""
         dist1, dist2, idx1, idx2 = chamfer.forward(xyz1, xyz2)
         ctx.save_for_backward(xyz1, xyz2, idx1, idx2)
         ctx.mark_non_differentiable(idx1, idx2)
@@ -23,6 +24,7 @@ class chamfer_3DFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, graddist1, graddist2, gradidx1, gradidx2):
+        """Return the gradients of its inputs."""
         return chamfer.backward(*ctx.saved_tensors, graddist1, graddist2)
 
 

@@ -15,6 +15,7 @@ class EarthMoverDistanceFunction(Function):
 
     @staticmethod
     def forward(ctx, xyz1, xyz2):
+        """Return what the replaced function returns."""
         match = emd_cuda.approxmatch_forward(xyz1, xyz2)
         ctx.save_for_backward(xyz1, xyz2, match)
         return emd_cuda.matchcost_forward(xyz1, xyz2, match)
@@ -22,6 +23,7 @@ class EarthMoverDistanceFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_cost):
+        """Return the gradients of its inputs."""
         return emd_cuda.matchcost_backward(grad_cost, *ctx.saved_tensors)
 
 

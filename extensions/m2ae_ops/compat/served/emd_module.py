@@ -15,6 +15,7 @@ class emdFunction(Function):
 
     @staticmethod
     def forward(ctx, xyz1, xyz2, eps, iters):
+        """Return what the replaced function returns."""
         dist = torch.empty(xyz1.shape[:2], device=xyz1.device)
         assignment = torch.empty(xyz1.shape[:2], dtype=torch.int32, device=xyz1.device)
         emd.forward(xyz1, xyz2, dist, assignment, eps, iters)
@@ -25,6 +26,7 @@ class emdFunction(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, graddist, gradidx):
+        """Return the gradients of its inputs."""
         xyz1, xyz2, assignment = ctx.saved_tensors
         gradxyz = torch.empty_like(xyz1)
         emd.backward(xyz1, xyz2, gradxyz, graddist, assignment)

@@ -35,12 +35,14 @@ class FurthestPointSampling(Function):
 
     @staticmethod
     def forward(ctx, xyz, npoint):
+        """Return what the replaced function returns."""
         idx = _ext.furthest_point_sampling(xyz, npoint)
         ctx.mark_non_differentiable(idx)
         return idx
 
     @staticmethod
     def backward(ctx, grad):
+        """Return the gradients of its inputs."""
         return None, None
 
 
@@ -49,12 +51,14 @@ class GatherOperation(Function):
 
     @staticmethod
     def forward(ctx, features, idx):
+        """Return what the replaced function returns."""
         ctx.save_for_backward(idx)
         ctx.count = features.shape[2]
         return _ext.gather_points(features, idx)
 
     @staticmethod
     def backward(ctx, grad):
+        """Return the gradients of its inputs."""
         (idx,) = ctx.saved_tensors
         return _ext.gather_points_grad(grad, idx, ctx.count), None
 
@@ -64,6 +68,7 @@ class ThreeNN(Function):
 
     @staticmethod
     def forward(ctx, unknown, known):
+        """Return what the replaced function returns."""
         sqdist, idx = _ext.three_nn(unknown, known)
         dist = sqdist.sqrt()
         ctx.mark_non_differentiable(dist, idx)
@@ -71,6 +76,7 @@ class ThreeNN(Function):
 
     @staticmethod
     def backward(ctx, grad_dist, grad_idx):
+        """Return the gradients of its inputs."""
         return None, None
 
 
@@ -79,12 +85,14 @@ class ThreeInterpolate(Function):
 
     @staticmethod
     def forward(ctx, features, idx, weight):
+        """Return what the replaced function returns."""
         ctx.save_for_backward(idx, weight)
         ctx.count = features.shape[2]
         return _ext.three_interpolate(features, idx, weight)
 
     @staticmethod
     def backward(ctx, grad):
+        """Return the gradients of its inputs."""
         idx, weight = ctx.saved_tensors
         return _ext.three_interpolate_grad(grad, idx, weight, ctx.count), None, None
 
@@ -98,12 +106,14 @@ class BallQuery(Function):
 
     @staticmethod
     def forward(ctx, radius, nsample, xyz, new_xyz):
+        """Return what the replaced function returns."""
         idx = _ext.ball_query(new_xyz, xyz, radius, nsample)
         ctx.mark_non_differentiable(idx)
         return idx
 
     @staticmethod
     def backward(ctx, grad):
+        """Return the gradients of its inputs."""
         return None, None, None, None
 
 
@@ -112,12 +122,14 @@ class KNNQuery(Function):
 
     @staticmethod
     def forward(ctx, nsample, xyz, new_xyz=None):
+        """Return what the replaced function returns."""
         idx = knn(xyz if new_xyz is None else new_xyz, xyz, nsample)[1].int()
         ctx.mark_non_differentiable(idx)
         return idx
 
     @staticmethod
     def backward(ctx, grad):
+        """Return the gradients of its inputs."""
         return None, None, None
 
 
