@@ -2,7 +2,7 @@
 
     >>> model = torch.hub.load(".", "point_m2ae", source="local", ckpts="ckpts/pre-train.pth")
     >>> with torch.inference_mode():
-    ...     features = model.encode(points)  # (B, N, 3), unit sphere, y up -> (B, 384), what the linear SVM judges
+    ...     features = model.encode(points)  # (B, N, 3), unit sphere, y up -> (B, 384), the features of the linear SVM
     ...     tokens = model.patch_tokens(points)  # (B, 64, 384), one a coarsest group
 
 All take `ckpts`, the path of a checkpoint, or None for random weights, and keys that replace those of the checkpoint, for example

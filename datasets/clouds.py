@@ -1,4 +1,4 @@
-"""The one form in which every data set reaches the rest of the house.
+"""The one form in which every data set reaches the rest of the program.
 
 Legend: M clouds, P stored points a cloud.
 """

@@ -106,7 +106,7 @@ def find_files(root: Path, config: FolderConfig) -> tuple[list[str] | None, list
     stray = [path for path in root.iterdir() if has_format(path) and path.is_file() and is_cloud(path)]
     if stray:
         raise UserError(
-            f"{root}: has class folders and beside them clouds, such as {printable(stray[0].name)}; expected {LAYOUT}"
+            f"{root}: has class folders and also clouds, such as {printable(stray[0].name)}; expected {LAYOUT}"
         )
     if all((folder / subset).is_dir() for folder in folders for subset in SUBSETS):
         files = [_clouds(folder / config.subset) for folder in folders]

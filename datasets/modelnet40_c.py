@@ -135,7 +135,7 @@ def _read_points(path: Path, count: int) -> np.ndarray:
         raise UserError(f"{path}: holds {points.shape} {points.dtype}; expected clouds (M, P, 3) of floating point")
     if len(points) != count:
         raise UserError(
-            f"{path}: holds {len(points)} clouds, and label.npy beside it {count} labels; the files are of different releases "
+            f"{path}: holds {len(points)} clouds, and label.npy next to it {count} labels; the files are of different releases "
             "or cut short, copy or download them again"
         )
     checked = [to_single(points[first : first + CHUNK], path, first=first) for first in range(0, count, CHUNK)]

@@ -1,4 +1,4 @@
-"""ModelNet in the layout of `modelnet40_normal_resampled`: one text file a cloud, or the published cache beside them.
+"""ModelNet in the layout of `modelnet40_normal_resampled`: one text file a cloud, or the published cache next to them.
 
 Legend: P points that are kept of each cloud.
 """
@@ -212,7 +212,7 @@ def _read_text(path: Path, points: int) -> np.ndarray:
 
 
 def _bad_text(path: Path, text: str, delimiter: str | None, reason: str) -> UserError:
-    """Build the error for a malformed file; looks for the first line at fault."""
+    """Build the error for a malformed file; finds the first bad line."""
     where, problem, width = str(path), reason, None
     for number, line in enumerate(text.split("\n"), start=1):
         values = line.split(delimiter) if line.strip() else []

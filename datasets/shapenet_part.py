@@ -242,7 +242,7 @@ def _are_parts(values: np.ndarray) -> bool:
 
 
 def _bad_line(path: Path, reason: str) -> UserError:
-    """Build the error for a malformed file; looks for the first line at fault."""
+    """Build the error for a malformed file; finds the first bad line."""
     for number, text in _numbered(path):
         words = text.split()
         try:

@@ -37,7 +37,7 @@ class PointModel(nn.Module):
 
     Class attributes:
         method: its name, as in `--method`.
-        LEGACY: published faults, fixed by default, that the key `legacy` switches back on.
+        LEGACY: published bugs, fixed by default, that the key `legacy` switches back on.
         own_keys: prefixes of keys that only checkpoints of this method have.
         shared_keys: prefixes that methods built upon this one have too; they count where no method's `own_keys` are present.
         starts_from: further methods whose pre-training checkpoints hold this model's encoder.
@@ -210,7 +210,7 @@ class MaskedAutoencoder(PointModel):
     def _plan(self, pyramid: Pyramid, masked: Tensor, shown: int) -> list[Packing]:
         groups = [centers.shape[1] for centers in pyramid.centers]
         scales = back_project(masked, pyramid.idx, groups, flat_token=self.flat_token)
-        # That fault shows a group that no visible group holds, beyond what the members of the visible ones can be.
+        # That bug shows a group that no visible group holds, beyond what the members of the visible ones can be.
         rooms = [*groups[:-1], shown] if self.flat_token else capacities(pyramid, shown)
         # What tokens attend to depends on how much padding there is with `near_padding`.
         return [

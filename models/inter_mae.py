@@ -213,7 +213,7 @@ class InterMAESegmenter(GatedParts, SingleScaleSegmenter):
     ignored_keys = (*POINT_SIDE_KEYS, "encoder.first_trans.")  # the gate, if the patch embedding is the old one
 
     def build_encoder_parts(self, config: InterMAESegmenterConfig) -> list[int]:
-        """Create the encoder's parts, with the published fault those of Point-MAE."""
+        """Create the encoder's parts, with the published bug those of Point-MAE."""
         if "old_patch_encoder" in self.legacy:
             self.attention_first = False
             self.missing_keys = (*self.HEAD, *OLD_BIASES)

@@ -131,7 +131,7 @@ def back_project(masked: Tensor, member_idx: Sequence[Tensor], num_groups: Seque
     Args:
         masked: (B, G_coarsest) bool.
         member_idx: `Pyramid.idx`, one (B, G_s, K_s) a scale.
-        flat_token: reproduce a published fault: where any group above is masked, the first group of the first sample of the batch
+        flat_token: reproduce a published bug: where any group above is masked, the first group of the first sample of the batch
             becomes visible, whatever its mask says. One name of `legacy`.
 
     Returns:

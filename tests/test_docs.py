@@ -141,11 +141,26 @@ def test_commands_name_files_that_exist(page):
         assert published or any(path.exists() for path in there), name
 
 
+SOURCE_RIDDLES = re.compile(
+    r"\b(houses?|judges?|judged|judging|judgements?|owes?|owed|in vain|rehears\w*|faults?)\b", re.IGNORECASE
+)
+
+
 CODE = ("main.py", "main_vis.py", "main_pretrain.py", "main_finetune.py", "hubconf.py", "models", "datasets", "tools",
         "segmentation", "utils", "extensions", "benchmarks")  # fmt: skip
 SOURCES = [
     path for name in CODE for path in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
 ]
+
+
+def test_code_uses_the_words_of_the_field():
+    """In names, messages, comments and docstrings; the page fault of an operating system is one."""
+    found = []
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if SOURCE_RIDDLES.search(line.replace("page fault", "")):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()}")
+    assert found == []
 
 
 def undocumented(node: ast.AST, prefix: str = "") -> Iterator[str]:

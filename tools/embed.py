@@ -51,7 +51,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", default="embeddings.npz", metavar="NPZ",
-        help="features (default: embeddings.npz); the predictions of a classifier stand beside it, ending in .csv",
+        help="features (default: embeddings.npz); the predictions of a classifier go to the same name ending in .csv",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
     parser.add_argument(

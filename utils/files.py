@@ -20,7 +20,7 @@ RESUME = "start again with --resume"
 
 
 def write_atomic(path: str | Path, writer: Callable[[BinaryIO], object], again: str = AGAIN) -> None:
-    """Write a file through a temporary one beside it, so that nobody ever sees half of it.
+    """Write a file through a temporary one next to it, so that nobody ever reads half of it.
 
     `writer` gets a binary file object. A temporary file that a killed process left behind is overwritten by the next
     write; a path must have one writer at a time.
@@ -168,8 +168,8 @@ def _check_kind(path: Path) -> str:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a checkpoint file in it, for example {path / 'ckpt-best.pth'}")
     if not os.path.lexists(path):
-        beside = sorted(entry.name for entry in path.parent.glob("*.pth")) if path.parent.is_dir() else []
-        hint = f"checkpoints there: {', '.join(beside[:8])}" if beside else "there is no .pth file in that folder"
+        others = sorted(entry.name for entry in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        hint = f"checkpoints there: {', '.join(others[:8])}" if others else "there is no .pth file in that folder"
         raise UserError(f"{path}: checkpoint does not exist; {hint}")
     size = check_file(path)
     try:

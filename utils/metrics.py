@@ -36,5 +36,5 @@ def _aligned(predictions, labels) -> tuple[np.ndarray, np.ndarray]:
     if predictions.shape != labels.shape or predictions.ndim != 1:
         raise UserError(f"metrics: predictions {predictions.shape} and labels {labels.shape} must both be (M,)")
     if len(labels) == 0:
-        raise UserError("metrics: there is nothing to judge; the set is empty")
+        raise UserError("metrics: there is nothing to evaluate; the set is empty")
     return predictions.astype(np.int64), labels.astype(np.int64)

@@ -14,7 +14,7 @@ from utils.reading import read_text
 
 _LOG = logging.getLogger("m2ae.metrics")
 MOST_EPOCHS = 1 << 20  # that are looked for one by one
-JUDGEMENTS = ("svm", "val", "vote", "parts", "parts_vote")  # kinds of rows that an evaluation writes
+EVALUATIONS = ("svm", "val", "vote", "parts", "parts_vote")  # kinds of rows that an evaluation writes
 
 
 class MetricsWriter:
@@ -23,7 +23,7 @@ class MetricsWriter:
     Args:
         resume_from: (epoch, step) that comes next, of a run that is continued: rows of that step and later are dropped,
             because they will be written again. None keeps all rows.
-        pending: epochs that are complete but will be judged again; the rows of their judgement are dropped.
+        pending: epochs that are complete but will be evaluated again; the rows of their evaluation are dropped.
         boards: folder of the TensorBoard files, in place of `<folder>/TFBoard`.
 
     Raises:
@@ -208,7 +208,7 @@ def _stays(row: dict, resume_from: tuple[int, int], pending: frozenset[int]) -> 
     epoch, step = resume_from
     if row.get("epoch") is None:  # evaluated before training
         return resume_from > (0, 0)
-    if row["kind"] in JUDGEMENTS and row["epoch"] in pending:
+    if row["kind"] in EVALUATIONS and row["epoch"] in pending:
         return False
     if row["epoch"] == epoch and row["kind"] == "step":
         return row.get("step", 0) < step

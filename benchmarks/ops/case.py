@@ -30,7 +30,7 @@ class Side:
 
     `call(*args, **option)` is what is timed; `prepare` turns the inputs of the row into `args`, and `canon` its result into the
     tensors that the check compares. Of several `options` (label, keyword arguments) the quickest is used, so that a peer
-    is never judged by a bad setting.
+    is never measured with a bad setting.
     """
 
     name: str
@@ -110,7 +110,7 @@ def run_case(case: Case, clock: Callable, *, device: str, rounds: int, budget_s:
             note | {"ms": times[note["name"]], "median_ms": medians[note["name"]]} if note["name"] in times else note
             for note in noted
         ],
-        "targets": judge(case, medians, device),
+        "targets": compare_targets(case, medians, device),
     }
 
 
@@ -138,7 +138,7 @@ def _admit(
         return None, note | {"status": "failed", "error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
 
 
-def judge(case: Case, medians: dict[str, float], device: str) -> list[dict]:
+def compare_targets(case: Case, medians: dict[str, float], device: str) -> list[dict]:
     """Compare the medians (ms) with every target of the device; peers without a target are listed with their ratio."""
     found = []
     for target in case.targets:

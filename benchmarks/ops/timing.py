@@ -98,7 +98,7 @@ def interleave(
 
 
 def best_of(calls: Iterable[tuple[str, Callable]], args: tuple, clock: Callable, tries: int = 3) -> str:
-    """Return the name of the quickest of several calls on the same arguments, each judged by its best try."""
+    """Return the name of the quickest of several calls on the same arguments, each by its best try."""
     found = {}
     for name, call in calls:
         call(*args)
@@ -124,7 +124,7 @@ def processor() -> str:
 
 
 def machine() -> dict[str, str | int]:
-    """Return what a reader needs to know about the machine to judge a time."""
+    """Return what a reader needs to know about the machine to interpret a time."""
     from extensions.m2ae_ops import backend
 
     facts: dict[str, str | int] = {

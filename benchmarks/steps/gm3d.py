@@ -1,4 +1,4 @@
-"""What a guided step of GeoMask3D costs beside a step of its base method: time and memory, at the published sizes.
+"""What a guided step of GeoMask3D costs, compared with a step of its base method: time and memory, at the published sizes.
 
     python -m benchmarks.steps.gm3d --batch 4 --steps 2 --out benchmarks/results/gm3d-step-cpu.json
 

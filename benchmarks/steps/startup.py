@@ -4,7 +4,7 @@
     python -m benchmarks.steps.startup --configs cfgs/debug/inter-mae.yaml --runs 3
 
 Every run is a process of its own, without compilation, on the CPU, and starts in an empty folder; a first one that does not count
-fills the caches. Two forms: as the recipe is, which judges the untrained encoder by a linear SVM before the first step, and without
+fills the caches. Two forms: as the recipe is, which evaluates the untrained encoder by a linear SVM before the first step, and without
 that. The processor time covers all threads of the process from its start on.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ["cfgs/debug/point-m2ae.yaml"]
-FORMS = {"first step": ["--set", "svm.random_weights=false"], "untrained encoder judged first": []}
+FORMS = {"first step": ["--set", "svm.random_weights=false"], "untrained encoder evaluated first": []}
 HEAVY = (
     "PIL", "h5py", "matplotlib", "pandas", "scipy", "sklearn", "tensorboard", "tensorboardX", "timm", "torch._inductor.codecache",
     "torch._inductor.compile_fx", "torch.utils.tensorboard", "torchvision", "trimesh",

@@ -1,6 +1,6 @@
 """Read clouds from text: one point a line, numbers separated by blanks, tabs, commas or semicolons.
 
-One separator a file. Commas beside another separator are decimal commas. Leading lines that hold no numbers are skipped and said.
+One separator a file. Commas that occur with another separator are decimal commas. Leading lines that hold no numbers are skipped and said.
 """
 
 import io

@@ -14,7 +14,7 @@ from torch import Tensor
 Kind = Literal["shaded", "depth"]
 VERSION = 1  # raised when pictures change, so that stored ones are made again
 MARGIN = 0.95  # share of the picture that the unit sphere takes
-AMBIENT = 0.2  # of the light; the rest falls from beside the camera
+AMBIENT = 0.2  # of the light; the rest falls from next to the camera
 LIGHT = (0.4, 0.5, 1.0)  # direction to it: right, up, towards the camera
 COVER = 2.2  # radius of a point is COVER / sqrt(N): neighbours on a surface overlap
 FURTHEST = 0.15  # grey of the far side of the sphere in a depth picture; the near side is 1

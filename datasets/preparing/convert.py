@@ -92,7 +92,7 @@ def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, sk
         UserError: for an input or output that cannot be used.
     """
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"--out {out}: lies in the input {source}; name a folder beside it")
+        raise UserError(f"--out {out}: is inside the input {source}; name a folder outside of it")
     root, clouds, classes = plan(source, settings)
     work = out.with_name(out.name + ".converting")
     content = _plan_content(root, clouds, settings)

@@ -23,7 +23,7 @@ FINAL = {401: "needs a login", 403: "is forbidden", 404: "does not exist", 410: 
 class ResumingDownloader:
     """Fetch a URL into `part`, which outlives a cut connection and this process; pooch's own downloader begins anew.
 
-    Beside the part stands what the server called that version of the file. If it has another one by then, or cannot send a range, the
+    Next to the part is what the server called that version of the file. If it has another one by then, or cannot send a range, the
     download begins anew.
 
     Args:

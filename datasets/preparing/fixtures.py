@@ -63,7 +63,7 @@ def write_fixture(layout: Layout, out: Path, size: Size, *, dat: bool = False) -
     """Write a set below `out` as it would lie below `data/`, under another name first; returns its folder.
 
     Args:
-        dat: for ModelNet, the published caches beside the text files as well.
+        dat: for ModelNet, the published caches next to the text files as well.
 
     Raises:
         UserError: files are there already, or this data set has no layout of its own.

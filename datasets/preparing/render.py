@@ -1,4 +1,4 @@
-"""Pictures beside converted clouds, in the layout in which ShapeNet's renderings are published."""
+"""Pictures next to converted clouds, in the layout in which ShapeNet's renderings are published."""
 
 import io
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ class Target:
         unit_sphere: scale clouds to the unit sphere; they are centred in any case.
         output: (class, stem, source) -> path of a cloud without what tells namesakes apart, and its ending.
         needs: "" | "split" | "classes" (and a split).
-        finish: writes what the set needs beside the clouds.
+        finish: writes what the set needs besides the clouds.
         pictures: path of a cloud -> folder of the pictures that are drawn of it, in layouts that have some.
     """
 

@@ -110,7 +110,7 @@ def test_bad_clouds_and_mixed_folders_are_named(root):
     for number, name in enumerate(CLASSES):
         fill(root / name, 5, 100 * number)
     np.save(root / "stray.npy", cloud(0))
-    with pytest.raises(UserError, match=r"beside them clouds, such as stray\.npy"):
+    with pytest.raises(UserError, match=r"also clouds, such as stray\.npy"):
         read(root)
     (root / "stray.npy").unlink()
     np.save(root / "nut" / "03.npy", np.full((5, 3), np.nan))

@@ -80,7 +80,7 @@ def test_bad_keys(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("data_uniform_2.npy", np.zeros((6, 30, 3), np.float32), "holds 6 clouds, and label.npy beside it 7 labels"),
+        ("data_uniform_2.npy", np.zeros((6, 30, 3), np.float32), "holds 6 clouds, and label.npy next to it 7 labels"),
         ("data_uniform_2.npy", np.zeros((7, 30), np.float32), r"holds \(7, 30\) float32; expected clouds \(M, P, 3\)"),
         ("data_uniform_2.npy", np.zeros((7, 0, 3), np.float32), r"holds \(7, 0, 3\)"),
         ("data_uniform_2.npy", np.zeros((7, 30, 3), np.int32), "int32; expected clouds"),

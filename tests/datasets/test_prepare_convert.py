@@ -285,7 +285,7 @@ def test_bad_settings(settings, message):
 def test_bad_places(source, tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         go(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(UserError, match="lies in the input"):
+    with pytest.raises(UserError, match="is inside the input"):
         go(source, source / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")

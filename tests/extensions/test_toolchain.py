@@ -137,7 +137,7 @@ def test_a_toolkit_that_does_not_fit_is_passed_over(bare, monkeypatch):
 
 def test_the_runtime_of_pytorch_is_preferred(tmp_path):
     files, toolkit = make_torch(tmp_path), CudaToolkit("nvcc", tmp_path / "toolkit", "13.0", ("9.0",))
-    with pytest.raises(BuildError, match=r"libcudart.so.13 was found neither beside PyTorch nor in"):
+    with pytest.raises(BuildError, match=r"libcudart.so.13 is neither next to PyTorch nor in"):
         cuda_runtime(files, toolkit)
     for folder in (tmp_path / "toolkit" / "lib64", tmp_path / "nvidia" / "cu13" / "lib"):
         folder.mkdir(parents=True)

@@ -32,7 +32,7 @@ def test_against_counting():
 @pytest.mark.parametrize(
     ("predictions", "labels", "message"),
     [
-        ([], [], "nothing to judge"),
+        ([], [], "nothing to evaluate"),
         ([0, 1], [0], "must both be"),
         ([[0]], [[0]], "must both be"),
         ([0, 4], [0, 1], "predictions hold class 4; 3 classes are 0 to 2"),

@@ -1,7 +1,7 @@
 """The command lines of GeoMask3D's own two programs, turned into those of `main.py`.
 
 What stands here is only what differs: a published flag becomes a flag or a key of ours, has no effect, or is refused. All flags of
-`main.py` work beside them.
+`main.py` work with them.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def _refuse(given: argparse.Namespace) -> None:
             "--shared_opt False: two optimizers are not offered, their published path does not run; leave it out"
         )
     if given.classification:
-        raise UserError("--classification True: training on labels beside is not offered; leave it out")
+        raise UserError("--classification True: training on labels at the same time is not offered; leave it out")
     for name, allowed in (("learn_feature_loss", ("dino", "none")), ("byol", ("none",)), ("clip_path", ("none",))):
         if getattr(given, name) not in allowed:
             raise UserError(

@@ -79,10 +79,10 @@ def find_recipe(path: str | Path, method: str | None = None) -> Recipe:
     if published is None:
         raise UserError(f"{path}: configuration does not exist; {_hint(given)}")
     if not (ROOT / published.path).is_file():
-        beside = ", ".join(available(published.task)) or "none"
+        others = ", ".join(available(published.task)) or "none"
         raise UserError(
             f"{path}: resolves to {published.path.as_posix()}, which this version does not have yet; "
-            f"available for {published.task}: {beside}"
+            f"available for {published.task}: {others}"
         )
     return Recipe(ROOT / published.path, published.method, published.task, published.dataset)
 

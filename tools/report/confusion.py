@@ -42,7 +42,7 @@ def confusion_section(
     overall = f"{correct:,} of {count:,} correct ({100 * correct / count:.2f} %)" if count else f"no {unit}"
     body = (
         f'<div class="confusion">{_heat_table(matrix, totals, names, links or {})}'
-        f'<div class="beside">{_class_bars(matrix, totals, names)}'
+        f'<div class="side">{_class_bars(matrix, totals, names)}'
         f"{_pairs(matrix, totals, names, unit, links or {})}</div></div>"
     )
     lead = f"Rows are the true classes, columns the predicted ones, shaded by share of the row: {overall}."

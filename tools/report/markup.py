@@ -44,7 +44,7 @@ def portable(text: object) -> str:
 
 
 def asset(name: str) -> str:
-    """Return a template, style sheet or script that stands beside this module."""
+    """Return a template, style sheet or script that is next to this module."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 

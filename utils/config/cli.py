@@ -51,7 +51,7 @@ def build_parser() -> Parser:
     """Return the parser of `main.py`, its flags in groups."""
     parser = Parser(
         prog="main.py",
-        description="Pre-train, judge and fine-tune masked autoencoders of point clouds.",
+        description="Pre-train, evaluate and fine-tune masked autoencoders of point clouds.",
         epilog="Example: python main.py --config cfgs/debug/point-m2ae.yaml --exp_name first",
         allow_abbrev=False,
     )
@@ -86,10 +86,10 @@ def _add_task(group) -> None:
     group.add_argument(
         "--skip_bad", action="store_true", help="of own clouds: pass over files that cannot be read, and list them"
     )
-    group.add_argument("--test_svm", choices=SVM_SETS, help="judge the pre-trained encoder in --ckpts by a linear SVM")
+    group.add_argument("--test_svm", choices=SVM_SETS, help="evaluate the pre-trained encoder in --ckpts by a linear SVM")
     group.add_argument(
         "--probe", choices=PROBES, action="append", default=[],
-        help="with --test_svm: judge the same features by nearest neighbours or logistic regression as well; may be repeated",
+        help="with --test_svm: evaluate the same features by nearest neighbours or logistic regression as well; may be repeated",
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def _add_config(group) -> None:
     group.add_argument(
         "--data_root", metavar="DIR", help="folder that replaces a leading data/ in the paths of data sets"
     )
-    group.add_argument("--as_published", action="store_true", help="repeat the faults of the published program as well")
+    group.add_argument("--as_published", action="store_true", help="repeat the bugs of the published program as well")
 
 
 def _add_run(group) -> None:
@@ -156,7 +156,7 @@ def _add_machine(group) -> None:
     group.add_argument(
         "--evaluation", choices=("auto", "beside", "between"), default="auto",
         help="of pre-training: fit the linear SVM and write checkpoints while the next epoch trains (beside), or before it (between); auto "
-        "(the default): beside on a GPU",
+        "(the default): while it trains, on a GPU",
     )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="compile the model with torch.compile")
     group.add_argument(
@@ -180,7 +180,7 @@ def _add_evaluation(group) -> None:
     group.add_argument(
         "--corruptions",
         metavar="DIR",
-        help="with --test: judge on every corruption of ModelNet40-C in this folder as well",
+        help="with --test: evaluate on every corruption of ModelNet40-C in this folder as well",
     )
     group.add_argument(
         "--reference", metavar="JSON",
@@ -251,7 +251,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--test_svm {args.test_svm} needs --ckpts with a pre-trained encoder; add --ckpts PATH")
     _check_predict(args)
     if args.probe and not args.test_svm:
-        raise UserError(f"--probe {args.probe[0]} judges the features of --test_svm; add --test_svm and a data set")
+        raise UserError(f"--probe {args.probe[0]} evaluates the features of --test_svm; add --test_svm and a data set")
     if args.scratch_model and args.finetune_model and args.ckpts:
         raise UserError("--scratch_model trains from random weights, but --ckpts gives weights; leave one out")
     classifies = args.test or args.finetune_model or args.scratch_model
@@ -260,10 +260,10 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} goes with a classifier: add --finetune_model, --scratch_model or --test")
     if args.corruptions and not args.test:
         raise UserError(
-            f"--corruptions {args.corruptions}: judges a fine-tuned classifier; add --test and --ckpts PATH"
+            f"--corruptions {args.corruptions}: evaluates a fine-tuned classifier; add --test and --ckpts PATH"
         )
     if args.corruptions and (args.vote or args.vote_rounds):
-        raise UserError("--corruptions is judged without voting; leave out --vote and --vote_rounds")
+        raise UserError("--corruptions is evaluated without voting; leave out --vote and --vote_rounds")
     if args.reference and not args.corruptions:
         raise UserError(f"--reference {args.reference}: goes with --corruptions DIR; add it")
     for name in ("val_freq", "vote_rounds"):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from utils.errors import UserError, suggest
 
-# Faults of the published runners that are fixed by default and can be switched back on (`legacy`).
+# Bugs of the published runners that are fixed by default and can be switched back on (`legacy`).
 RUNNER_LEGACY = ("undivided_accumulation", "double_step")
 
 
@@ -122,8 +122,8 @@ class DatasetsConfig:
     """
 
     train: Any = None  # what is trained on
-    val: Any = None  # judged during fine-tuning
-    test: Any = None  # judged by --test
+    val: Any = None  # evaluated during fine-tuning
+    test: Any = None  # evaluated by --test
     svm: SVMDatasets | None = (
         None  # the linear SVM; GM3D's extra_train_svm and extra_test_svm are read as its two entries
     )
@@ -131,12 +131,12 @@ class DatasetsConfig:
 
 @dataclass
 class SVMConfig:
-    """How the linear SVM judges features."""
+    """How the linear SVM evaluates features."""
 
     # None: 0.01 while pre-training; with --test_svm what was published for method and data set, else 0.01, and 0.042 for scan.
     C: float | None = None
     cross_validate: bool = True  # also report the accuracy at a C chosen on the training features
-    random_weights: bool = True  # judge the untrained encoder before pre-training, to compare with
+    random_weights: bool = True  # evaluate the untrained encoder before pre-training, for comparison
     batch_size: int = 128  # clouds encoded at a time
 
     def __post_init__(self):
@@ -175,7 +175,7 @@ class RunConfig:
     category_parts: dict[str, list[int]] | None = None
     svm: SVMConfig = field(default_factory=SVMConfig)
     legacy: bool | list[str] = (
-        False  # faults of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own
+        False  # bugs of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own
     )
     log_every: int = 20  # steps between lines of the log and rows of metrics.jsonl
     keep_from: int = 250  # from this epoch on a checkpoint is kept ...
@@ -211,7 +211,7 @@ class RunConfig:
                 raise UserError(f"legacy: {name!r} is unknown; {hint}. Names of the model go to model.legacy")
 
     def legacy_names(self) -> frozenset[str]:
-        """Return the names of the runner's faults that are switched on."""
+        """Return the names of the runner's bugs that are switched on."""
         if isinstance(self.legacy, bool):
             return frozenset(RUNNER_LEGACY if self.legacy else ())
         return frozenset(self.legacy)

@@ -1,4 +1,4 @@
-"""Compile while the package is being installed, for `extensions/setup.py`, and judge such a library at run time.
+"""Compile while the package is being installed, for `extensions/setup.py`, and check such a library at run time.
 
 The folder of finished libraries holds stamp.json, which says for which PyTorch, from which sources and, on CUDA, for which
 architectures they were made. A library that does not fit is left alone; the same sources are then compiled at first use.

@@ -85,7 +85,7 @@ def cuda_half(
 ) -> Half:
     """Return the recipe of the CUDA half, csrc/cuda/*.cu.
 
-    PyTorch's headers want those of cuBLAS, cuSPARSE and more, which a small toolkit lacks; NVIDIA's wheels beside PyTorch
+    PyTorch's headers want those of cuBLAS, cuSPARSE and more, which a small toolkit lacks; NVIDIA's wheels next to PyTorch
     have them. They are searched last, so that the toolkit's own headers fit its compiler.
     """
     last = [f"-Xcompiler=-idirafter,{path / 'include'}" for path in torch.nvidia if (path / "include").is_dir()]

@@ -81,7 +81,7 @@ def cuda_runtime(torch: TorchFiles, toolkit: CudaToolkit) -> Path:
     for folder in (torch.folder / "lib", *(path / "lib" for path in torch.nvidia), toolkit.home / "lib64"):
         if matches := sorted(folder.glob(f"{name}*")):
             return matches[0]
-    raise BuildError(f"{name} was found neither beside PyTorch nor in {toolkit.home}")
+    raise BuildError(f"{name} is neither next to PyTorch nor in {toolkit.home}")
 
 
 def choose_architectures(toolkit: CudaToolkit, wanted: str, devices: Sequence[tuple[int, int]]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.ops import agree, torch_forms
 from benchmarks.ops.agree import Disagreement
-from benchmarks.ops.case import OURS, Case, Side, Target, judge, run_case, version
+from benchmarks.ops.case import OURS, Case, Side, Target, compare_targets, run_case, version
 from benchmarks.ops.cases import TINY_SIZES, build_cases
 from benchmarks.ops.clouds import Clouds, clear_origin
 from benchmarks.ops.cpu import row_keys
@@ -99,7 +99,7 @@ def test_targets_by_hand():
         Target("gpu", "a", must=2, aim=4, device="cuda"),
     )
     medians = {OURS: 1.0, "a: one": 9.0, "a: two": 3.0, "b": 4.0, "c": 1.5}
-    found = judge(toy(targets=targets), medians, "cpu")
+    found = compare_targets(toy(targets=targets), medians, "cpu")
     assert [(item["peer"], item["value"], item["met"]) for item in found] == [
         ("a: two", 3.0, "must"),
         ("b", 4.0, "aim"),

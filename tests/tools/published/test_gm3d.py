@@ -133,7 +133,7 @@ def test_resume_takes_a_path_or_none_as_published():
     "flags, message",
     [
         (["--shared_opt", "False"], "two optimizers are not offered"),
-        (["--classification", "True"], "training on labels beside is not offered"),
+        (["--classification", "True"], "training on labels at the same time is not offered"),
         (["--learn_feature_loss", "clip"], "--learn_feature_loss clip: is not offered"),
         (["--learn_feature_loss", "none"], "feature mode needs the teacher"),
         (["--byol", "x"], "--byol x: is not offered"),

@@ -99,7 +99,7 @@ class PointnetFPModule(nn.Module):
 
         Args:
             known: (B, S, 3), or None to repeat the one feature everywhere.
-            unknow_feats: (B, C1, N) to put beside, or None.
+            unknow_feats: (B, C1, N) to join, or None.
             known_feats: (B, C2, S), S = 1 with known=None.
         """
         if known is None:
