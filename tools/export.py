@@ -79,7 +79,9 @@ def _lacking(weights: Mapping[str, Tensor]) -> list[str]:
     if not any("MAE_decoder" in key or key.startswith("h_decoder.") for key in weights):
         return []  # a classifier: the published one holds what ours does
     method = method_of({"base_model": weights})
-    targets = (target for target in MODELS.targets() if issubclass(target, MaskedAutoencoder) and target.method == method)
+    targets = (
+        target for target in MODELS.targets() if issubclass(target, MaskedAutoencoder) and target.method == method
+    )
     prefixes = {prefix for target in targets for prefix in target.ignored_keys}
     return sorted(prefix for prefix in prefixes if not any(key.startswith(prefix) for key in weights))
 

@@ -133,7 +133,9 @@ class GeometricGuide(Guide):
             }
             clouds = {f"complexity, {name}": points for name in shown}
             values = {f"complexity, {name}": rank[nearest[row]].numpy() for name, rank in ranks.items()}
-            items.append(GalleryItem(clouds=clouds, values=values, value_name="hardness, 1 = hardest", **self._describe(row)))
+            items.append(
+                GalleryItem(clouds=clouds, values=values, value_name="hardness, 1 = hardest", **self._describe(row))
+            )
         return {"complexity": items}
 
 
