@@ -35,7 +35,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
         UserError: flags that contradict each other, lack another one or have no place here.
     """
     own = Parser(add_help=False, allow_abbrev=False)
-    group = own.add_argument_group("what to look at")
+    group = own.add_argument_group("what to show")
     group.add_argument("--count", type=int, metavar="N", help="clouds (default: 8 of the data set, all of --input)")
     group.add_argument(
         "--input",
@@ -53,7 +53,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     given = every.parse_args(argv)  # answers --help and unknown flags
     for name in OUT_OF_PLACE:
         if getattr(given, name):
-            raise UserError(f"--{name}: main_vis.py only looks at a pre-trained model; leave it out, or use main.py")
+            raise UserError(f"--{name}: main_vis.py only shows a pre-trained model; leave it out, or use main.py")
     if given.launcher != "none":
         raise UserError(f"--launcher {given.launcher}: main_vis.py is one process; leave it out")
     if given.ckpts is None:

@@ -124,7 +124,7 @@ def _read_lines(path: Path, layout: str) -> list[str]:
         if not line or Path(line).name != line or line in ("..", "."):
             raise UserError(f"{path}, line {number}: is {line!r}; expected {layout}")
         if line in seen:
-            raise UserError(f"{path}, line {number}: {line} stands in line {seen[line]} already; remove one of them")
+            raise UserError(f"{path}, line {number}: {line} is line {seen[line]} already; remove one of them")
         seen[line] = number
     return lines
 

@@ -91,7 +91,7 @@ def _read_list(path: Path) -> list[str]:
     first: dict[str, int] = {}
     for line, name in enumerate(names, start=1):
         if first.setdefault(name, line) != line:
-            raise UserError(f"{path}: entry {line}, {name}, stands in entry {first[name]} already; remove one of them")
+            raise UserError(f"{path}: entry {line}, {name}, is entry {first[name]} already; remove one of them")
         if not name.endswith(".npy") or "-" not in name or Path(name).name != name:
             raise UserError(f"{path}: entry {line} is {name!r}; expected a file name <taxonomy>-<model>.npy")
     return names

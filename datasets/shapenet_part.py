@@ -161,7 +161,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         key = (parts[-2], parts[-1].removesuffix(".txt"))
         if found.setdefault(key, position) != position:
             raise UserError(
-                f"{path}, entry {position}: {entry} stands in entry {found[key]} already; remove one of them"
+                f"{path}, entry {position}: {entry} is entry {found[key]} already; remove one of them"
             )
     return list(found)
 

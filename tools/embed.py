@@ -134,7 +134,7 @@ def _write(embedder: Embedder, embedding: Embedding, ckpts: str, out: Path, tabl
 def prediction_rows(embedding: Embedding, class_names: Sequence[str] | None) -> list[list]:
     """Return the table of predictions, its head first: file, then class, name and probability of the three best classes.
 
-    Equal probabilities stand in the order of the labels; a class without a name has its number as name.
+    Equal probabilities are in the order of the labels; a class without a name has its number as name.
     """
     names = list(class_names or [])
     best = min(BEST, embedding.probabilities.shape[1])

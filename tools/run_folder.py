@@ -41,7 +41,7 @@ def is_training(args: argparse.Namespace) -> bool:
 
 
 def _run_of(ckpts: str) -> Path | None:
-    """Return the folder of the run that a checkpoint lies in, if there is one that can be written."""
+    """Return the folder of the run that a checkpoint is in, if there is one that can be written."""
     folder = Path(ckpts).parent
     return folder if (folder / "config.yaml").is_file() and os.access(folder, os.W_OK) else None
 

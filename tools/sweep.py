@@ -17,7 +17,7 @@ from utils.files import write_atomic
 def variants(args: argparse.Namespace) -> list[tuple[str, argparse.Namespace]]:
     """Return (name, flags) of each run that a command asks for; one, without a name, where it asks for no more.
 
-    Runs stand in folders below that of the command. With `--resume` those that never began start, and those that are
+    Runs are in folders below that of the command. With `--resume` those that never began start, and those that are
     complete are only read.
     """
     choices = [

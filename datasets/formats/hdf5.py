@@ -1,6 +1,6 @@
 """Read and check HDF5 files of point clouds with the datasets `data` (n, P, >=3) and `label` (n,) or (n, 1).
 
-Columns after x, y, z are left out. What lies in other files (links, virtual and external data) is not read.
+Columns after x, y, z are left out. What is in other files (links, virtual and external data) is not read.
 """
 
 import math
@@ -71,7 +71,7 @@ def _check_there(path: Path, file, key: str) -> None:
     link = file.get(key, getlink=True)
     if isinstance(link, h5py.ExternalLink) or file[key].is_virtual or file[key].external:
         raise UserError(
-            f"{path}: the values of '{key}' lie in another file, which is not read; copy them into this one"
+            f"{path}: the values of '{key}' are in another file, which is not read; copy them into this one"
         )
 
 

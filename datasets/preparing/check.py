@@ -24,7 +24,7 @@ FOLDS = range(10)
 
 @dataclass
 class Found:
-    """What lies in a folder: counts by what is counted, and what is wrong."""
+    """What is in a folder: counts by what is counted, and what is wrong."""
 
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)

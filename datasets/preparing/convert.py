@@ -80,7 +80,7 @@ class Outcome:
 def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, skip_bad: bool = False) -> Outcome:
     """Convert the clouds and meshes of `source` (a file, or a folder as `datasets/folder.py` takes it) into `out`.
 
-    The work stands in `<out>.converting`, where a second call goes on, and is renamed when it is whole. Each cloud depends on its file,
+    The work is in `<out>.converting`, where a second call continues, and is renamed when it is complete. Each cloud depends on its file,
     its path below `source` and the settings alone: any number of workers gives the same bytes. Clouds of fewer points than asked have
     all of them and random repetitions.
 

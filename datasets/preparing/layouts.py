@@ -1,6 +1,6 @@
 """The published data sets: where each lies below the data root, how many clouds it has, and where it is to be had.
 
-Links and states of hosts are those of public threads of these projects; no checksum stands here that its publisher does not state.
+Links and states of hosts are those of public threads of these projects; a checksum is given only where its publisher states it.
 """
 
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ LAYOUTS = [
         "shapenet_pc/<taxonomy>-<model>.npy         float array (8192, 3)",
         source="The clouds are shared for download in a browser, under the terms of ShapeNet: "
         "https://github.com/yuxumin/PoinTr/blob/master/DATASET.md, ShapeNet-55/34. Unpack them so that "
-        "ShapeNet-55/ and shapenet_pc/ lie in {root}",
+        "ShapeNet-55/ and shapenet_pc/ are in {root}",
         landmarks=("ShapeNet-55", "shapenet_pc"),
     ),
     Layout(

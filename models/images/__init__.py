@@ -1,1 +1,1 @@
-"""Pictures and the networks that look at them: a frozen teacher, an image branch, their weights."""
+"""Pictures and their networks: a frozen teacher, an image branch, their weights."""

@@ -37,7 +37,7 @@ def turn_to_views(points: Tensor) -> Tensor:
 def fit_frame(turned: Tensor, size: int = 224) -> Frame:
     """Fit the frame of an image of `size` pixels around each turned cloud (W * B, N, 3).
 
-    The longer side of the cloud takes `size - 3` pixels, the shorter one stands in the middle. A cloud without extent in the plane,
+    The longer side of the cloud takes `size - 3` pixels, the shorter one is centred. A cloud without extent in the plane,
     a single point or a line of sight, falls into one pixel in the middle.
 
     Raises:

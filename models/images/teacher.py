@@ -1,4 +1,4 @@
-"""A frozen image model that looks at depth maps: patch features and how much attention each patch receives (Zhang et al. 2023, Sec. 3.2).
+"""A frozen image model of depth maps: patch features and how much attention each patch receives (Zhang et al. 2023, Sec. 3.2).
 
 The teacher is no part of the model that it teaches: it has no gradient, is in no optimizer and in no checkpoint.
 

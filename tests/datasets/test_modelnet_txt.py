@@ -316,7 +316,7 @@ def test_bad_file(folder, content, message):
         ("shape_names", " \n", "is empty; expected one class name"),
         ("train", "bowl_0001\n\npiano_0007\n", "line 2: is ''"),
         ("train", "bowl_0001\n../secret_0001\n", "line 2: is '../secret_0001'"),
-        ("train", "bowl_0001\npiano_0007\nbowl_0001\n", "line 3: bowl_0001 stands in line 1 already"),
+        ("train", "bowl_0001\npiano_0007\nbowl_0001\n", "line 3: bowl_0001 is line 1 already"),
         ("train", "bowl_0001\nbowls_0002\n", r"line 2: class 'bowls' of 'bowls_0002' is not in .*did you mean bowl\?"),
         ("train", "bowl\n", "line 1: class '' of 'bowl' is not in"),
         (

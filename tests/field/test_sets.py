@@ -123,14 +123,14 @@ def test_values_in_other_files_are_not_read(tmp_path, clouds):
     with h5py.File(path, "w") as file:
         file["data"] = h5py.ExternalLink(str(other), "data")
         file["label"] = np.zeros(6, int)
-    with pytest.raises(UserError, match="lie in another file"):
+    with pytest.raises(UserError, match="are in another file"):
         read_hdf5(tmp_path / "h5")
     layout = h5py.VirtualLayout(clouds.shape, "f8")
     layout[:] = h5py.VirtualSource(str(other), "data", clouds.shape)
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("data", layout)
         file["label"] = np.zeros(6, int)
-    with pytest.raises(UserError, match="lie in another file"):
+    with pytest.raises(UserError, match="are in another file"):
         read_hdf5(tmp_path / "h5")
 
 
@@ -206,7 +206,7 @@ def test_entries_twice_are_refused(tmp_path, clouds):
     write_shapenet(tmp_path, clouds)
     listing = tmp_path / "lists" / "train.txt"
     listing.write_text(listing.read_text() + "0-0.npy\n")
-    with pytest.raises(UserError, match=r"train\.txt: entry 7, 0-0\.npy, stands in entry 1"):
+    with pytest.raises(UserError, match=r"train\.txt: entry 7, 0-0\.npy, is entry 1"):
         read_shapenet(tmp_path)
 
 

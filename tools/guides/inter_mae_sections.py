@@ -108,7 +108,7 @@ def _matrix(pairs: Pairs) -> Section:
     )
     own, others = np.diag(cosines), cosines[~np.eye(size, dtype=bool)]
     lead = (
-        f"Cosines of {size} images (rows) and clouds (columns), dark {low:.2f} to light {high:.2f}; pairs stand on the diagonal: "
+        f"Cosines of {size} images (rows) and clouds (columns), dark {low:.2f} to light {high:.2f}; pairs are on the diagonal: "
         f"{own.mean():.3f} on average, {others.mean() if size > 1 else float('nan'):.3f} elsewhere."
     )
     return Section("Similarity of images and clouds", body, lead)

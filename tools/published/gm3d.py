@@ -1,6 +1,6 @@
 """The command lines of GeoMask3D's own two programs, turned into those of `main.py`.
 
-What stands here is only what differs: a published flag becomes a flag or a key of ours, has no effect, or is refused. All flags of
+Only what differs is here: a published flag becomes a flag or a key of ours, has no effect, or is refused. All flags of
 `main.py` work with them.
 """
 

@@ -147,7 +147,7 @@ def _hint(given: Path) -> str:
     text = suggest(_relative(given), {*names, *published_paths()}, what="recipes")
     same = [name for name in names if Path(name).stem == given.stem][:4]
     if text.startswith("did you mean"):
-        return f"{text} Recipes stand in cfgs/<task>/, for example {names[0] if names else 'none'}"
+        return f"{text} Recipes are in cfgs/<task>/, for example {names[0] if names else 'none'}"
     if same:
         return f"did you mean {' or '.join(same)}?"
     first = {name.split("/")[1]: name for name in reversed(names)}  # of each task

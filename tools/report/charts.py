@@ -14,7 +14,7 @@ DOTS_UP_TO = 40  # a curve with few points shows them
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `color` counts in the palette of the style sheet (0-5); a `thin` one stands in the background."""
+    """One curve. `color` counts in the palette of the style sheet (0-5); a `thin` one is in the background."""
 
     name: str
     xs: Sequence[float]

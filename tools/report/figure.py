@@ -21,7 +21,7 @@ PIXELS = 480  # each cloud is drawn at this size and scaled down, which smooths 
 
 
 def gallery_figure(rows: list[Row]):
-    """Return a matplotlib figure with one line of clouds per row; many rows stand in two or three blocks, side by side.
+    """Return a matplotlib figure with one line of clouds per row; many rows are in two or three blocks, side by side.
 
     Raises:
         ImportError: if matplotlib is missing.

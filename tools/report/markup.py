@@ -1,4 +1,4 @@
-"""Small pieces of HTML that sections are built from. Every text that comes from outside goes through `escape`."""
+"""Small parts of HTML that sections are built from. Every text that comes from outside goes through `escape`."""
 
 import html
 import json

@@ -1,7 +1,7 @@
 """What a run shows a person: `report.html`, one self-contained page, and `gallery.png`.
 
 A method adds to the page by passing `sections`: each is a `Section(title, body)` whose body is HTML that the method has
-escaped, images as `data:` addresses. `tools/report` has the pieces: `markup.table`, `markup.cards`,
+escaped, images as `data:` addresses. `tools/report` has the parts: `markup.table`, `markup.cards`,
 `markup.escape`, `charts.line_chart` and `confusion.confusion_section`. Values per point (parts, complexity, saliency)
 need no section of their own: they are `values` of a `GalleryItem`. The page has one gallery.
 """

@@ -89,7 +89,7 @@ def curve(rows: list[dict], key: str) -> tuple[list[float], list[float]]:
 def step_curve(steps: list[dict], key: str) -> tuple[list[float], list[float]]:
     """Return (positions, values of `key`) of the step rows.
 
-    The rows of epoch e are spread over e - 0.5 ... e + 0.5, so that an epoch's mean, drawn at e, stands in the middle
+    The rows of epoch e are spread over e - 0.5 ... e + 0.5, so that an epoch's mean, drawn at e, is in the middle
     of the steps it summarises. Rows are spaced evenly, whether `step` counts within an epoch or over the run.
     """
     numbered = [(number(row, "epoch"), number(row, "step"), number(row, key)) for row in steps]

@@ -78,7 +78,7 @@ def _add_task(group) -> None:
     group.add_argument(
         "--category",
         metavar="NAME",
-        help="with --predict: category of these clouds (default: the folder that each lies in)",
+        help="with --predict: category of these clouds (default: the folder of each)",
     )
     group.add_argument(
         "--up", default="y", metavar="AXIS", help="of own clouds (--predict, --input): axis that points up (default: y)"
@@ -146,8 +146,8 @@ def _add_machine(group) -> None:
     )
     group.add_argument(
         "--micro_batches", type=_micro_batches, default=1, metavar="N",
-        help="send each training batch through the model in N pieces, or auto: as few as fit into memory; gradients add up to those of "
-        "total_bs, but batch norms see, and masks are drawn for, one piece at a time",
+        help="send each training batch through the model in N micro-batches, or auto: as few as fit into memory; gradients add up to "
+        "those of total_bs, but batch norms and masks are those of one micro-batch at a time",
     )  # fmt: skip
     group.add_argument(
         "--cuda_graph", choices=("auto", "on", "off"), default="auto",
