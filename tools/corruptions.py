@@ -23,6 +23,7 @@ from tools.sampling import points_needed, repeat_points
 from tools.test import load_classifier
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.reading import read_text
 
 Errors = dict[str, dict[int, float]]  # corruption -> severity -> error rate
 
@@ -160,9 +161,9 @@ def read_reference(path: Path, found: list[tuple[str, int]]) -> dict[str, dict[i
             is no percentage above 0.
     """
     try:
-        errors = json.loads(path.read_text(encoding="utf-8"))["errors"]
+        errors = json.loads(read_text(path))["errors"]
         read = {name: _severities(value) for name, value in errors.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"--reference {path}: cannot be read ({type(error).__name__}: {error}); give the corruptions.json of another run, or "
             '{"errors": {"uniform": [1, 2, 3, 4, 5], ...}} with percentages'

@@ -13,6 +13,7 @@ from tools.train import StopRequest, Task, Trainer
 from utils.dist import is_main
 from utils.errors import UserError
 from utils.log import MetricsWriter
+from utils.metrics_log import read_rows
 
 
 class Session(Task):
@@ -118,5 +119,10 @@ def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
         pending=state.pending["evaluations"],
         boards=getattr(run.args, "log_dir", None),
     )
+    last = [row for row in read_rows(writer.path) if row["kind"] == "epoch" and row.get("epoch") == state.epoch]
+    if last and last[-1].get("loss") != state.metrics.get("loss"):
+        run.log.warning(
+            f"{writer.path}: its row of epoch {state.epoch} is of another run, and so may be the rows before it"
+        )
     writer.describe(run.config_dict())
     return writer

@@ -8,6 +8,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable
 
+MOST_NAMES = 2000  # that are compared with one that is not known
+
 
 class UserError(ValueError):
     """Bad input: the message says what is wrong, where, with which value, and how to put it right.
@@ -103,7 +105,7 @@ def printable(text: object) -> str:
 
 def suggest(name: str, known: Iterable[str], *, what: str = "known") -> str:
     """Return "did you mean ...?" with the close names, or the list of all `known` ones; for the end of a message."""
-    known = sorted(str(entry) for entry in known)
+    known = sorted(str(entry) for entry in known)[:MOST_NAMES]
     by_lower = {entry.lower(): entry for entry in known}
     close = [by_lower[match] for match in difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)]
     if close:

@@ -63,7 +63,8 @@ def read_pcd(path: Path) -> np.ndarray:
         columns = _columns(_decompress(body, needed), layout)
     else:
         raise ValueError(f"its DATA {data} is unknown; expected ascii, binary or binary_compressed")
-    return np.stack([np.asarray(column, np.float64) for column in columns], axis=1).reshape(-1, 3)
+    with np.errstate(invalid="ignore"):  # bits that are no number mark missing points
+        return np.stack([np.asarray(column, np.float64) for column in columns], axis=1).reshape(-1, 3)
 
 
 def _layout(head: dict[str, list[str]]) -> _Layout:
@@ -146,7 +147,7 @@ def _decompress(body: bytes, needed: int) -> bytes:
     data = body[8 : 8 + packed]
     if len(data) < packed:
         raise ValueError(f"its compressed data have {len(data)} of {packed} bytes")
-    if whole < needed:
+    if whole != needed:
         raise ValueError(f"its compressed data give {whole} bytes, its points take {needed}")
     if packed == whole:
         return data

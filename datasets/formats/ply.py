@@ -213,7 +213,8 @@ def _vertices(body: bytes, offset: int, element: Element, order: str, at: list[i
         columns, end = _walk(body, offset, element, order, at)
         return np.stack([column.astype(np.float64) for column in columns], axis=1), end
     table = np.frombuffer(body, kind, element.count, offset)
-    return np.stack([table[f"{i}"].astype(np.float64) for i in at], axis=1), end
+    with np.errstate(invalid="ignore"):  # bits that are no number mark missing points
+        return np.stack([table[f"{i}"].astype(np.float64) for i in at], axis=1), end
 
 
 def _table(body: bytes, offset: int, element: Element, order: str) -> tuple[np.dtype | None, int]:

@@ -12,6 +12,7 @@ from datasets.synthetic.categories import CATEGORIES, PART_IDS, PART_NAMES
 from datasets.synthetic.generate import Style, draw_chunks, source_version
 from utils.errors import UserError
 
+MOST_POINTS = 20_000_000_000  # of a split, half a terabyte
 DEFAULT_CLOUDS = {"train": 4000, "test": 1000}
 
 
@@ -90,6 +91,12 @@ def _check(config: SyntheticConfig) -> None:
     for key, low in {"N_POINTS": 1, "clouds": 0, "seed": 0, "tilt": 0.0, "stretch": 0.0, "jitter": 0.0}.items():
         if getattr(config, key) < low:
             raise UserError(f"{config.NAME}: {key} is {getattr(config, key)}; it must be at least {low}")
+    numbers = (config.clouds or DEFAULT_CLOUDS[config.subset]) * config.N_POINTS
+    if numbers > MOST_POINTS:
+        raise UserError(
+            f"{config.NAME}: {config.clouds} clouds of {config.N_POINTS} points are more than the {MOST_POINTS:,} points that a split may "
+            "have; ask for fewer"
+        )
     classes = len(config.categories) or len(CATEGORIES)
     if 0 < config.clouds < classes:
         raise UserError(f"{config.NAME}: {config.clouds} clouds cannot hold {classes} categories; ask for more clouds")

@@ -192,7 +192,7 @@ def test_bad_input(beside, tmp_path, capsys):
 
     refused(arguments("b", data="none"), "none: folder does not exist", "label.npy")
     refused(arguments("b", data=str(tmp_path)), "data_occlusion_1.npy: file does not exist", "distortion_rbf_inv")
-    refused(arguments("b", "--reference", "none.json"), "--reference none.json: cannot be read (FileNotFoundError")
+    refused(arguments("b", "--reference", "none.json"), "--reference none.json: cannot be read (UserError: none.json: does not exist")
     other = tmp_path / "other"
     shutil.copytree("modelnet40_c", other)
     (other / "shape_names.txt").unlink()

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.environment import home
+
 MISSING = "\N{EN DASH}"
 LONG = 22  # characters of a card that are written smaller
 
@@ -37,7 +39,7 @@ def escape(text: object) -> str:
 def portable(text: object) -> str:
     """Return a text without the folders of this machine: paths become relative to the working directory, or to `~`."""
     shown = str(text)
-    for folder, short_form in ((Path.cwd(), ""), (Path.home(), "~/")):
+    for folder, short_form in ((Path.cwd(), ""), (home(), "~/")):
         if len(folder.parts) > 1:  # not the root
             shown = shown.replace(f"{folder}/", short_form)
     return shown

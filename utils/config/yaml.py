@@ -9,6 +9,7 @@ import yaml
 
 from utils.config.merge import to_dict
 from utils.errors import UserError
+from utils.reading import check_file
 
 # YAML 1.1 asks for a dot and a signed exponent, so that plain YAML readers take 1e-3 for text.
 _FLOAT = re.compile(
@@ -93,7 +94,9 @@ def read_yaml(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.exists():
+            check_file(path)  # a named pipe would wait for ever
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"{path}: configuration does not exist") from error
     except UnicodeDecodeError as error:

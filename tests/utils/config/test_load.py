@@ -364,7 +364,7 @@ def test_bytes_that_are_no_yaml(tmp_path):
         (tmp_path / "a.yaml").write_bytes(data)
         with pytest.raises(UserError, match=message):
             read_yaml(tmp_path / "a.yaml")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder"):
         read_yaml(tmp_path)
 
 
