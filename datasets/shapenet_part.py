@@ -160,9 +160,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
             raise UserError(f"{path}, entry {position}: is {entry!r}; expected {layout}")
         key = (parts[-2], parts[-1].removesuffix(".txt"))
         if found.setdefault(key, position) != position:
-            raise UserError(
-                f"{path}, entry {position}: {entry} is entry {found[key]} already; remove one of them"
-            )
+            raise UserError(f"{path}, entry {position}: {entry} is entry {found[key]} already; remove one of them")
     return list(found)
 
 

@@ -20,7 +20,7 @@ from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
-from utils.errors import UserError
+from utils.errors import UserError, run_command
 from utils.files import read_checkpoint, save_checkpoint
 
 PRE_TRAINED_I2P = "rec_head_3d."  # begins keys that only a pre-trained I2P-MAE has
@@ -34,17 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--clip", help="of a pre-trained I2P-MAE: OpenAI's archive or a published checkpoint")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     args = parser.parse_args(argv)
-    try:
-        weights = export(args.ckpts, args.out, clip=args.clip)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _report(args))
+
+
+def _report(args: argparse.Namespace) -> None:
+    weights = export(args.ckpts, args.out, clip=args.clip)
     print(f"{args.out}: {len(weights)} tensors in the published layout")
     for prefix in _lacking(weights):
         print(
             f"{args.out}: lacks {prefix}*, which the published layout also holds; strict loading there will refuse it"
         )
-    return 0
 
 
 def export(ckpts: str, out: Path, *, clip: str | None = None) -> dict[str, Tensor]:

@@ -118,7 +118,7 @@ def _parse_header(data: bytes) -> Header:
     if data[:3].lower() != b"ply":
         raise ValueError("is no PLY file: it does not start with ply")
     # Old programs end lines by a carriage return alone.
-    end_mark = b"\n" if b"\n" in data[:1024] else b"\r"
+    end_mark = b"\r" if data[3:4] == b"\r" and data[4:5] != b"\n" else b"\n"
     while (end := data.find(end_mark, begin)) >= 0:
         words = data[begin:end].decode("ascii", "replace").lower().split()
         begin, number = end + 1, number + 1

@@ -15,6 +15,7 @@ from utils.reading import decode, read_bytes
 
 MOST_HEAD = 100  # lines before the first numbers
 _COMMENTS = ("#", "//", "%", "!")
+_LINE_ENDS = "\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # that some programs write in place of a line feed
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _WINDOWS = re.compile(r"-?1\.#\w+")  # how programs on Windows write what is not finite
 _COMMA = re.compile(r"[+-]?\d+(,\d+)+(\.\d+)?([eE][+-]?\d+)?")
@@ -30,6 +31,7 @@ class _Form:
     delimiter: str | None  # None: blanks
     count: int | None  # points that a line before says
     names: list[str]  # of the columns, lower case, where a line before gives them
+    words: list[str]  # lines before it that are neither comments nor the count
 
 
 def read_text_cloud(path: Path, notes: Notes) -> np.ndarray:
@@ -42,11 +44,15 @@ def read_text_cloud(path: Path, notes: Notes) -> np.ndarray:
     if b"\0" in data[:4096] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError("holds binary data, not text")
     text = decode(data)
+    if any(mark in text for mark in _LINE_ENDS):
+        text = re.sub(f"[{_LINE_ENDS}]", "\n", text)
     if not text.strip():
         raise ValueError("the file is empty")
     form = _form(text)
-    if form.skip and not (form.count is not None and form.skip == 1):
-        notes.add(path, "lines before the first numbers were skipped", f"{form.skip} lines, {_shown(text)!r}")
+    if form.words:
+        notes.add(
+            path, "lines before the first numbers were skipped", f"{len(form.words)} lines, {form.words[0][:40]!r}"
+        )
     wanted = _wanted(form)
     body = _plain(text[form.begin :] if form.begin else text, form)
     form_of_numbers = {
@@ -83,18 +89,20 @@ def _numbers(line: str) -> list[str]:
 
 def _form(text: str) -> _Form:
     """Find the first line of numbers, and how they are separated."""
-    count, names, number, begin = None, [], 0, 0
+    count, names, skipped, number, begin = None, [], [], 0, 0
     while begin <= len(text):
         end = text.find("\n", begin)
         end = len(text) if end < 0 else end
         line = text[begin:end].strip()
         bare = _without_comment(line)
         words = _numbers(bare)
-        if len(words) >= 2 and (bare.lstrip('"')[0] in "+-.0123456789" or _NUMBER.fullmatch(bare.split()[0])):
-            return _Form(number, begin, bare, _delimiter(bare), count, names)
+        begins = bool(bare) and (bare.lstrip('"')[:1] in "+-.0123456789" or _NUMBER.fullmatch(bare.split()[0]))
+        if len(words) >= 2 and (begins or set("xyz") <= set(names)):
+            return _Form(number, begin, bare, _delimiter(bare), count, names, skipped)
         if bare.isdecimal() and count is None:
             count = int(bare)  # as PTS files begin
         elif line:
+            skipped += [bare] if bare else []
             names = [name.strip().strip('"').lower() for name in re.split(r"[\s,;]+", line.lstrip("#/%! ")) if name]
         number, begin = number + 1, end + 1
         if number > MOST_HEAD:
@@ -166,7 +174,3 @@ def _first_bad(body: str, form: _Form, wanted: tuple[int, ...]) -> str | None:
         if bad is not None:
             return f"line {number}, {line.strip()[:60]!r}: {bad[:40]!r} is no number"
     return None
-
-
-def _shown(text: str) -> str:
-    return text.lstrip().partition("\n")[0].strip()[:40]

@@ -121,10 +121,14 @@ def test_k2_clouds_without_extent_are_refused(tmp_path, points, message):
         comma(POINTS, "  ;  "),
         text_of(POINTS).replace("\n", "\r\n"),
         text_of(POINTS).replace("\n", "\r"),
+        text_of(POINTS).replace("\n", "\v"),
+        text_of(POINTS).replace("\n", "\u2028"),
+        text_of(POINTS, "{},{},{},"),
+        '"' + comma(POINTS, '";"').replace("\n", '"\n"').removesuffix('"'),
     ],
 )
 def test_k3_one_separator_a_file(tmp_path, text):
-    (tmp_path / "a.xyz").write_text(text, newline="")
+    (tmp_path / "a.xyz").write_text(text, newline="", encoding="utf-8")
     found, lines = notes_of(tmp_path / "a.xyz")
     np.testing.assert_array_equal(found, POINTS)
     assert lines == []
@@ -141,7 +145,9 @@ def test_k3_one_separator_a_file(tmp_path, text):
         ("1 2 3\n4 5\n", "line 2.*has 2 values"),
         ("0.1 0.2 0.x\n1 2 3\n", "line 1"),
         (" ".join(["0.5"] * 192) + "\n", "line|point"),
-        ("1 2 3\v4 5 6\v7 8 9\n", "point"),
+        ("1.0D+03 2 3\n1 2 3\n", "line 1.*is no number"),
+        ("1.234,5 2,5 3,5\n1 2 3\n", "line 1.*is no number"),
+        ("(1, 2, 3)\n(4, 5, 6)\n", "no line of three numbers"),
     ],
 )
 def test_k3_other_separators_are_refused(tmp_path, text, message):
@@ -167,7 +173,7 @@ def test_k4_leading_lines_are_skipped_and_said(tmp_path, name, head):
     (tmp_path / name).write_bytes(head.encode("latin1") + text_of(POINTS).encode())
     found, lines = notes_of(tmp_path / name)
     np.testing.assert_array_equal(found, POINTS)
-    assert len(lines) == 1 and "skipped" in lines[0]
+    assert lines == [] if head[0] in "#/" else len(lines) == 1 and "skipped" in lines[0]
 
 
 def test_k4_a_count_of_points(tmp_path):
@@ -180,8 +186,9 @@ def test_k4_a_count_of_points(tmp_path):
 
 def test_k4_columns_by_their_names(tmp_path):
     rows = "".join(f"{i},{x},{y},{z}\n" for i, (x, y, z) in enumerate(POINTS.tolist()))
-    (tmp_path / "a.csv").write_text("id,X,Y,Z\n" + rows)
-    np.testing.assert_array_equal(read_cloud(tmp_path / "a.csv"), POINTS)
+    for head, first in (("id,X,Y,Z\n", ""), ("name,x,y,z\n", "chair_")):
+        (tmp_path / "a.csv").write_text(head + "".join(first + row + "\n" for row in rows.splitlines()))
+        np.testing.assert_array_equal(read_cloud(tmp_path / "a.csv"), POINTS)
 
 
 # K5: whatever a reader raises is one message
