@@ -73,12 +73,16 @@ def read_text_cloud(path: Path, notes: Notes) -> np.ndarray:
 
 
 def holds_numbers(path: Path, most: int = 4096) -> bool:
-    """Say whether the beginning of a text file has a line of three numbers or more, as a cloud has."""
+    """Say whether a text file begins like a cloud: with a line of three columns or more, numbers or named x, y and z."""
     with path.open("rb") as file:
         head = file.read(most)
     if not head.strip():
         return True  # an empty file is a bad cloud rather than a note to people
-    return any(len(_numbers(line)) >= 3 for line in decode(head).split("\n"))
+    try:
+        form = _form(decode(head))
+    except ValueError:
+        return False
+    return len(_split(form.first, form.delimiter)) >= 3
 
 
 def _numbers(line: str) -> list[str]:

@@ -18,6 +18,15 @@ STANFORD = (
     "checksum. Ask those who have it, or give the link of a copy that you trust: "
     "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
 )
+PAGE = (
+    "The files are given out after a form (terms of use): https://hkust-vgd.github.io/scanobjectnn/ leads to it and answers with a link to "
+    "h5_files.zip. Copy main_split/ and main_split_nobg/ of that archive into {root}"
+)
+STANFORD = (
+    "Its host, shapenet.cs.stanford.edu ({archive}), has refused connections since 2024, and its authors publish no mirror or "
+    "checksum. Ask those who have it, or give the link of a copy that you trust: "
+    "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
+)
 MESHES = (
     "Or make the same shapes yourself, with other points, from the meshes at https://modelnet.cs.princeton.edu: "
     "python -m datasets.prepare convert {meshes} --up z --to {to} --out {root}"
@@ -212,7 +221,7 @@ LAYOUTS = [
         root="own",
         config={"NAME": "Folder"},
         tree="train/<class>/<cloud> and test/<class>/<cloud>, <class>/{train,test}/<cloud>, <class>/<cloud>, or <cloud> without classes",
-        source="Put clouds or meshes (NPY, NPZ, TXT, XYZ, PLY, PCD, OFF, OBJ, STL, GLB) into {root} as shown",
+        source="Put clouds or meshes (NPY, NPZ, TXT, XYZ, CSV, ASC, PTS, PLY, PCD, OFF, OBJ, STL, GLB) into {root} as shown",
     ),
     Layout(
         name="Synthetic", root="", config={"NAME": "Synthetic"}, tree="", source="It is built in and needs no files"

@@ -519,6 +519,8 @@ def test_k16_hidden_files_and_notes_are_passed_over(tmp_path, caplog):
     (tmp_path / "._x.npy").write_bytes(b"\0\5\x16\7")
     (tmp_path / "README.txt").write_text("These clouds were scanned in 2019.\n")
     (tmp_path / "labels.txt").write_text("0\n1\n1\n")
+    (tmp_path / "meta.csv").write_text("id,class\n0,3\n1,5\n")
+    (tmp_path / "predictions.csv").write_text("file,class,name,probability,class_2\nx.npy,3,chair,0.9,4\n")
     (tmp_path / "y.txt").write_text(text_of(POINTS))
     for recursive in (False, True):
         assert [file.name for file in cloud_files(tmp_path, recursive=recursive)] == ["x.npy", "y.txt"]
