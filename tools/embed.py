@@ -20,6 +20,7 @@ from utils.environment import settle_environment
 from utils.errors import UserError, run_command, stop_signals
 from utils.files import explain_write, write_atomic
 from utils.log import console
+from utils.registry import import_file
 
 BEST = 3  # classes of the table of predictions
 _LOG = logging.getLogger("m2ae.embed")
@@ -46,6 +47,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--input", required=True, metavar="PATH", help="a cloud or mesh, or a folder of them, with those below it"
     )
     parser.add_argument("--config", metavar="YAML", help="recipe of the model; checkpoints of ours hold their own")
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="FILE.py", help="file that registers the model"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a key of the configuration"
     )
@@ -87,6 +91,8 @@ def _run(args: argparse.Namespace) -> None:
     root = Path(args.input) if Path(args.input).is_dir() else files[0].parent
     names = [file.relative_to(root).as_posix() for file in files]
     bad = BadFiles(args.skip_bad)
+    for file in args.imports:
+        import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
     overrides = [*args.set, *([f"precision={args.precision}"] if args.precision else [])]
     embedder = open_embedder(
         args.ckpts,
