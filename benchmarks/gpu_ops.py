@@ -18,6 +18,7 @@ from benchmarks.ops.case import DISTRIBUTIONS, run_case, version
 from benchmarks.ops.cases import GPU_SIZES, build_cases
 from benchmarks.ops.clouds import KINDS, Clouds
 from benchmarks.ops.cpu import check_rows, finish, summary
+from benchmarks.ops.table import write_results
 from benchmarks.ops.timing import CudaClock, machine
 from extensions.m2ae_ops.loader import has_kernel
 
@@ -52,23 +53,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Measure all rows on the current device; returns what is written."""
+    """Measure all rows on the current device, each written when it is there; returns what is written."""
     clock, device = CudaClock(), torch.device("cuda")
-    rows = []
-    for case in build_cases(GPU_SIZES, Clouds(args.data, device="cuda", seed=args.seed)):
-        if args.rows and case.key not in args.rows:
-            continue
-        row = run_case(case, clock, device="cuda", rounds=args.repeats, budget_s=args.budget, compiled=not args.quick)
-        rows.append(row)
-        print(summary(row), file=sys.stderr, flush=True)
     kernels = [name for name in OPS if has_kernel(f"m2ae::{name}", device)]
-    return {
+    rows: list[dict] = []
+    results = {
         "format": 1,
         "machine": machine() | {"ops": f"CUDA kernels: {', '.join(kernels) or 'none, PyTorch reference'}"},
         "packages": {DISTRIBUTIONS[package]: version(package) for package in DISTRIBUTIONS},
         "settings": {"repeats": args.repeats, "budget_s": args.budget, "seed": args.seed},
         "runs": [{"threads": None, "data": args.data, "rows": rows}],
     }
+    for case in build_cases(GPU_SIZES, Clouds(args.data, device="cuda", seed=args.seed)):
+        if args.rows and case.key not in args.rows:
+            continue
+        rows.append(
+            run_case(case, clock, device="cuda", rounds=args.repeats, budget_s=args.budget, compiled=not args.quick)
+        )
+        print(summary(rows[-1]), file=sys.stderr, flush=True)
+        if args.out:  # whoever set a limit of time keeps those that are done
+            write_results(args.out, results)
+    return results
 
 
 if __name__ == "__main__":

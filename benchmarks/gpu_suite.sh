@@ -1,50 +1,75 @@
 #!/usr/bin/env bash
-# Build, check and time everything on a GPU machine in under nine minutes; a short table comes last.
+# Check, then time everything on a GPU machine, in two parts of at most eight minutes each.
 #
-#   benchmarks/gpu_suite.sh              results in $OUT, or in benchmarks/results/gpu
-#   benchmarks/gpu_suite.sh --cpu        the same stages on the CPU with tiny models, to see that they run
+#   benchmarks/gpu_suite.sh check        is it right: kernels, synchronisation, graphs, side stream, fused forms, two precisions
+#   benchmarks/gpu_suite.sh speed        how fast is it: ops, patch embedding, steps; rows are written as they come
+#   benchmarks/gpu_suite.sh check --cpu  the same stages on the CPU with tiny models, to see that they run; also: speed --cpu
 #
-# No network is needed. Python is $PYTHON, else .venv/bin/python, else python3; packages that it lacks are taken from .carry/site,
-# which `pip install --no-deps --target .carry/site PACKAGE...` fills elsewhere. Each stage has a limit in seconds and may fail without
-# stopping the rest; the status is that of the worst stage.
+# Each part ends with one table and one verdict: its status is 0 where every stage ran and passed, 1 where one did not, 3 where something
+# is missing that the part needs, which it says before it starts. Results go to $OUT, or to benchmarks/results/gpu; `check` empties that.
+#
+# No network is needed. Python is $PYTHON, else .venv/bin/python, else python3. Packages that it lacks are taken from .carry/site, which is
+# filled on another machine with the same Python version:
+#   pip install --no-deps --target .carry/site -r benchmarks/gpu_wheels.txt
 set -u -o pipefail
 cd "$(dirname "$0")/.."
+part=${1:-} device=cuda
+[ "${2:-}" = --cpu ] && device=cpu
+case "$part" in check | speed) ;; *) sed -n '2,13p' "$0" && exit 2 ;; esac
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 out=${OUT:-benchmarks/results/gpu}
 mkdir -p "$out"
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.carry/site"
-export OUT=$out
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}:$PWD/.carry/site" OUT=$out
 
-device=cuda marker=gpu build=--cuda
-limit=150 rest=30 steps=(--precisions bf16 --batches 128,512 --clouds 4096)
-others=(--methods point-m2ae --precisions bf16 --batches 32 --clouds 1024) tests=(tests/extensions tests/models tests/tools)
-if [ "${1:-}" = --cpu ]; then
-  device=cpu marker="not gpu and not slow" build=--cpu
-  limit=600 rest=120 steps=(--batches 20 --clouds 40 --size debug)
-  others=(--methods point-m2ae --batches 20 --size debug) tests=(tests/extensions/test_sampling.py tests/extensions/test_neighbors.py)
-fi
+"$python" -m benchmarks.gpu_suite --needs "$part" --device "$device" || exit 3
+if [ "$part" = check ]; then rm -f "$out"/*.json "$out"/*.log "$out"/stages-*.tsv; fi
+: > "$out/stages-$part.tsv"
 
-worst=0
 stage() { # name, limit in seconds, command
   local name=$1 limit=$2 began=$SECONDS status=0
   shift 2
   timeout "$limit" "$@" > "$out/$name.log" 2>&1 || status=$?
-  [ "$status" -gt "$worst" ] && worst=$status
-  printf '%s\t%s\t%s\n' "$name" "$status" $((SECONDS - began)) >> "$out/stages.tsv"
-  echo "$name: status $status, $((SECONDS - began)) s (log: $out/$name.log)"
+  printf '%s\t%s\t%s\t%s\n' "$name" "$status" $((SECONDS - began)) "$limit" >> "$out/stages-$part.tsv"
+  echo "$name: status $status, $((SECONDS - began)) of $limit s (log: $out/$name.log)"
+}
+tests() { # name, limit, marker, files and options
+  local name=$1 limit=$2 marker=$3
+  shift 3
+  stage "tests-$name" "$limit" "$python" -m pytest -q -p no:cacheprovider -m "$marker" "$@"
 }
 
-: > "$out/stages.tsv"
-stage build 120 "$python" -m extensions.m2ae_ops.build $build
-stage tests 120 "$python" -m pytest -q -p no:cacheprovider -m "$marker" "${tests[@]}"
-if [ "$device" = cuda ]; then
-  stage ops 70 "$python" -m benchmarks.gpu_ops --quick --budget 3 --repeats 15 --out "$out/ops-gpu.json"
-  stage embed 50 "$python" -m benchmarks.gpu_embed --precisions bf16 --rounds 10 --budget 1 --out "$out/embed-gpu.json"
+ops=tests/extensions graphs=tests/tools/test_accelerate_graphs.py
+if [ "$part" = check ]; then
+  if [ "$device" = cuda ]; then
+    stage build 150 "$python" -m extensions.m2ae_ops.build --cuda
+    tests kernels 80 gpu $ops/test_cuda.py $ops/test_emd.py $ops/test_rows.py $ops/test_chamfer_loss.py
+    tests synchronisation 40 gpu tests/test_synchronisation.py tests/datasets tests/tools/test_accelerate_prefetch.py
+    tests graphs 80 gpu $graphs
+    tests fused 40 gpu $ops/test_fused.py $ops/test_patch_embed.py
+    stage doctor 85 "$python" -m tools.doctor --device cuda --json "$out/doctor.json"
+  else
+    few="not gpu and not slow"
+    stage build 150 "$python" -m extensions.m2ae_ops.build --cpu
+    tests kernels 80 "$few" $ops/test_indexing.py $ops/test_rows.py
+    tests synchronisation 40 "$few" tests/test_synchronisation.py -k "stand_ins and point-mae" tests/tools/test_accelerate_prefetch.py
+    tests graphs 60 "$few" $graphs -k "not run"
+    tests fused 60 "$few" $ops/test_fused.py -k "agree or setting"
+    stage doctor 90 "$python" -m tools.doctor --device cpu --methods point-mae,point-m2ae --json "$out/doctor.json"
+  fi
 else
-  stage ops 90 "$python" -m benchmarks.ops.cpu --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
+  steps=("$python" -m benchmarks.steps.method_steps --device $device)
+  if [ "$device" = cuda ]; then
+    stage ops 90 "$python" -m benchmarks.gpu_ops --quick --budget 3 --repeats 15 --out "$out/ops-gpu.json"
+    stage embed 60 "$python" -m benchmarks.gpu_embed --precisions bf16 --rounds 10 --budget 1 --out "$out/embed-gpu.json"
+    stage steps 225 "${steps[@]}" --limit 36 --precisions bf16 --batches 128 --clouds 4096 --out "$out/method-steps-cuda.json"
+    stage others 100 "${steps[@]}" --limit 48 --tasks fine-tuning,segmentation --methods point-m2ae --precisions bf16 --batches 32 \
+      --clouds 1024 --out "$out/method-steps-others-cuda.json"
+  else
+    stage ops 90 "$python" -m benchmarks.ops.cpu --quick --size tiny --rows fps-2048,knn --threads 1 --out "$out/ops-cpu.json"
+    stage steps 250 "${steps[@]}" --limit 60 --methods point-mae,point-m2ae --precisions fp32 --batches 20 --clouds 40 --size debug \
+      --out "$out/method-steps-cpu.json"
+    stage others 130 "${steps[@]}" --limit 60 --tasks fine-tuning,segmentation --methods point-m2ae --precisions fp32 --batches 20 \
+      --size debug --out "$out/method-steps-others-cpu.json"
+  fi
 fi
-timed=("$python" -m benchmarks.steps.method_steps --device $device --limit 60)
-stage steps $limit "${timed[@]}" "${steps[@]}" --out "$out/method-steps-$device.json"
-stage others $rest "${timed[@]}" --tasks fine-tuning,segmentation "${others[@]}" --out "$out/method-steps-others-$device.json"
-"$python" -m benchmarks.gpu_suite "$out"
-exit "$worst"
+"$python" -m benchmarks.gpu_suite "$out" --part "$part"

@@ -15,6 +15,7 @@ from extensions.m2ae_ops.building.toolchain import (
     Compiler,
     CudaToolkit,
     architectures_for,
+    check_headers,
     code_flags,
     covers,
     cuda_runtime,
@@ -145,6 +146,21 @@ def test_the_runtime_of_pytorch_is_preferred(tmp_path):
         assert cuda_runtime(files, toolkit) == folder / "libcudart.so.13"
 
 
+def test_nvcc_without_headers_is_told(tmp_path):
+    """As where a package manager has nvcc in a package of its own; the headers of NVIDIA's wheels serve as well."""
+    files, toolkit = make_torch(tmp_path), CudaToolkit("/opt/bin/nvcc", tmp_path / "toolkit", "13.0", ("9.0",))
+    with pytest.raises(BuildError, match=r"/opt/bin/nvcc comes without headers: .* set CUDA_HOME"):
+        check_headers(files, toolkit)
+    for folder in (
+        tmp_path / "nvidia" / "cu13" / "include",
+        tmp_path / "toolkit" / "targets" / "x86_64-linux" / "include",
+    ):
+        folder.mkdir(parents=True)
+        (folder / "cuda_runtime.h").write_text("")
+        check_headers(files, toolkit)
+        (folder / "cuda_runtime.h").unlink()
+
+
 def test_default_architectures_are_those_that_nvcc_knows():
     assert default_architectures(HOPPER)[-3:] == ("10.0", "12.0", "12.0+PTX")
     assert default_architectures(OLD) == ("7.5", "8.0", "8.6", "8.9", "9.0", "9.0+PTX")
@@ -196,6 +212,8 @@ def test_a_key_holds_all_that_decides_the_result(tmp_path, monkeypatch):
     toolkit = CudaToolkit("nvcc", tmp_path, "13.0", HOPPER.known)
     (tmp_path / "lib64").mkdir()
     (tmp_path / "lib64" / "libcudart.so.13").write_text("")
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "cuda_runtime.h").write_text("")
     gcc, later_gcc = Compiler("g++", "g++ 12", False), Compiler("g++", "g++ 13", False)
     cpu = cpu_half(tmp_path, one, gcc).key
     cuda = cuda_half(tmp_path, one, gcc, toolkit, ["9.0"]).key

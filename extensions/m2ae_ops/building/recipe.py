@@ -15,6 +15,7 @@ from . import BuildError
 from .toolchain import (
     Compiler,
     CudaToolkit,
+    check_headers,
     choose_architectures,
     code_flags,
     cuda_runtime,
@@ -88,6 +89,7 @@ def cuda_half(
     PyTorch's headers want those of cuBLAS, cuSPARSE and more, which a small toolkit lacks; NVIDIA's wheels next to PyTorch
     have them. They are searched last, so that the toolkit's own headers fit its compiler.
     """
+    check_headers(torch, toolkit)
     last = [f"-Xcompiler=-idirafter,{path / 'include'}" for path in torch.nvidia if (path / "include").is_dir()]
     flags, tool = (*CUDA_FLAGS, *code_flags(architectures)), (toolkit.nvcc, "-ccbin", compiler.command)
     facts, sources = (compiler.version, platform.machine(), toolkit.version), _sources(csrc / "cuda", "*.cu")

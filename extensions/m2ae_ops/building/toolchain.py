@@ -84,6 +84,20 @@ def cuda_runtime(torch: TorchFiles, toolkit: CudaToolkit) -> Path:
     raise BuildError(f"{name} is neither next to PyTorch nor in {toolkit.home}")
 
 
+def check_headers(torch: TorchFiles, toolkit: CudaToolkit) -> None:
+    """Check that the headers of the CUDA runtime are here: packages of nvcc alone come without."""
+    folders = (
+        toolkit.home / "include",
+        *toolkit.home.glob("targets/*/include"),
+        *(path / "include" for path in torch.nvidia),
+    )
+    if not any((folder / "cuda_runtime.h").is_file() for folder in folders):
+        raise BuildError(
+            f"{toolkit.nvcc} comes without headers: there is no cuda_runtime.h in {toolkit.home / 'include'}; "
+            "install the whole CUDA toolkit or set CUDA_HOME"
+        )
+
+
 def choose_architectures(toolkit: CudaToolkit, wanted: str, devices: Sequence[tuple[int, int]]) -> tuple[str, ...]:
     """Return what to compile for: the list wanted, else $TORCH_CUDA_ARCH_LIST, else the devices at hand, else all usual ones."""
     if chosen := wanted or os.environ.get("TORCH_CUDA_ARCH_LIST"):
