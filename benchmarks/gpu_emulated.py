@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tests.extensions.cuda_on_cpu.build import Variant, build
 from tests.extensions.cuda_on_cpu.mutants import MUTANTS
-from tests.extensions.cuda_on_cpu.run import missing, run_cases
+from tests.extensions.cuda_on_cpu.run import Outcome, missing, run_cases
 from utils.files import write_atomic
-from utils.provenance import provenance
+from utils.provenance import ROOT, provenance
 
 SMALL = {
     "small set": (Variant(), ()),
@@ -49,7 +49,7 @@ def checked(variant: Variant, *arguments: str) -> dict:
     build(variant)
     built = time.perf_counter() - began
     outcome = run_cases(variant, *arguments)
-    found = {"clean": outcome.clean, "build_seconds": round(built, 1), "complaints": outcome.complaints()}
+    found = {"clean": outcome.clean, "build_seconds": round(built, 1), "complaints": complaints(outcome)}
     if outcome.totals:
         found |= {key: outcome.totals[key] for key in ("cases", "comparisons")}
         found["seconds"] = round(outcome.totals["seconds"], 1)
@@ -61,7 +61,12 @@ def noticed(mutant) -> dict:
     if reason := missing(mutant.variant().name):
         return {"skipped": reason}
     outcome = run_cases(mutant.variant(), "--families", ",".join(mutant.families))
-    return {"noticed": not outcome.clean, "by": mutant.by, "complaints": outcome.complaints()[:1]}
+    return {"noticed": not outcome.clean, "by": mutant.by, "complaints": complaints(outcome)[:1]}
+
+
+def complaints(outcome: Outcome) -> list[str]:
+    """Return what a run complained of, without the folder of this checkout."""
+    return [line.replace(f"{ROOT}/", "")[:300] for line in outcome.complaints()]
 
 
 def table(report: dict) -> str:
@@ -96,7 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.table:
         print(table(json.loads(args.table.read_text(encoding="utf-8"))), end="")
         return 0
-    report = {"about": provenance(), "rows": {}}
+    about = {key: value for key, value in provenance().items() if key != "Command"}
+    report = {"about": about, "rows": {}}
     if args.out and args.out.exists():
         report["rows"] = json.loads(args.out.read_text(encoding="utf-8"))["rows"]
     for name, make in rows():

@@ -146,6 +146,7 @@ def _wait(device: torch.device) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run what the flags ask for and write the results; returns the exit status."""
     parser = argparse.ArgumentParser(prog="tools.self_test")
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cpu")
