@@ -174,8 +174,16 @@ def main(arguments: list[str] | None = None) -> None:
         side.close()
     print(table(rows), end="")
     if args.out:
-        result = {"rounds": args.rounds, "batch": args.batch, "load_average": os.getloadavg(), "rows": rows}
+        revisions = {name: revision(root) for name, root in (("other", args.other), ("this", ROOT))}
+        result = {"revisions": revisions, "rounds": args.rounds, "batch": args.batch}
+        result |= {"load_average": os.getloadavg(), "rows": rows}
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def revision(root: Path) -> str:
+    """Return the git revision of a checkout, "unknown" where it has none."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def measure(name: str, sides: dict[str, Worker], rounds: int) -> dict:
