@@ -284,7 +284,7 @@ def test_long_tables_are_folded_and_no_head_lacks_its_scope(tmp_path):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_has_enough_contrast(scheme):
     """WCAG AA: 4.5 to 1 for text of usual size."""
-    style = (Path(__file__).parents[2] / "tools" / "report" / "page.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parents[3] / "tools" / "report" / "page.css").read_text(encoding="utf-8")
     colors = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", style.split("color-scheme: dark")[scheme]))
 
     def luminance(name):
