@@ -71,10 +71,10 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _visualise(run) -> None:
+def _visualise(run) -> dict[str, float]:
     from tools.vis import run_vis
 
-    run_vis(run)
+    return run_vis(run)
 
 
 if __name__ == "__main__":

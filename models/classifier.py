@@ -5,7 +5,7 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the poo
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +69,13 @@ class Classifier(PointModel):
 
     Args:
         config: dataclass with the keys of the encoder and `ClassifierKeys`.
+
+    Class attributes:
+        published_rounds: rounds of voting that the method's published program runs, of which it reports the best.
     """
 
     HEAD = ("cls_head_finetune.",)
+    published_rounds: ClassVar[int] = 1
 
     def __init__(self, config: Any):
         super().__init__(config)

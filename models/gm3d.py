@@ -398,6 +398,7 @@ class GM3DClassifier(SingleScaleClassifier):
     """
 
     method = METHOD
+    published_rounds = 299
     LEGACY = ("norm_overwrite",)
     own_keys = ("norm_p.",)
     norm_name = "norm_p"

@@ -88,6 +88,7 @@ class PointM2AEClassifier(HierarchicalClassifier):
 
     method = METHOD
     starts_from = ("gm3d-point-m2ae",)
+    published_rounds = 49
     shared_keys = ("h_encoder.",)
     ignored_keys = (*HierarchicalClassifier.ignored_keys, "rec_head.", *COMPLEXITY_KEYS)
     renamed_keys = (("base.", ""),)

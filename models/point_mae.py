@@ -67,6 +67,7 @@ class PointMAEClassifier(SingleScaleClassifier):
     """Fine-tune Point-MAE's encoder to classify (Pang et al. 2022, Sec. 4.2)."""
 
     method = METHOD
+    published_rounds = 299
     shared_keys = ("blocks.blocks.", "cls_pos")
     ignored_keys = DECODER_KEYS
 

@@ -15,6 +15,13 @@ from utils.checkpoints import check_weights, find_weights
 from utils.errors import UserError
 from utils.files import read_checkpoint
 
+MOST_NAMED = 12  # modules of a message
+_MEANINGS = {
+    "missing": "which start untrained",
+    "unexpected": "which this model does not have",
+    "ignored": "which it does not need",
+}
+
 
 @dataclass
 class LoadReport:
@@ -26,12 +33,23 @@ class LoadReport:
     ignored: list[str] = field(default_factory=list)  # in the checkpoint, known to be of no use here
 
     def __str__(self) -> str:
-        parts = [f"{len(self.used)} tensors used"]
-        for name in ("missing", "unexpected", "ignored"):
+        parts = [f"{len(self.used)} tensors used ({_modules(self.used, ())})"]
+        for name, meaning in _MEANINGS.items():
             keys = getattr(self, name)
             if keys:
-                parts.append(f"{len(keys)} {name} ({', '.join(sorted({key.split('.')[0] for key in keys}))})")
-        return ", ".join(parts)
+                parts.append(f"{len(keys)} {name} ({_modules(keys, self.used)}), {meaning}")
+        return "; ".join(parts)
+
+
+def _modules(keys: Iterable[str], others: Iterable[str]) -> str:
+    """Name the modules that keys belong to, each by the shortest path that none of `others` lies below."""
+    taken = {key[:end] for key in others for end in range(len(key) + 1) if key[end : end + 1] in (".", "")}
+    names = set()
+    for key in keys:
+        parts = key.split(".")
+        paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        names.add(next((path for path in paths if path not in taken), key))
+    return ", ".join([*sorted(names)[:MOST_NAMED], *(["..."] if len(names) > MOST_NAMED else [])])
 
 
 def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:

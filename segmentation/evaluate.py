@@ -20,6 +20,7 @@ from tools.context import RunContext
 from tools.evaluate import PASSES, Vote, load_trained
 from utils.device import autocast
 from utils.errors import UserError
+from utils.log import track
 from utils.seed import generator
 
 
@@ -62,7 +63,7 @@ class PartEvaluator:
 
     def evaluate(self, model: nn.Module) -> PartScores:
         """Return the scores without augmentation; keeps `predictions`, `parts` and `scores`."""
-        self.predictions, self.parts = self._predict(model, self._log_probs)
+        self.predictions, self.parts = self._predict(model, self._log_probs, "evaluating")
         self.scores = score_parts(self.predictions, self.parts, self.clouds.labels, self.owned)
         return self.scores
 
@@ -74,7 +75,9 @@ class PartEvaluator:
         scores = []
         for index in range(rounds):
             predictions, parts = self._predict(
-                model, lambda model, batch, index=index: self._voted(model, batch, index)
+                model,
+                lambda model, batch, index=index: self._voted(model, batch, index),
+                f"voting, round {index + 1} of {rounds}",
             )
             scores.append(score_parts(predictions, parts, self.clouds.labels, self.owned))
         return PartVote(Vote([s.instance_miou for s in scores]), Vote([s.class_miou for s in scores]))
@@ -88,14 +91,14 @@ class PartEvaluator:
                     yield batch.points[place].cpu().numpy()
 
     def _predict(
-        self, model: nn.Module, log_probs: Callable[[nn.Module, Batch], Tensor]
+        self, model: nn.Module, log_probs: Callable[[nn.Module, Batch], Tensor], what: str
     ) -> tuple[np.ndarray, np.ndarray]:
         owned = torch.from_numpy(self.owned).to(self.run.device)
         was_training = model.training
         model.eval()
         predictions, parts = [], []
         with torch.inference_mode():
-            for batch in self.batches.evaluation():
+            for batch in track(self.batches.evaluation(), what, len(self.batches)):
                 found = restricted_argmax(log_probs(model, batch), owned[batch.labels])
                 predictions.append(found.to(torch.int16).cpu())
                 parts.append(batch.parts.to(torch.int16).cpu())

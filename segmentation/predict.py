@@ -1,6 +1,7 @@
 """Name the parts of one's own clouds (`--predict`): every point of every file, whatever their number."""
 
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tools.results import open_output
 from utils.device import autocast
 from utils.errors import UserError, printable, suggest
 from utils.files import write_atomic
+from utils.log import track
 
 MOST_ROWS = 24  # of the gallery
 PUBLISHED = (16, 50)  # categories and parts of ShapeNetPart
@@ -29,6 +31,8 @@ MISSING = -1  # label of a row of a file that has no point
 
 def run_predict(run: RunContext) -> dict[str, float]:
     """Segment the clouds of `--predict`; writes a time-stamped folder with a page, PLY files and a table of labels for each.
+
+    Returns how many clouds and points were segmented, and the share of each part in percent.
 
     Raises:
         UserError: a cloud cannot be read, its category is not known, or the checkpoint does not say which parts there are.
@@ -41,8 +45,8 @@ def run_predict(run: RunContext) -> dict[str, float]:
     categories = [_category(file, run) for file in files]
     folder = open_output(run, "predict")
     root = Path(args.predict) if Path(args.predict).is_dir() else files[0].parent
-    gallery, bad, notes = [], BadFiles(args.skip_bad), Notes()
-    for file, category in zip(files, categories, strict=True):
+    gallery, counts, bad, notes = [], Counter(), BadFiles(args.skip_bad), Notes()
+    for file, category in track(list(zip(files, categories, strict=True)), "naming parts"):
         try:
             shape = read_shape(file, notes)
             item = _segment_file(run, model, shape, file.relative_to(root).as_posix(), category, folder / "parts")
@@ -50,6 +54,8 @@ def run_predict(run: RunContext) -> dict[str, float]:
             bad.add(error)
             continue
         gallery = [*gallery, item][:MOST_ROWS]
+        points = np.bincount(item.values["predicted"], minlength=len(item.legend)).tolist()
+        counts.update({f"{category} {part}": count for part, count in zip(item.legend, points, strict=True)})
     notes.tell()
     bad.tell(len(files))
     summary = {"Clouds": len(files) - len(bad.messages), "Checkpoint": str(args.ckpts)}
@@ -57,7 +63,9 @@ def run_predict(run: RunContext) -> dict[str, float]:
         folder, config=run.config_dict(), gallery=gallery, summary=summary, title=f"Parts of {printable(args.predict)}"
     )
     run.log.info(f"{summary['Clouds']} clouds, parts as PLY files in {folder / 'parts'}, report: {path}")
-    return {}
+    total = counts.total()
+    shares = {f"{name}, share of all points": 100 * count / max(total, 1) for name, count in sorted(counts.items())}
+    return {"clouds": summary["Clouds"], "points": total, **shares}
 
 
 def _segment_file(

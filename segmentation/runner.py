@@ -6,10 +6,10 @@ from torch import nn
 
 from datasets import CloudSet
 from datasets.batches import Batch
+from datasets.transforms import augment
 from segmentation.evaluate import PartEvaluator, build_segmenter, check_set, table_of
 from segmentation.metrics import SCORES
 from segmentation.pages import write_pages
-from tools.augment import augment
 from tools.context import RunContext
 from tools.supervised import Supervised, run_supervised, votes_after
 from tools.train import Trainer, Values

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from datasets import DATASETS, Batches, build_dataset
+from datasets.transforms import augment
 from extensions import visible_first
 from models import MODELS, build_model
 from models.layers import packing
 from segmentation.runner import PartSegmentation
 from tests.runs import quiet_run
-from tools.augment import augment
 from tools.context import RunContext
 from tools.finetune import Classification
 from tools.guides.base import Guide, build_guide

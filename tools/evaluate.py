@@ -5,6 +5,7 @@ Shapes: `B` batch, `N` points, `M` clouds of a set.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from datasets import CloudSet, build_dataset
+from datasets.transforms import augment
 from models import load_weights
-from tools.augment import augment
 from tools.context import RunContext
 from tools.report.predictions import ABOUT, Predictions, class_section, mistake_items
 from tools.sampling import farthest, oversampled, subset
 from utils.device import autocast
 from utils.errors import UserError
 from utils.files import read_checkpoint
+from utils.log import track
 from utils.metrics import accuracy, confusion_matrix
 from utils.seed import generator
 
 PASSES = 10  # augmented passes of a round of voting, as published
-# Rounds of voting that the published programs run, reporting the best of them.
-PUBLISHED_ROUNDS = {"point-m2ae": 49, "point-mae": 299, "gm3d": 299}
 
 
 @dataclass
@@ -88,7 +88,8 @@ class Evaluator:
         if self._thin is None:
             self._thin = self._thinned(self.npoints or self.run.config.npoints)
         logits = _in_evaluation(
-            model, lambda: torch.cat([self._logits(model, part) for part in self._parts(self._thin)])
+            model,
+            lambda: torch.cat([self._logits(model, part) for part in track(self._parts(self._thin), "evaluating")]),
         )
         self.predictions, self.probabilities = logits.argmax(1).numpy(), logits.softmax(1).numpy()
         return accuracy(self.predictions, self.clouds.labels)
@@ -101,7 +102,7 @@ class Evaluator:
         """
         if self._pool is None:
             self._pool = self._thinned(oversampled(self.run.config.npoints, self.clouds.npoints))
-        return _in_evaluation(model, lambda: Vote([self._round(model, index) for index in range(rounds)]))
+        return _in_evaluation(model, lambda: self._vote(model, rounds))
 
     def confusion(self) -> tuple[np.ndarray, list[str]]:
         """Return (matrix, class names) of the last evaluation."""
@@ -132,32 +133,36 @@ class Evaluator:
             "sections": [class_section(found)],
         }
 
-    def _round(self, model: nn.Module, index: int) -> float:
-        run, config = self.run, self.run.config
-        kind = "rotate" if config.augmentation == "rotate" else "scale_translate"
-        votes = []
-        for step, pool in enumerate(self._parts(self._pool)):
-            total = 0
+    def _vote(self, model: nn.Module, rounds: int) -> Vote:
+        votes: list[list[Tensor]] = [[] for _ in range(rounds)]
+        parts = self._pool.split(self.run.config.total_bs)
+        for index, (step, pool) in track(list(product(range(rounds), enumerate(parts))), "voting"):
+            pool, total = pool.to(self.run.device), 0
             for turn in range(PASSES):
-                draw = generator(run.seed, index, step, f"vote {turn}")
-                points = subset(pool, config.npoints, draw)
-                total = total + self._logits(model, augment(points, kind, self.clouds.up_axis, draw, shared=False))
-            votes.append(total.argmax(1))
-        return accuracy(torch.cat(votes).numpy(), self.clouds.labels)
+                draw = generator(self.run.seed, index, step, f"vote {turn}")
+                total = total + self._logits(model, self._augmented(pool, draw))
+            votes[index].append(total.argmax(1))
+        return Vote([accuracy(torch.cat(found).numpy(), self.clouds.labels) for found in votes])
+
+    def _augmented(self, pool: Tensor, draw: torch.Generator) -> Tensor:
+        """Return a random subset of the points of each cloud, augmented."""
+        config = self.run.config
+        kind = "rotate" if config.augmentation == "rotate" else "scale_translate"
+        return augment(subset(pool, config.npoints, draw), kind, self.clouds.up_axis, draw, shared=False)
 
     def _logits(self, model: nn.Module, points: Tensor) -> Tensor:
         with autocast(self.run.device, self.run.config.precision):
-            return model(points).float().cpu()
+            return model(points.to(self.run.device)).float().cpu()
 
-    def _parts(self, points: Tensor):
-        for part in points.split(self.run.config.total_bs):
-            yield part.to(self.run.device)
+    def _parts(self, points: Tensor) -> Sequence[Tensor]:
+        return points.split(self.run.config.total_bs)
 
     def _thinned(self, count: int) -> Tensor:
         """Return all clouds (M, count, 3) on the CPU, thinned by farthest point sampling, in order."""
         check_points(self.clouds, count)
         batches = self.run.batches(self.clouds, self.run.config.total_bs, shuffle=False, drop_last=False)
-        return torch.cat([farthest(batch.points, count).cpu() for batch in batches.evaluation()])
+        shown = track(batches.evaluation(), f"sampling {count} points a cloud", len(batches))
+        return torch.cat([farthest(batch.points, count).cpu() for batch in shown])
 
 
 def _in_evaluation(model: nn.Module, compute):

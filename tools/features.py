@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from utils.device import autocast
+from utils.log import track
 from utils.metrics import accuracy
 
 # Values that the search for C tries, besides the published one.
@@ -38,9 +40,8 @@ def extract_features(
     model.eval()
     features = []
     with torch.inference_mode(), autocast(device, precision):
-        for batch in Batches(
-            clouds, batch_size=batch_size, seed=seed, device=device, shuffle=False, drop_last=False
-        ).evaluation():
+        batches = Batches(clouds, batch_size=batch_size, seed=seed, device=device, shuffle=False, drop_last=False)
+        for batch in track(batches.evaluation(), f"features of {clouds.name} ({clouds.subset})", len(batches)):
             features.append(model.encode(batch.points).float().cpu())
     model.train(was_training)
     return torch.cat(features).numpy(), np.asarray(clouds.labels)
@@ -80,13 +81,10 @@ def choose_c(gram: np.ndarray, labels: np.ndarray, grid: Sequence[float]) -> flo
         return float(min(grid))
     folds = max(2, min(FOLDS, int(counts.min())))
     splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(gram, labels))
-    scores = [
-        np.mean(
-            [accuracy(_fit(gram[np.ix_(a, a)], labels[a], C).predict(gram[np.ix_(b, a)]), labels[b]) for a, b in splits]
-        )
-        for C in grid
-    ]
-    return float(grid[int(np.argmax(scores))])
+    scores = []
+    for C, (a, b) in track(list(product(grid, splits)), "choosing C by cross-validation"):
+        scores.append(accuracy(_fit(gram[np.ix_(a, a)], labels[a], C).predict(gram[np.ix_(b, a)]), labels[b]))
+    return float(grid[int(np.argmax(np.reshape(scores, (len(grid), folds)).mean(1)))])
 
 
 def _fit(gram: np.ndarray, labels: np.ndarray, C: float):

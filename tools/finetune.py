@@ -6,8 +6,8 @@ from torch import nn
 
 from datasets import CloudSet
 from datasets.batches import Batch
+from datasets.transforms import augment
 from models import build_model
-from tools.augment import augment
 from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report

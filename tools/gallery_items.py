@@ -103,7 +103,11 @@ def reconstruction_gallery(
     return items
 
 
-def _distance(cloud: Tensor, rebuilt: Tensor) -> str:
-    """Say how far a rebuilt cloud is from its input: mean squared distance to the nearest point, both ways added."""
+def cloud_distance(cloud: Tensor, rebuilt: Tensor) -> float:
+    """Return how far a rebuilt cloud (M, 3) is from its input (N, 3): mean squared distance to the nearest point, both ways added."""
     there, back = chamfer_distance(cloud[None].float(), rebuilt[None].float())[:2]
-    return f"Chamfer distance {1000 * float(there.mean() + back.mean()):.2f} (x1000)"
+    return float(there.mean() + back.mean())
+
+
+def _distance(cloud: Tensor, rebuilt: Tensor) -> str:
+    return f"Chamfer distance {1000 * cloud_distance(cloud, rebuilt):.2f} (x1000)"

@@ -7,8 +7,8 @@ from torch import nn
 
 from datasets import CloudSet, build_dataset
 from datasets.batches import Batch
+from datasets.transforms import augment
 from models import load_weights
-from tools.augment import augment
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult
 from tools.gallery_items import ABOUT, reconstruction_gallery

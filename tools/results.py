@@ -37,6 +37,7 @@ def write_result(run: RunContext, results: dict[str, float]) -> Path:
     }
     content = {
         "results": results,
+        "unit": "percent, where a name says nothing else",
         "model": model.NAME,
         "checkpoint": run.args.ckpts,
         "seed": run.seed,

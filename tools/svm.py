@@ -11,6 +11,7 @@ from tools.report.page import write_report
 from tools.results import open_output
 from utils.errors import UserError
 from utils.files import write_atomic
+from utils.log import track
 from utils.metrics import confusion_matrix
 
 # C is the published one of the method (`svm_C` of its class); where nothing is published, that of the data set, else that
@@ -110,10 +111,13 @@ def run_svm(run: RunContext) -> dict[str, float]:
     probe = LinearProbe(run, C)
     started = time.perf_counter()
     features = probe.features(model)
+    run.log.info(
+        f"features of {len(features[0])} + {len(features[2])} clouds extracted; fitting the linear SVM, C {C:g}"
+    )
     result = probe.evaluate_features(features, choose=True)
     run.log.info(probe.describe(result))
     others = {}
-    for name in args.probe:
+    for name in track(args.probe, "other probes"):
         others[f"{name} on {probe.name}"], setting = PROBES[name](*features)
         run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
     _write(run, probe, result, others, time.perf_counter() - started)

@@ -4,7 +4,6 @@ from torch import nn
 
 from tools.context import RunContext
 from tools.evaluate import (
-    PUBLISHED_ROUNDS,
     Evaluator,
     Vote,
     check_class_names,
@@ -35,7 +34,7 @@ def run_test(run: RunContext) -> dict[str, float]:
     results = {"accuracy": 100 * evaluator.evaluate(model)}
     run.log.info(f"{clouds.name} ({clouds.subset}), {len(clouds)} clouds: accuracy {results['accuracy']:.2f} %")
     if args.vote or args.as_published:
-        vote = evaluator.vote(model, _rounds(run, model.method))
+        vote = evaluator.vote(model, _rounds(run, model))
         run.log.info(f"with voting: {vote}")
         results |= _voted(vote)
     _write(run, evaluator, results)
@@ -52,9 +51,9 @@ def load_classifier(run: RunContext) -> nn.Module:
     return load_trained(run, build_classifier(run), ("class_names",), what="classifier", remedy=remedy)
 
 
-def _rounds(run: RunContext, method: str) -> int:
+def _rounds(run: RunContext, model: nn.Module) -> int:
     """Return the rounds of voting: `--vote_rounds`, else 1, or with `--as_published` those of the published program."""
-    published = PUBLISHED_ROUNDS.get(method, 1) if run.args.as_published else 1
+    published = model.published_rounds if run.args.as_published else 1
     return run.args.vote_rounds or published
 
 

@@ -63,6 +63,13 @@ class Display:
     epoch_tag: str
     batch_tags: dict[str, str]
 
+    def shown(self, values: dict[str, float]) -> dict[str, float]:
+        """Return scalars as the log shows them: losses, whatever they are called, with the factor and its name."""
+        unit = f" (x{self.scale:.0f})" if self.scale != 1 else ""
+        losses = {name: value for name, value in values.items() if name.startswith("loss")}
+        others = {name: value for name, value in values.items() if name not in losses}
+        return {f"{name}{unit}": value * self.scale for name, value in losses.items()} | others
+
     def tag(self, name: str, span: str = "Batch") -> str:
         """Return the name of a scalar in TensorBoard."""
         return f"Loss/{span}/{self.batch_tags.get(name) or name.replace('loss', 'Loss')}"
@@ -231,6 +238,7 @@ class Trainer:
         self.divides = "undivided_accumulation" not in config.legacy_names()
         self.schedule = build_schedule(config.scheduler, config.optimizer.kwargs.lr)
         self.wrapped = distribute(state.model, self.run.device, every_step=self.accumulated == parts == 1)
+        self._began = time.perf_counter(), self._steps_left(state.epoch + 1, state.pending["step"])
 
     # The run: epochs, each saved and, where it is due, evaluated.
 
@@ -269,12 +277,13 @@ class Trainer:
         run, state, config = self.run, self.state, self.run.config
         if config.bnmscheduler is not None:
             self.set_momentum(batch_norm_momentum(config.bnmscheduler, epoch))
-        bar = run.log.progress(self.steps, f"epoch {epoch}/{last_epoch(config)}", done=state.pending["step"])
+        bar = run.log.progress(self.steps, self._epoch_name(epoch), done=state.pending["step"])
         self.before_steps(epoch)
 
         def flush(first: int, rows: list[dict]) -> None:
-            shown = rows[-1]["loss"] * self.task.display.scale
-            bar.update(len(rows), loss=shown, lr=rows[-1]["lr"], samples=len(rows) * config.total_bs)
+            shown = self.task.display.shown({name: rows[-1][name] for name in ("loss", "lr")})
+            run_left = self._time_left(self._steps_left(epoch, first + len(rows)))
+            bar.update(len(rows), samples=len(rows) * config.total_bs, run_left=run_left, **shown)
             if self.writer is not None:
                 self._write_steps(epoch, first, rows, bar.samples_per_second)
 
@@ -467,16 +476,27 @@ class Trainer:
         memory = peak_memory_mb(self.run.device)
         row = {"kind": "epoch", "epoch": epoch, **means, "lr": rate}
         self.writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
-        shown = means["loss"] * display.scale
-        self.writer.scalar(display.epoch_tag, shown, epoch)
+        self.writer.scalar(display.epoch_tag, means["loss"] * display.scale, epoch)
         for name, value in means.items():
             if name.startswith("loss_"):
                 self.writer.scalar(display.tag(name, "Epoch"), value * display.scale, epoch)
-        unit = f" (x{display.scale:.0f})" if display.scale != 1 else ""
-        others = "".join(f", {name} {value:.4f}" for name, value in means.items() if name != "loss")
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in display.shown(means).items())
         self.run.log.info(
-            f"epoch {epoch}: loss {shown:.4f}{unit}{others}, lr {rate:.6f}, {seconds:.1f} s, {speed:.0f} samples/s, {memory:.0f} MB"
+            f"{self._epoch_name(epoch)}: {shown}, lr {rate:.6f}, {seconds:.1f} s, {speed:.0f} samples/s, {memory:.0f} MB"
         )
+
+    def _epoch_name(self, epoch: int) -> str:
+        """Return the number of an epoch, which files have too and which counts from 0, and which one of how many it is."""
+        return f"epoch {epoch} ({epoch + 1} of {last_epoch(self.run.config) + 1})"
+
+    def _steps_left(self, epoch: int, done: int) -> int:
+        """Return the steps that a run has left, of which an epoch has done some."""
+        return (last_epoch(self.run.config) + 1 - epoch) * self.steps - done
+
+    def _time_left(self, steps: int) -> float:
+        """Estimate the seconds that steps take by what this process has done so far, evaluations and saving included."""
+        started, before = self._began
+        return (time.perf_counter() - started) / max(before - steps, 1) * steps
 
     def _explain(self, epoch: int, step: int) -> UserError:
         """Say which clouds led to a loss that is not finite."""

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
+import torch
 from torch import nn
 
 from datasets import CloudSet, build_dataset
@@ -12,12 +14,13 @@ from datasets.formats.ply import write_ply
 from datasets.formats.points import Notes, upright
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
-from tools.gallery_items import ABOUT, reconstruction_gallery
+from tools.gallery_items import ABOUT, cloud_distance, reconstruction_gallery
 from tools.report.page import GalleryItem, write_report
 from tools.results import open_output
 from utils.device import autocast
 from utils.errors import UserError, printable
 from utils.files import write_atomic
+from utils.log import track
 
 DEFAULT_COUNT = 8
 CHUNK = 32  # clouds that go through the model at a time
@@ -25,8 +28,10 @@ CHUNK = 32  # clouds that go through the model at a time
 PUBLISHED_NAMES = {"input": "gt.txt", "visible": "vis.txt", "rebuilt": "dense_points.txt"}
 
 
-def run_vis(run: RunContext) -> Path:
-    """Mask and rebuild clouds with a checkpoint; returns the folder with the page, the picture and the files of points.
+def run_vis(run: RunContext) -> dict[str, float]:
+    """Mask and rebuild clouds with a checkpoint; writes a time-stamped folder with a page, a picture and files of points.
+
+    Returns the number of clouds and how far the rebuilt ones are from them.
 
     Raises:
         UserError: the checkpoint does not fit, the configuration is of no pre-training model, or clouds cannot be read.
@@ -60,7 +65,11 @@ def run_vis(run: RunContext) -> Path:
         title=f"{run.config.model.NAME} rebuilds: {args.exp_name}",
     )
     run.log.info(f"{len(items)} clouds of {source}, report: {path}")
-    return folder
+    distances = [
+        cloud_distance(*(torch.from_numpy(item.clouds[key]) for key in ("input", "rebuilt"))) for item in items
+    ]
+    results = {"clouds": len(items)}
+    return results | ({"Chamfer distance x 1000, mean over clouds": 1000 * fmean(distances)} if distances else {})
 
 
 def _dataset_items(run: RunContext, model: nn.Module) -> tuple[str, list[GalleryItem]]:
@@ -74,7 +83,7 @@ def _dataset_items(run: RunContext, model: nn.Module) -> tuple[str, list[Gallery
     clouds = build_dataset(getattr(entries, name))
     chosen = _spread(len(clouds), run.args.count or DEFAULT_COUNT)
     items = []
-    for begin in range(0, len(chosen), CHUNK):
+    for begin in track(range(0, len(chosen), CHUNK), "rebuilding clouds"):
         part = clouds.select(chosen[begin : begin + CHUNK])
         items += _rebuild(run, model, part, seed=run.seed + begin)
     return f"{clouds.name} ({clouds.subset})", items
@@ -89,7 +98,7 @@ def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
     up_axis = getattr(entry, "UP_AXIS", "y")
     items, bad, notes = [], BadFiles(run.args.skip_bad), Notes()
     chosen = _spread(len(files), run.args.count or len(files))
-    for index in chosen:
+    for index in track(chosen, "rebuilding clouds"):
         try:
             points = upright(read_cloud(files[index], notes=notes), run.args.up)
         except UserError as error:

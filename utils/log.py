@@ -2,19 +2,23 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from utils.errors import UserError, on_terminal, printable
 from utils.metrics_log import MetricsWriter
 
-__all__ = ["Logger", "MetricsWriter", "Progress", "format_seconds"]
+__all__ = ["Logger", "MetricsWriter", "Progress", "format_seconds", "track"]
 
 _FORMAT = "%(asctime)s %(message)s"
 _HANDLER = "m2ae"  # name of the handlers of a Logger
+SAY_EVERY = 10.0  # seconds between two lines of `track`
+T = TypeVar("T")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -142,10 +146,13 @@ class Progress:
 
             self._bar = tqdm(total=total, initial=done, desc=description, dynamic_ncols=True, leave=False)
 
-    def update(self, n: int = 1, *, samples: int = 0, **fields: float) -> None:
+    def update(self, n: int = 1, *, samples: int = 0, run_left: float | None = None, **fields: float) -> None:
         """Count `n` steps with `samples` clouds, and show `fields` (loss, lr ...) with the speed and the time left.
 
         Call it at the log interval: values must be on the host by then.
+
+        Args:
+            run_left: seconds left of the whole, of which this is a part.
         """
         self.done += n
         self._samples += samples
@@ -156,12 +163,15 @@ class Progress:
         shown = {name: f"{value:.4g}" for name, value in fields.items()}
         if self._samples:
             shown["samples/s"] = f"{self.samples_per_second:.0f}"
+        left = format_seconds(seconds / max(self.done - self._first, 1) * max(self.total - self.done, 0)) + " left"
+        if run_left is not None:
+            left += f" of the epoch, {format_seconds(run_left)} of the run"
         if self._bar is not None:
-            self._bar.set_postfix(shown, refresh=False)
+            more = {} if run_left is None else {"run": f"{format_seconds(run_left)} left"}
+            self._bar.set_postfix({**shown, **more}, refresh=False)
             self._bar.update(n)
-        left = seconds / max(self.done - self._first, 1) * max(self.total - self.done, 0)
         line = f"{self.description} [{self.done}/{self.total}] " + ", ".join(f"{k} {v}" for k, v in shown.items())
-        self._log.info(f"{line}, {format_seconds(left)} left", file_only=self._bar is not None)
+        self._log.info(f"{line}, {left}", file_only=self._bar is not None)
 
     def close(self) -> None:
         """End the line of progress."""
@@ -174,6 +184,36 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield items, and show how far this phase of a command is: a bar on a terminal, else a line every `SAY_EVERY` seconds.
+
+    Phases that are over by then say nothing, nor do processes that have no log on the console.
+
+    Args:
+        total: number of the items; None = their length.
+    """
+    total = len(items) if total is None else total
+    log, started = logging.getLogger("m2ae"), time.perf_counter()
+    said, bar = started, None
+    listening = any(isinstance(handler, _ConsoleHandler) for handler in [*logging.getLogger().handlers, *log.handlers])
+    if listening and on_terminal() and threading.current_thread() is threading.main_thread():
+        from tqdm import tqdm
+
+        bar = tqdm(total=total, desc=description, dynamic_ncols=True, leave=False, delay=1)
+    try:
+        for done, item in enumerate(items, start=1):
+            yield item
+            now = time.perf_counter()
+            if bar is not None:
+                bar.update()
+            if listening and now - said >= SAY_EVERY and done < total:
+                said, left = now, format_seconds((now - started) / done * (total - done))
+                log.info(f"{description} [{done}/{total}], {left} left", extra={"file_only": bar is not None})
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 def format_seconds(seconds: float) -> str:

@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.steps.phases import Clock, matrix_rate
 from datasets import build_dataset
+from datasets.transforms import augment
 from extensions.m2ae_ops import backend
 from models import build_model
 from models.plain import PlainPointM2AE
 from models.point_m2ae import PointM2AEConfig
-from tools.augment import augment
 from tools.optim import build_optimizer, parameter_groups
 from tools.train import update
 from utils.config.schema import OptimizerConfig, OptimizerKwargs

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from datasets import DATASETS, Batches, build_dataset
+from datasets.transforms import augment
 from models import MODELS, build_model
 from tests.runs import quiet_run
-from tools.augment import augment
 from tools.guides.base import build_guide
 from tools.optim import build_optimizer
 from utils.config.load import load_config

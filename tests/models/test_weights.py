@@ -59,3 +59,14 @@ def test_methods_are_told_apart(model):
     assert method_of({"base_model": {"MAE_encoder.encoder.first_conv.0.weight": torch.zeros(1)}}) == "point-mae"
     assert method_of({"base_model": {"rec_head_3d.weight": torch.zeros(1), "h_encoder.x": torch.zeros(1)}}) == "i2p-mae"
     assert method_of({"a": torch.zeros(1)}) is None
+
+
+def test_a_report_names_modules_and_never_the_encoder_where_only_a_part_of_it_is_meant(model):
+    config = {key: value for key, value in SMALL.items() if not key.startswith(("decoder", "mask"))}
+    classifier = build_model({**config, "NAME": "Point_M2AE_ModelNet40", "cls_dim": 5})
+    text = str(load_weights(classifier, {"base_model": model.state_dict()}))
+    used, missing, ignored = text.split("; ")
+    assert "h_encoder" in used and "tensors used (" in used
+    assert missing.endswith("missing (cls_head_finetune, norm), which start untrained")
+    assert "h_encoder.encoder_norms" in ignored and "h_encoder," not in ignored and "h_decoder" in ignored
+    assert ignored.endswith("which it does not need")

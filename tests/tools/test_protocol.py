@@ -2,6 +2,7 @@
 
 import pytest
 
+from models import MODELS
 from models.i2p_mae import I2PMAE
 from models.point_m2ae import PointM2AE
 from models.point_mae import PointMAE
@@ -20,3 +21,11 @@ def test_published_c_of_the_linear_svm():
 @pytest.mark.parametrize(("inclusive", "last"), [(True, 300), (False, 299)])
 def test_max_epoch_itself_runs_as_published(inclusive, last):
     assert last_epoch(RunConfig(model=None, max_epoch=300, max_epoch_inclusive=inclusive)) == last
+
+
+def test_published_rounds_of_voting():
+    rounds = {
+        target.method: target.published_rounds for target in MODELS.targets() if hasattr(target, "published_rounds")
+    }
+    others = {"gm3d-point-m2ae": 1, "i2p-mae": 1, "inter-mae": 1}
+    assert {**others, **rounds} == {**others, "point-m2ae": 49, "point-mae": 299, "gm3d": 299}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.log import Logger, MetricsWriter, format_seconds
+from utils.log import Logger, MetricsWriter, format_seconds, track
 
 tensorboardX = pytest.importorskip("tensorboardX")
 
@@ -186,3 +186,22 @@ def test_metrics_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write metrics.jsonl in .*file"):
         MetricsWriter(tmp_path / "file")
+
+
+def test_progress_tells_the_time_left_of_the_run(log):
+    with log.progress(4, "epoch 0 (1 of 3)") as bar:
+        bar.update(2, run_left=3723.0, **{"loss (x1000)": 1.5})
+    assert "epoch 0 (1 of 3) [2/4] loss (x1000) 1.5" in log.path.read_text()
+    assert log.path.read_text().endswith(" left of the epoch, 1:02:03 of the run\n")
+
+
+def test_long_phases_tell_how_far_they_are(log, monkeypatch):
+    assert list(track([1, 2, 3], "short")) == [1, 2, 3]
+    assert log.path.read_text() == ""
+    monkeypatch.setattr("utils.log.SAY_EVERY", 0.0)
+    assert list(track(iter("abc"), "features", 3)) == ["a", "b", "c"]
+    lines = [line.partition("features ")[2] for line in log.path.read_text().splitlines()]
+    assert lines == ["[1/3], 0:00 left", "[2/3], 0:00 left"]
+    log.close()
+    assert list(track([1, 2], "without a log")) == [1, 2]
+    assert "without a log" not in log.path.read_text()

@@ -15,6 +15,7 @@ from tools.report.clouds import (
     scale_colors,
 )
 from tools.report.splat import draw
+from utils.log import track
 
 CELL = 1.9  # inches of one cloud
 PIXELS = 480  # each cloud is drawn at this size and scaled down, which smooths its edges
@@ -41,7 +42,7 @@ def gallery_figure(rows: list[Row]):
         """Inches from the top left corner -> matplotlib's shares from the bottom left."""
         return [x / total_width, 1 - (y + height) / total_height, width / total_width, height / total_height]
 
-    for index, row in enumerate(rows):
+    for index, row in track(list(enumerate(rows)), "drawing the report's clouds"):
         block, line = divmod(index, lines)
         left, top = block * wide, 0.42 + line * high
         if line == 0:

@@ -161,7 +161,7 @@ class RunConfig:
     max_epoch: int | None = None  # index of the last epoch
     max_epoch_inclusive: bool = True  # as published: epoch max_epoch itself still runs; false stops before it
     grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
-    # What training does to clouds: tools/augment.py. A model may have been published with another one.
+    # What training does to clouds: datasets/transforms.py. A model may have been published with another one.
     augmentation: Literal[
         "scale_translate", "uniform_scale_translate", "rotate", "batch_rotate", "scale_rotate", "none"
     ] = "scale_translate"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tools import augment as module
-from tools.augment import augment
+from datasets import transforms as module
+from datasets.transforms import augment
 
 
 @pytest.fixture
