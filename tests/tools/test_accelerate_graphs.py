@@ -318,6 +318,43 @@ def test_what_no_run_has_confirmed_is_not_used_by_itself(opened):
     assert opened("off", free=60) == (None, [])
 
 
+@pytest.mark.parametrize(
+    ("confirmed", "asked", "side", "said"),
+    [
+        (
+            (),
+            "auto",
+            False,
+            "without side stream and CUDA graph: not yet confirmed on H200; `python -m tools.doctor` does that",
+        ),
+        ((), "off", False, "without side stream: not yet confirmed on H200; `python -m tools.doctor` does that"),
+        (
+            ("CUDA graph",),
+            "on",
+            False,
+            "without side stream: not yet confirmed on H200; `python -m tools.doctor` does that",
+        ),
+        (
+            ("side stream",),
+            "auto",
+            True,
+            "without CUDA graph: not yet confirmed on H200; `python -m tools.doctor` does that",
+        ),
+        (("side stream", "CUDA graph"), "auto", True, None),
+    ],
+)
+def test_one_line_says_what_is_off(confirmed, asked, side, said, monkeypatch):
+    monkeypatch.setattr(accelerate, "is_confirmed", lambda name, device: name in confirmed)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    lines = []
+    log = SimpleNamespace(info=lines.append)
+    run = SimpleNamespace(device=torch.device("cuda"), args=SimpleNamespace(cuda_graph=asked), log=log)
+    assert accelerate.uses_side_stream(run) is side
+    assert lines == ([said] if said else [])
+    run.device = torch.device("cpu")
+    assert accelerate.uses_side_stream(run) is False and len(lines) <= 1
+
+
 def train_recipe(recipe, name, *flags, epochs=2, device="cpu", settings=()):
     """Train a recipe below `cfgs` on a few clouds; returns (epoch, step, loss) of each step."""
     judged = ["dataset.svm=null"] if recipe.startswith("debug/") else ["dataset.val.clouds=20"]
