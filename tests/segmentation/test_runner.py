@@ -167,6 +167,24 @@ def test_predict_names_every_point_of_own_clouds(beside_whole, tmp_path, given):
     assert (folder / "report.html").exists() and (folder / "gallery.png").exists()
 
 
+def test_predict_passes_over_bad_files_and_keeps_rows_and_coordinates(beside_whole, tmp_path, capsys):
+    """A row without a point has no part, but keeps its line; map coordinates come back as they are."""
+    (tmp_path / "mug").mkdir()
+    points = np.random.default_rng(0).normal(size=(90, 3)) + [4_543_210.0, 512_345.0, 101.0]
+    np.save(tmp_path / "mug" / "a.npy", np.insert(points, 4, np.nan, axis=0))
+    (tmp_path / "mug" / "b.npy").write_bytes(b"none")
+    (tmp_path / "mug" / "README.txt").write_text("Mugs.\n")
+    flags = ("--predict", str(tmp_path), "--ckpts", str(FOLDER / "whole" / "ckpt-best.pth"))
+    refused(capsys, arguments("predict-bad", *flags), "b.npy", "--skip_bad")
+    assert main.main(arguments("predict-skip", *flags, "--skip_bad", "--up", "z")) == 0
+    assert "bad file: " in capsys.readouterr().err
+    folder = next((FOLDER / "predict-skip").glob("predict_*")) / "parts"
+    lines = (folder / "mug_a.npy.labels.txt").read_text().splitlines()
+    labels = [int(line) for line in lines if not line.startswith("#")]
+    assert len(labels) == 91 and labels[4] == -1 and labels.count(-1) == 1
+    np.testing.assert_array_equal(read_cloud(folder / "mug_a.npy_predicted.ply"), points)
+
+
 def test_predict_agrees_with_the_judge(beside_whole):
     """A whole cloud of the test set, given as an own file in the order in which it was judged, gets the same parts."""
     args = parse_args(arguments("again", "--test", "--ckpts", str(FOLDER / "whole" / "ckpt-last.pth")))
