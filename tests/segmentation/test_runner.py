@@ -170,7 +170,7 @@ def test_predict_names_every_point_of_own_clouds(beside_whole, tmp_path, given):
 def test_predict_passes_over_bad_files_and_keeps_rows_and_coordinates(beside_whole, tmp_path, capsys):
     """A row without a point has no part, but keeps its line; map coordinates come back as they are."""
     (tmp_path / "mug").mkdir()
-    points = np.random.default_rng(0).normal(size=(90, 3)) + [4_543_210.0, 512_345.0, 101.0]
+    points = np.random.default_rng(0).normal(size=(90, 3)) + np.array([4_543_210.0, 512_345.0, 101.0])
     np.save(tmp_path / "mug" / "a.npy", np.insert(points, 4, np.nan, axis=0))
     (tmp_path / "mug" / "b.npy").write_bytes(b"none")
     (tmp_path / "mug" / "README.txt").write_text("Mugs.\n")
