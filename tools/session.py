@@ -120,7 +120,7 @@ def open_metrics(run: RunContext, state: RunState) -> MetricsWriter | None:
         boards=getattr(run.args, "log_dir", None),
     )
     last = [row for row in read_rows(writer.path) if row["kind"] == "epoch" and row.get("epoch") == state.epoch]
-    if last and last[-1].get("loss") != state.metrics.get("loss"):
+    if last and last[-1].get("loss") != state.metrics.get("loss", last[-1].get("loss")):
         run.log.warning(
             f"{writer.path}: its row of epoch {state.epoch} is of another run, and so may be the rows before it"
         )
