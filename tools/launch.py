@@ -59,7 +59,7 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     check_precision(config.precision, device)
     run = _open(args, config, folder, device)
     run.log.info(_first_line(run))
-    if recipe.path.resolve() != Path(args.config).resolve():
+    if recipe.path.resolve() not in (Path(args.config).resolve(), (ROOT / args.config).resolve()):
         notes.insert(0, f"{args.config} stands for {_portable(recipe.path, ROOT)} ({recipe.method})")
     for note in [*notes, *args.notes]:
         run.log.info(note)
