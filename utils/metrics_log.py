@@ -43,6 +43,7 @@ class MetricsWriter:
         self.path = self.folder / "metrics.jsonl"
         self._resumed = resume_from is not None
         self._resumed_past_start = self._resumed and tuple(resume_from) > (0, 0)
+        self._config: dict | None = None  # that TensorBoard still gets
         self._boards: dict[str, Any] | None = {}
         self._earlier: dict[str, list[Path]] = {}  # event files of earlier processes, by split
         self._seen: set[tuple[str, str]] = set()
@@ -86,10 +87,11 @@ class MetricsWriter:
         board.add_scalar(tag, value, step)
 
     def describe(self, config: dict) -> None:
-        """Write a configuration to TensorBoard, as text and as hyper-parameters; nothing in a run that is continued."""
-        board = None if self._resumed_past_start else self._board("train")
-        if board is None:
-            return
+        """Write a configuration to TensorBoard, before its first scalar; nothing in a run that is continued."""
+        self._config = None if self._resumed_past_start else config
+
+    def _write_config(self, board: ScalarFile, config: dict) -> None:
+        """Write a configuration as text and as hyper-parameters."""
         import yaml
         from tensorboardX.summary import hparams
 
@@ -116,6 +118,8 @@ class MetricsWriter:
                 self._boards[split] = ScalarFile(folder)
             except OSError as error:
                 raise UserError(explain_write(folder, error, RESUME)) from error
+            if split == "train" and self._config is not None:
+                self._write_config(self._boards[split], self._config)
         return self._boards[split]
 
     def close(self) -> None:

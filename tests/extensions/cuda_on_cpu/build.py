@@ -1,6 +1,7 @@
 """Build the emulated CUDA kernels with g++, once per version of all that goes into them."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import re
@@ -131,8 +132,12 @@ def _kernel_names(text: str) -> list[str]:
     return re.findall(r"__global__ void\s+(\w+)\(", re.sub(r"__launch_bounds__\([^)]*\)", "", text))
 
 
+@functools.cache
 def _declare() -> torch.library.Library:
-    """Declare every op that the CUDA sources register, with the schema of the package's own, in the other namespace."""
+    """Declare every op that the CUDA sources register, with the schema of the package's own, in the other namespace.
+
+    Once and for the rest of the process: PyTorch's compiler asks for every op that was ever used, and fails for one that is gone.
+    """
     library = torch.library.Library(NAMESPACE, "FRAGMENT")
     for path in sorted((CSRC / "cuda").glob("*.cu")):
         for name in re.findall(r'm\.impl\("(\w+)"', path.read_text()):
