@@ -38,7 +38,7 @@ ROUNDED = {
                   ("gather_backward", 0), ("three_interpolate_backward", 0), ("three_interpolate_backward", 1), ("row_sums", 0)},
     "compiled": {("chamfer_loss", 0), ("chamfer_loss", 1), ("chamfer_loss", 2), ("three_interpolate_backward", 1)},
 }  # fmt: skip
-EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 2e-5, torch.float64: 1e-12}
+EPS = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-12}
 
 
 @dataclass(frozen=True)
@@ -473,6 +473,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("library")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--families", type=lambda text: tuple(text.split(",")), default=())
+    parser.add_argument("--every", type=int, default=1, help="run only every so many cases")
     parser.add_argument("--seed", type=int, default=0, help="threads run in a random order; 0: in theirs")
     parser.add_argument(
         "--device", action="append", default=[], help="NAME=NUMBER of the device in all cases, see emulator_set"
@@ -480,6 +481,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     made = large_cases() if args.large else small_cases()
     cases = (case for case in made if not args.families or case.family in args.families)
+    cases = itertools.islice(cases, 0, None, args.every)
     settings = {name: int(value) for name, value in (text.split("=") for text in args.device)}
     total = run(cases, Emulated(args.library), seed=args.seed, **settings)
     print(json.dumps(total))
