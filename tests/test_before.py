@@ -12,8 +12,11 @@ from tests.commands import rows
 from utils.files import read_checkpoint
 
 BEFORE = Path(__file__).parent / "fixtures" / "before"
-# Sums of weights may differ by rounding, of which Adam makes larger steps where gradients are nearly zero, as in small biases.
-LOSSES, WEIGHTS, SMALL = 1e-5, 1e-3, 2e-3
+LOSSES, WEIGHTS = 2e-6, 1e-5  # rounding: 3e-7 and 2e-7 were measured
+# Nothing of the loss depends on this bias, because a batch norm follows that takes the mean away: its gradient is rounding alone (in double
+# precision 2e-17, those of other biases are 5e-2 and more), of which Adam makes whole steps. Compiled and reference ops of one version
+# differ here by as much as the two versions do, 7e-4, and by 1e-4 in that mean.
+FREE = {"h_decoder.0.blocks.0.mlp.fc2.bias": 2e-3, "token_prop.0.fuse.net.1.running_mean": 1e-3}
 
 
 def test_an_older_run_goes_on(tmp_path, monkeypatch):
@@ -34,7 +37,9 @@ def test_an_older_run_goes_on(tmp_path, monkeypatch):
         assert row.get("lr") == other.get("lr") and row.get("step") == other.get("step")
     saved = read_checkpoint(folder / "ckpt-last.pth")["base_model"]
     sums = {key: value.double().abs().sum().item() for key, value in saved.items() if value.is_floating_point()}
-    assert sums == pytest.approx(expected["weights"], rel=WEIGHTS, abs=SMALL)
+    for key, value in expected["weights"].items():
+        assert sums[key] == pytest.approx(value, rel=WEIGHTS, abs=FREE.get(key, 0)), key
+    assert set(sums) == set(expected["weights"])
 
 
 def test_an_older_checkpoint_loads():

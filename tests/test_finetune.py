@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import main
+from datasets import build_dataset
+from datasets.few_shot import write_folds
 from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
 from tools import finetune as runner_finetune
 from utils.config.yaml import read_yaml
@@ -69,8 +71,6 @@ def test_a_run_leaves_everything_behind(beside_whole):
 
 def test_checkpoints_name_their_classes(beside_whole, capsys):
     """The names of the training set travel with the weights, and a test set that calls its classes otherwise is refused."""
-    from datasets import build_dataset
-
     names = build_dataset({"NAME": "Synthetic", "clouds": 40}).class_names
     folder = FOLDER / "whole"
     saved = read_checkpoint(folder / "ckpt-best.pth")
@@ -89,6 +89,25 @@ def test_a_classifier_learns(beside_whole):
     assert main.main(arguments("learn", "--scratch_model", "--val_freq", "11", settings=settings)) == 0
     epochs = rows(FOLDER / "learn", "epoch")
     assert epochs[-1]["accuracy"] > epochs[0]["accuracy"] + 0.15 and epochs[-1]["loss"] < epochs[0]["loss"] - 0.3
+
+
+@pytest.mark.slow
+def test_the_smallest_recipes_learn(beside_whole, capsys):
+    """As they stand, they fit their training clouds above chance, 5 % of 20 classes and 20 % of 5 ways, and say that this is little."""
+    assert main.main(arguments("smallest", "--scratch_model", settings=[])) == 0
+    assert "24 updates in all: enough to see that everything runs, too few to learn much" in capsys.readouterr().err
+    assert rows(FOLDER / "smallest", "epoch")[-1]["accuracy"] > 0.1  # of 256 clouds: 3.7 standard deviations
+    sets = [
+        {"NAME": "Synthetic", "subset": part, "clouds": 300, "npoints": 256, "N_POINTS": 256}
+        for part in ("train", "test")
+    ]
+    write_folds(*map(build_dataset, sets), Path("folds-smallest"), way=5, shot=10, folds=range(1))
+    recipe = str(ROOT / "cfgs" / "few-shot" / "point-mae" / "debug.yaml")
+    flags = ["--config", recipe, "--exp_name", "a", "--device", "cpu", "--scratch_model"]
+    flags += ["--way", "5", "--shot", "10", "--fold", "0"]
+    flags += [part for entry in ("train", "val") for part in ("--set", f"dataset.{entry}.DATA_PATH=folds-smallest")]
+    assert main.main(flags) == 0
+    assert rows(Path("experiments/few-shot/point-mae/debug/a"), "epoch")[-1]["accuracy"] > 0.4
 
 
 def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
@@ -155,9 +174,6 @@ def test_seeds_are_run_and_summarised(beside_whole, capsys):
 
 
 def test_all_folds_are_run_and_summarised(beside_whole, capsys):
-    from datasets import build_dataset
-    from datasets.few_shot import write_folds
-
     parts = [
         build_dataset({"NAME": "Synthetic", "subset": part, "clouds": 200, "npoints": 256, "N_POINTS": 256})
         for part in ("train", "test")

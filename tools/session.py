@@ -9,11 +9,13 @@ from models.layers.norm import convert_sync_batchnorm
 from tools.context import RunContext
 from tools.optim import build_optimizer
 from tools.run_state import RunState
-from tools.train import StopRequest, Task, Trainer
+from tools.train import StopRequest, Task, Trainer, last_epoch
 from utils.dist import is_main
 from utils.errors import UserError
 from utils.log import MetricsWriter
 from utils.metrics_log import read_rows
+
+FEW_UPDATES = 100
 
 
 class Session(Task):
@@ -61,6 +63,9 @@ def run_session(session: Session) -> dict[str, float]:
         session.open_evaluation()
     writer = open_metrics(run, state)
     run.log.info(session.describe(len(batches)))
+    updates = len(batches) * (last_epoch(run.config) + 1) // run.config.step_per_update
+    if updates < FEW_UPDATES:
+        run.log.info(f"{updates} updates in all: enough to see that everything runs, too few to learn much")
     try:
         with StopRequest() as stop:
             trainer = trainer_class()(session, state, batches, writer=writer, stop=stop)

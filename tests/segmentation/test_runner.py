@@ -1,6 +1,7 @@
 """Part segmentation from end to end: trained, resumed, judged, voted, own clouds; what it leaves behind; bad input."""
 
 import contextlib
+import json
 import zlib
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def test_predict_names_every_point_of_own_clouds(beside_whole, tmp_path, given):
         assert len(labels) == count and all(names[label].startswith(f"{category} ") for label in labels)
         assert (folder / "parts" / f"{name.replace('/', '_')}_predicted.ply").stat().st_size > count * 12
     assert (folder / "report.html").exists() and (folder / "gallery.png").exists()
+    results = json.loads((folder / "result.json").read_text())["results"]
+    assert (results.pop("clouds"), results.pop("points")) == (
+        len(expected),
+        sum(count for _, count in expected.values()),
+    )
+    assert sum(results.values()) == pytest.approx(100) and all("share of all points" in name for name in results)
 
 
 def test_predict_passes_over_bad_files_and_keeps_rows_and_coordinates(beside_whole, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """`main_vis.py`: clouds of a data set and of one's own files, masked and rebuilt."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,14 @@ def test_clouds_of_the_training_set_where_there_is_no_other(checkpoint, capsys):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert checkpoint.name in page and "Chamfer distance" in page and "patch centres" in page
     assert (folder / "gallery.png").stat().st_size > 0
+    results = json.loads((folder / "result.json").read_text())["results"]
+    apart = [
+        torch.cdist(*(torch.from_numpy(text(cloud / name)) for name in ("gt.txt", "dense_points.txt"))) ** 2
+        for cloud in clouds
+    ]
+    expected = [float(square.amin(0).mean() + square.amin(1).mean()) for square in apart]
+    assert results["clouds"] == 3
+    assert results["Chamfer distance x 1000, mean over clouds"] == pytest.approx(1000 * sum(expected) / 3, rel=1e-4)
     for cloud in clouds:
         assert {entry.name for entry in cloud.iterdir()} == {
             "input.ply", "visible.ply", "rebuilt.ply", "gt.txt", "vis.txt", "dense_points.txt",

@@ -1,10 +1,11 @@
 """Run the commands of a recipe: objects in parallel, each kept for the next build as soon as it is finished, then the link."""
 
+import logging
 import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from . import BuildError
 from .recipe import Half
 
 KEEP_DAYS = 14  # objects that no build has used for so long are removed
+SAY_EVERY = 10.0  # seconds between two lines that say how far a build is
+Answer = tuple[bool, str]  # whether a compiler succeeded, and its output
+_LOG = logging.getLogger("m2ae_ops")
 
 
 def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = False) -> None:
@@ -28,7 +32,7 @@ def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = Fal
     missing = [item for item in half.objects if not _use(objects / item.name)]
     with ThreadPoolExecutor(_jobs()) as pool:
         commands = [[*item.command, "-c", str(item.source.resolve())] for item in missing]
-        answers = list(pool.map(_make, [objects / item.name for item in missing], commands))
+        answers = list(_watched(pool.map(_make, [objects / item.name for item in missing], commands), len(missing)))
     if all(succeeded for succeeded, _ in answers):
         before, after = half.link
         answers.append(_make(target, [*before, *(str(objects / item.name) for item in half.objects), *after]))
@@ -39,6 +43,16 @@ def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = Fal
     if not all(succeeded for succeeded, _ in answers):
         raise BuildError(f"the compiler failed; its output is in {log_file}")
     _prune(objects)
+
+
+def _watched(answers: Iterable[Answer], total: int) -> Iterator[Answer]:
+    """Yield the answers of compilers, and say every `SAY_EVERY` seconds how many of `total` are there."""
+    said = time.monotonic()
+    for done, answer in enumerate(answers, start=1):
+        yield answer
+        if time.monotonic() - said >= SAY_EVERY and done < total:
+            said = time.monotonic()
+            _LOG.warning("compiled %d of %d files", done, total)
 
 
 def _jobs() -> int:
@@ -58,7 +72,7 @@ def _use(path: Path) -> bool:
     return True
 
 
-def _make(result: Path, command: Sequence[str]) -> tuple[bool, str]:
+def _make(result: Path, command: Sequence[str]) -> Answer:
     """Run a compiler; return whether it succeeded, and its output. The result appears in one step, whoever else makes it too."""
     part = result.with_name(f"{result.name}.{os.getpid()}.part")
     command = [*command, "-o", str(part)]
