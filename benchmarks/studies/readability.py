@@ -45,19 +45,20 @@ class Trace:
         self.functions: set[tuple[str, str, int]] = set()
         self.depth = {"with ops": 0, "without ops": 0}
         self.deepest: list[str] = []  # files of the longest chain, outermost call first
-        self._before: set[int] = set()
+        self._before: set = set()  # the frames themselves: a number of one that has ended would be given out again
 
     def start(self) -> None:
         """Begin; functions that run already count when they call others, not for the depth."""
         frame = sys._getframe(1)
         while frame is not None:
-            self._before.add(id(frame))
+            self._before.add(frame)
             frame = frame.f_back
         sys.setprofile(self._event)
 
     def stop(self) -> None:
         """End."""
         sys.setprofile(None)
+        self._before.clear()
 
     def _event(self, frame, event: str, _) -> None:
         if event != "call":
@@ -73,7 +74,7 @@ class Trace:
 
     def _measure(self, frame) -> None:
         chain = []
-        while frame is not None and id(frame) not in self._before:
+        while frame is not None and frame not in self._before:
             if self._own(frame):
                 chain.append(self._file(frame))
             frame = frame.f_back
