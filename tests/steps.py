@@ -18,7 +18,7 @@ from tests.runs import quiet_run
 from tools.context import RunContext
 from tools.finetune import Classification
 from tools.guides.base import Guide, build_guide
-from tools.pretrain import Pretraining
+from tools.pretrain import pretraining
 from tools.sampling import training_points
 from tools.train import Task
 from utils.config.load import load_config
@@ -106,8 +106,9 @@ class PretrainingStep(FirstStep):
             save_checkpoint(folder / "teacher.pth", {"base_model": teacher.state_dict()})
         step = cls.read(f"debug/{recipe}", folder, size=size, overrides=[*keys, *overrides])
         clouds = step.batches.cloud_set
-        step.guide = build_guide(step.run, step.model, clouds)
-        step.task = Pretraining(step.run, step.model, clouds, step.guide)
+        guide = build_guide(step.run, step.model, clouds)
+        step.task = pretraining(step.run, step.model, clouds, guide)
+        step.guide = guide or Guide()
         return step
 
     def to(self, device: str, *, resident: bool) -> "PretrainingStep":

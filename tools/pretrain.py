@@ -39,46 +39,38 @@ def run_pretrain(run: RunContext) -> dict[str, float]:
     if run.args.start_ckpts:
         run.log.info(f"{run.args.start_ckpts}: {load_weights(model, run.args.start_ckpts)}")
     clouds = build_dataset(run.config.dataset.train)
-    return run_session(Pretraining(run, model, clouds, build_guide(run, model, clouds)))
+    return run_session(pretraining(run, model, clouds, build_guide(run, model, clouds)))
+
+
+def pretraining(run: RunContext, model: nn.Module, clouds: CloudSet, guide: Guide | None) -> "Pretraining":
+    """Return the task of pre-training a model, with the guide of a method that has one."""
+    return Pretraining(run, model, clouds) if guide is None else GuidedPretraining(run, model, clouds, guide)
 
 
 class Pretraining(Session):
-    """Mask clouds and rebuild them, with what the method's guide says of each batch."""
+    """Mask clouds and rebuild them."""
 
     # What TensorBoard and the log show of a loss of about 0.02 square units is a number of about 20.
     display = Display(scale=1000.0, epoch_tag="Loss/Epoch/Loss_1", batch_tags={"loss": "Loss", "lr": "LR"})
     asynchronous = True
 
-    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, guide: Guide):
-        super().__init__(run, model, clouds)
-        self.guide, self.ema = guide, guide.ema
-        self.probe: LinearProbe | None = None
+    probe: LinearProbe | None = None
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
-        """Augment the clouds, group them, and ask a guide that follows no weights."""
+        """Augment the clouds, group them and draw a mask."""
+        inputs = self.grouped(batch, epoch)
+        draw = batch.draw(self.run.config.seed, epoch)
+        return inputs | {"masked": self.model.draw_mask(inputs["pyramid"], generator=draw("mask"))}
+
+    def grouped(self, batch: Batch, epoch: int) -> dict[str, Any]:
+        """Augment the clouds and group them."""
         draw = batch.draw(self.run.config.seed, epoch)
         points = augment(batch.points, self.run.config.augmentation, self.clouds.up_axis, draw("augmentation"))
-        inputs = {"points": points, "pyramid": self.model.group(points)}
-        return inputs if self.guide.follows_model else self._guided(batch, epoch, inputs)
-
-    def complete(self, batch: Batch, epoch: int, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Ask a guide that follows the model."""
-        return self._guided(batch, epoch, inputs) if self.guide.follows_model else inputs
+        return {"points": points, "pyramid": self.model.group(points)}
 
     def compute(self, model: nn.Module, inputs: dict[str, Any]) -> Values:
         """Rebuild the hidden part and compare."""
         return {name: value for name, value in model(**inputs).items() if name.startswith(LOGGED)}
-
-    def _guided(self, batch: Batch, epoch: int, inputs: dict[str, Any]) -> dict[str, Any]:
-        draw = batch.draw(self.run.config.seed, epoch)
-        found = self.guide.prepare(batch=batch, epoch=epoch, draw=draw, **inputs)
-        if "masked" not in found:
-            found["masked"] = self.model.draw_mask(inputs["pyramid"], generator=draw("mask"))
-        return inputs | found
-
-    def after_update(self) -> None:
-        """Let the guide follow the model."""
-        self.guide.after_update()
 
     def open_evaluation(self) -> None:
         """Load the sets of the linear SVM."""
@@ -147,18 +139,20 @@ class Pretraining(Session):
 
     def write_report(self) -> None:
         """Write report.html and gallery.png."""
-        run, guide, model = self.run, self.guide, self.model
+        run = self.run
         path = write_report(
             run.folder,
             config=run.config_dict(),
-            gallery=reconstruction_gallery(model, self.clouds, run.seed, run.device, guidance=guide.picture),
+            **self.pictures(),
             gallery_about=ABOUT,
-            galleries=guide.galleries(model),
             confusion=None if self.probe is None else self.probe.confusion(),
-            sections=guide.sections(model),
             title=f"Pre-training {run.config.model.NAME}: {run.args.exp_name}",
         )
         run.log.info(f"report: {path}")
+
+    def pictures(self) -> dict[str, Any]:
+        """Return what the report shows besides numbers, as keyword arguments of `write_report`."""
+        return {"gallery": reconstruction_gallery(self.model, self.clouds, self.run.seed, self.run.device)}
 
     def conclude(self, state: RunState) -> dict[str, float]:
         """Log and return what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
@@ -179,3 +173,37 @@ class Pretraining(Session):
                     results[f"{name}, linear SVM on {row['data']}, cross-validated C"] = 100 * row["chosen_accuracy"]
                 self.run.log.info(text)
         return results
+
+
+class GuidedPretraining(Pretraining):
+    """Pre-train with what the method's guide says of each batch: masks, targets."""
+
+    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, guide: Guide):
+        super().__init__(run, model, clouds)
+        self.guide, self.ema = guide, guide.ema
+
+    def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
+        """Augment the clouds, group them, and ask a guide that follows no weights."""
+        inputs = self.grouped(batch, epoch)
+        return inputs if self.guide.follows_model else self._guided(batch, epoch, inputs)
+
+    def complete(self, batch: Batch, epoch: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Ask a guide that follows the model."""
+        return self._guided(batch, epoch, inputs) if self.guide.follows_model else inputs
+
+    def _guided(self, batch: Batch, epoch: int, inputs: dict[str, Any]) -> dict[str, Any]:
+        draw = batch.draw(self.run.config.seed, epoch)
+        found = self.guide.prepare(batch=batch, epoch=epoch, draw=draw, **inputs)
+        if "masked" not in found:
+            found["masked"] = self.model.draw_mask(inputs["pyramid"], generator=draw("mask"))
+        return inputs | found
+
+    def after_update(self) -> None:
+        """Let the guide follow the model."""
+        self.guide.after_update()
+
+    def pictures(self) -> dict[str, Any]:
+        """Return what the report shows besides numbers, of the method too."""
+        run, guide, model = self.run, self.guide, self.model
+        gallery = reconstruction_gallery(model, self.clouds, run.seed, run.device, guidance=guide.picture)
+        return {"gallery": gallery, "galleries": guide.galleries(model), "sections": guide.sections(model)}

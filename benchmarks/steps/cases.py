@@ -18,7 +18,7 @@ from tools.context import RunContext, build_pretraining_model
 from tools.finetune import Classification
 from tools.guides.base import Guide, build_guide
 from tools.launch import load_recipe
-from tools.pretrain import Pretraining
+from tools.pretrain import Pretraining, pretraining
 from tools.session import open_state
 from tools.train import StopRequest, Trainer
 from utils.config.merge import to_dict
@@ -96,7 +96,7 @@ class Case(NamedTuple):
     """A run that is ready to train."""
 
     trainer: Trainer
-    guide: Guide
+    guide: Guide | None  # of a method that has one
 
 
 def open_case(run: RunContext, name: str) -> Case:
@@ -107,11 +107,11 @@ def open_case(run: RunContext, name: str) -> Case:
         if kind is Pretraining:
             model = build_pretraining_model(run).train()
             guide = build_guide(run, model, clouds)
-            task = Pretraining(run, model, clouds, guide)
+            task = pretraining(run, model, clouds, guide)
         else:
-            guide = Guide()
+            guide = None
             task = kind(run, kind.build_model(run).train(), clouds, clouds)
-        state = open_state(run, task.model, ema=guide.ema)
+        state = open_state(run, task.model, ema=task.ema)
     batches = run.batches(clouds, run.config.total_bs)
     return Case(Trainer(task, state, batches, writer=None, stop=StopRequest()), guide)
 
@@ -120,7 +120,8 @@ def watch(case: Case, clock: Clock) -> None:
     """Tell a clock when a model groups, embeds and runs its blocks, and when its guide is asked."""
     model = case.trainer.state.model
     clock.wrap(model, "group", "grouping")
-    clock.wrap(case.guide, "prepare", "guidance")
+    if case.guide is not None:
+        clock.wrap(case.guide, "prepare", "guidance")
     for module in model.modules():
         if isinstance(module, PatchEmbed | GatedPatchEmbed):
             clock.watch(module, "embedding")

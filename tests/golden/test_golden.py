@@ -16,7 +16,7 @@ from datasets import DATASETS, Batches, build_dataset
 from datasets.transforms import augment
 from models import MODELS, build_model
 from tests.runs import quiet_run
-from tools.guides.base import build_guide
+from tools.guides.base import Guide, build_guide
 from tools.optim import build_optimizer
 from utils.config.load import load_config
 from utils.device import autocast
@@ -40,7 +40,7 @@ def first_losses(path: Path, *, steps: int = 20, rate: float = 1e-6, precision: 
     clouds = build_dataset(config.dataset.train)
     batches = Batches(clouds, batch_size=16, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        guide = build_guide(quiet_run(config, folder), model, clouds)
+        guide = build_guide(quiet_run(config, folder), model, clouds) or Guide()
     losses = []
     for epoch in range(2):
         for batch in batches.epoch(epoch):

@@ -23,7 +23,7 @@ from tools.report.page import GalleryItem, Section
 
 
 class Guide:
-    """The guide of a method that needs none: it chooses nothing, follows nothing, shows nothing.
+    """A guide that chooses nothing, follows nothing, shows nothing: what a method's own one does not say otherwise.
 
     Attributes:
         ema: an average of the model that checkpoints keep, or None.
@@ -64,14 +64,13 @@ class Guide:
         return {}
 
 
-def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide:
+def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide | None:
     """Build the guide of a model on the device of the run, for the clouds that it trains on.
 
-    It is in the file of this folder that is called as the model's module; a model whose module has none there needs
-    no guide.
+    It is in the file of this folder that is called as the model's module; None where there is no such file.
 
     Raises:
         UserError: weights of a teacher are missing or do not fit, or the clouds lack what the method needs.
     """
     name = f"{__package__}.{type(model).__module__.rpartition('.')[2]}"
-    return Guide() if find_spec(name) is None else import_module(name).build(run, model, clouds)
+    return None if find_spec(name) is None else import_module(name).build(run, model, clouds)
