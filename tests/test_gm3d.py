@@ -11,7 +11,7 @@ import torch
 import main
 import main_finetune
 import main_pretrain
-from tests.commands import run_in_two_processes
+from tests.commands import run_in_processes
 from tools import pretrain as runner_pretrain
 from tools.guides.gm3d import map_distances
 from utils.files import read_checkpoint
@@ -220,7 +220,7 @@ def test_two_processes_equal_one(method):
     ]  # rounding hardly grows
     assert pretrain(method, "one", settings=settings) == 0
     recipe = ["--config", str(ROOT / "cfgs" / "debug" / f"{method}.yaml"), "--exp_name", "two", "--device", "cpu"]
-    run_in_two_processes([*recipe, "--sync_bn", *flags([*SMALLER, *settings])])
+    run_in_processes([*recipe, "--sync_bn", *flags([*SMALLER, *settings])])
     rows = {}
     for name in ("one", "two"):
         lines = (run_folder(method, name) / "metrics.jsonl").read_text().splitlines()

@@ -10,7 +10,7 @@ import torch
 
 import main
 import main_vis
-from tests.commands import run_in_two_processes
+from tests.commands import run_in_processes
 from tools.guides.inter_mae import FreshBranch, PictureGuide
 from utils.files import read_checkpoint
 
@@ -159,7 +159,7 @@ def test_two_processes_equal_one():
     assert go("one", "--val_freq", "9", settings=settings) == 0
     sets = [part for setting in (*TINY, *settings) for part in ("--set", setting)]
     flags = ["--config", str(RECIPE), "--exp_name", "two", "--device", "cpu", "--val_freq", "9", *sets]
-    run_in_two_processes([*flags, "--sync_bn"])
+    run_in_processes([*flags, "--sync_bn"])
     one, two = (rows(name, "step") for name in ("one", "two"))
     assert len(one) == len(two) == 20
     for part in ("loss_pc", "loss_fea"):
