@@ -33,6 +33,11 @@ def inter_mae(ckpts=None, **keys):
     return _build("Inter_MAE", ckpts, keys)
 
 
+def pcp_mae(ckpts=None, **keys):
+    """Build PCP-MAE (Zhang et al. 2024)."""
+    return _build("PCP_MAE", ckpts, keys)
+
+
 def gm3d(ckpts=None, **keys):
     """Build GeoMask3D around Point-MAE (arXiv 2405.12419), without its teachers."""
     return _build("GM3D", ckpts, keys)

@@ -138,16 +138,21 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tenso
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
-DRAWS = {"scale_translate": draw_scale_offset, "uniform_scale_translate": draw_uniform_scale_offset}
+DRAWS = {
+    "scale_translate": draw_scale_offset,
+    "scale_translate_rotate": draw_scale_offset,
+    "uniform_scale_translate": draw_uniform_scale_offset,
+}
 
 
 def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator, *, shared: bool = True) -> Tensor:
     """Augment this process's part (B, N, 3) of a batch.
 
     Args:
-        kind: "scale_translate"; "uniform_scale_translate" (of part segmentation); "rotate" each cloud about the up
-            axis; "batch_rotate": scale each cloud a little, then rotate the whole batch by one angle, as published
-            for I2P-MAE on ScanObjectNN; "scale_rotate": the same with an angle a cloud; "none".
+        kind: "scale_translate"; "scale_translate_rotate": the same, then "rotate", as published for PCP-MAE;
+            "uniform_scale_translate" (of part segmentation); "rotate" each cloud about the up axis; "batch_rotate": scale each cloud a
+            little, then rotate the whole batch by one angle, as published for I2P-MAE on ScanObjectNN; "scale_rotate": the same with an
+            angle a cloud; "none".
 
     Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows. Not
     `shared` is a batch that this process has to itself.
@@ -157,7 +162,8 @@ def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator,
     own = slice(B * place, B * (place + 1))
     if kind in DRAWS:
         scale, offset = DRAWS[kind](B * processes, generator=generator)
-        return scale_translate(points, scale=scale[own], offset=offset[own])
+        points = scale_translate(points, scale=scale[own], offset=offset[own])
+        kind = "rotate" if kind == "scale_translate_rotate" else "none"
     if kind == "rotate":
         return rotate(points, axis=up_axis, angle=draw_angle(B * processes, generator=generator)[own])
     if kind in ("batch_rotate", "scale_rotate"):

@@ -142,7 +142,7 @@ class SingleScaleParts(nn.Module):
         """Create the parts, in the published order."""
         width = config.trans_dim
         self.encoder = self.build_patch_embed(config)
-        self.pos_embed = position_embed(width, POSITION_HIDDEN)
+        self.pos_embed = self.build_position_embed(width)
         rates = drop_path_rates(config.drop_path_rate, config.depth)
         self.blocks = Blocks(width, config.num_heads, drop_paths=rates, attention_first=self.attention_first)
         setattr(self, self.norm_name, nn.LayerNorm(width))
@@ -150,6 +150,10 @@ class SingleScaleParts(nn.Module):
     def build_patch_embed(self, config: SingleScaleConfig) -> nn.Module:
         """Return what turns the members (B, G, K, 3) of patches into tokens (B, G, C)."""
         return PatchEmbed(3, config.trans_dim, widths=tuple(config.embed_widths))
+
+    def build_position_embed(self, width: int) -> nn.Module:
+        """Return what turns centres (B, G, 3) into positions (B, G, C)."""
+        return position_embed(width, POSITION_HIDDEN)
 
     def normed(self, tokens: Tensor) -> Tensor:
         """Apply the final norm."""

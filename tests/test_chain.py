@@ -30,7 +30,7 @@ METHODS = [
     "point-m2ae",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("point-mae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
+        for name in ("point-mae", "i2p-mae", "inter-mae", "pcp-mae", "gm3d", "gm3d-point-m2ae")
     ),
 ]
 

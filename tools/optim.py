@@ -59,6 +59,21 @@ def layer_groups(model: nn.Module, weight_decay: float, layer_decay: float, *, t
     return list(groups.values())
 
 
+def head_groups(model: nn.Module, weight_decay: float, head_scale: float, *, token_rule: bool = True) -> list[dict]:
+    """Take class token, its position and the head, all names with `cls`, out of the groups of `parameter_groups` into one before them.
+
+    They train at `head_scale` times the rate, and all of them decay, biases and norms too: as published for PCP-MAE.
+    """
+    head = [parameter for name, parameter in model.named_parameters() if "cls" in name]
+    if not head:
+        raise UserError(f"optimizer.head_scale: {type(model).__name__} has no class token and head; leave it out")
+    own = set(head)
+    groups = parameter_groups(model, weight_decay, token_rule=token_rule)
+    for group in groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter not in own]
+    return [{"params": head, "weight_decay": weight_decay, "peak_scale": head_scale}, *groups]
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimizer; parameters without gradient stay in its groups, so that optimizer states keep the published order."""
     kwargs = {key: value for key, value in vars(config.kwargs).items() if value is not None}
@@ -66,7 +81,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.type == "SGD":
         kwargs.setdefault("nesterov", True)
         kwargs.setdefault("momentum", 0.9)
-    if config.layer_decay is None:
+    if config.head_scale is not None:
+        groups = head_groups(model, weight_decay, config.head_scale, token_rule=config.token_rule)
+    elif config.layer_decay is None:
         groups = parameter_groups(model, weight_decay, token_rule=config.token_rule)
     else:
         groups = layer_groups(model, weight_decay, config.layer_decay, token_rule=config.token_rule)
@@ -82,6 +99,15 @@ def build_schedule(config: SchedulerConfig, base_rate: float) -> Callable[[int, 
     """
     rate = _RATES[config.type](config.kwargs, base_rate)
     return lambda epoch, fraction=0.0: rate(max(epoch + config.per_step * fraction - config.lag, 0))
+
+
+def group_rate(group: dict, rate: float, raised: Callable[[float], float]) -> float:
+    """Return the learning rate of a parameter group where the others have `rate`.
+
+    Its `lr_scale` multiplies the rate. Its `peak_scale` multiplies the highest rate alone, so that both ends of the curve stay where they
+    are; `raised` returns the rate of such a curve.
+    """
+    return raised(group["peak_scale"]) if "peak_scale" in group else rate * group.get("lr_scale", 1.0)
 
 
 def _cosine(kwargs, base: float) -> Callable[[float], float]:

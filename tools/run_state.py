@@ -147,9 +147,8 @@ def _check_optimizer(path: Path, saved: dict, optimizer: torch.optim.Optimizer) 
     ):
         raise UserError(f"{path}: cannot be resumed, its optimizer is none; start from its weights with --start_ckpts")
     own = optimizer.state_dict()["param_groups"]
-    if [set(group) - {"lr_scale", "initial_lr"} for group in groups] != [
-        set(group) - {"lr_scale", "initial_lr"} for group in own
-    ]:
+    ours = {"lr_scale", "peak_scale", "initial_lr"}
+    if [set(group) - ours for group in groups] != [set(group) - ours for group in own]:
         raise UserError(
             f"{path}: its optimizer is of another kind than {type(optimizer).__name__}; resume with the run's own config.yaml"
         )

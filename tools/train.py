@@ -20,7 +20,7 @@ from datasets.batches import Batch, Batches
 from datasets.clouds import CloudSet
 from models.layers.norm import BatchNorm
 from tools.context import RunContext
-from tools.optim import batch_norm_momentum, build_schedule
+from tools.optim import batch_norm_momentum, build_schedule, group_rate
 from tools.run_state import RunState
 from utils.config.schema import RunConfig
 from utils.device import autocast, peak_memory_mb
@@ -331,9 +331,14 @@ class Trainer:
 
     def set_rate(self, epoch: int, fraction: float = 0.0) -> float:
         """Give each parameter group the learning rate of an epoch, or of a fraction of it; returns the rate itself."""
+        config = self.run.config
+
+        def raised(scale: float) -> float:
+            return build_schedule(config.scheduler, config.optimizer.kwargs.lr * scale)(epoch, fraction)
+
         rate = self.schedule(epoch, fraction)
         for group in self.state.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+            group["lr"] = group_rate(group, rate, raised)
         return rate
 
     def step(self, batch: Batch, epoch: int, inputs: Any) -> tuple[Values, Tensor]:

@@ -36,10 +36,12 @@ KEYS = {
     "Point_M2AE": SMALL,
     "I2P_MAE": {**SMALL, "teacher": {"name": "vit_base_patch16_224"}},
     "Inter_MAE": {**SINGLE, "transformer_config": NARROW},
+    "PCP_MAE": {**SINGLE, "add_detach": False},  # differences know no stopped gradient
     "GM3D": {**SINGLE, "guidance": GUIDANCE},
     "GM3D_Point_M2AE": {**SMALL, "guidance": GUIDANCE},
     "PointTransformer": {**PATCHES, **WIDTHS, "cls_dim": 4},
     "Inter_MAE_Classifier": {**PATCHES, **WIDTHS, "cls_dim": 4},
+    "PCP_MAE_Classifier": {**PATCHES, **WIDTHS, "cls_dim": 4},
     "GM3D_PointTransformer": {**PATCHES, **WIDTHS, "cls_dim": 4},
     "Point_M2AE_ModelNet40": {**SCALES, "cls_dim": 4},
     "Point_M2AE_ScanObjectNN": {**SCALES, "cls_dim": 4},
@@ -47,6 +49,7 @@ KEYS = {
     "I2P_MAE_ScanObjectNN": {**SCALES, "cls_dim": 4},
     "Point_MAE_SEG": {**PATCHES, **WIDTHS, **PARTS, "taps": [0, 1]},
     "Inter_MAE_SEG": {**PATCHES, **WIDTHS, **PARTS, "taps": [0, 1]},
+    "PCP_MAE_SEG": {**PATCHES, **WIDTHS, **PARTS, "taps": [0, 1]},
     "Point_M2AE_SEG": {**SCALES, **PARTS},
 }  # fmt: skip
 PRETRAINING = tuple(name for name in KEYS if issubclass(MODELS.entry(name).target, MaskedAutoencoder))

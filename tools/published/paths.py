@@ -34,6 +34,7 @@ SHARED_PATHS = {
 OWN_PATHS = {
     "cfgs/pre-training/point-m2ae.yaml": ("pre-training", None, "point-m2ae"),
     "cfgs/pre-training/i2p-mae.yaml": ("pre-training", None, "i2p-mae"),
+    "cfgs/pretrain/base.yaml": ("pre-training", None, "pcp-mae"),
     # GeoMask3D keeps one folder a base method.
     "Point-MAE_SA3D/cfgs/config.yaml": ("pre-training", None, "gm3d"),
     "Point-MAE_SA3D/cfgs/finetune_modelnet.yaml": ("fine-tuning", "modelnet40", "gm3d"),

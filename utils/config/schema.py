@@ -41,9 +41,16 @@ class OptimizerConfig:
         True  # as published: names that contain "token" do not decay, token_embed and token_prop among them
     )
 
+    # Of class token, its position and the head of a classifier: factor of their learning rate; all of them decay then, as published.
+    head_scale: float | None = None
+
     def __post_init__(self):
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay: is {self.layer_decay}; it must lie above 0 and not above 1")
+        if self.head_scale is not None and self.head_scale <= 0:
+            raise ValueError(f"head_scale: is {self.head_scale}; it must be above 0")
+        if self.head_scale is not None and self.layer_decay is not None:
+            raise ValueError("head_scale: does not go with layer_decay, which has groups of its own; give one of them")
 
 
 @dataclass
@@ -163,7 +170,7 @@ class RunConfig:
     grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
     # What training does to clouds: datasets/transforms.py. A model may have been published with another one.
     augmentation: Literal[
-        "scale_translate", "uniform_scale_translate", "rotate", "batch_rotate", "scale_rotate", "none"
+        "scale_translate", "uniform_scale_translate", "scale_translate_rotate", "rotate", "batch_rotate", "scale_rotate", "none"
     ] = "scale_translate"
     # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)
     # or one linear layer, which needs model.head: linear. --transfer sets both.

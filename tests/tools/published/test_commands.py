@@ -1,4 +1,4 @@
-"""Every command line on the pages of the five projects, as published: its flags are read and its recipe is found."""
+"""Every command line on the pages of the projects, as published: its flags are read and its recipe is found."""
 
 import shlex
 
@@ -80,6 +80,26 @@ COMMANDS = {
         segmentation/main.py --ckpts P --root R --learning_rate 0.0002 --epoch 300
             -> segmentation/inter-mae/shapenet_part
         main_vis.py --test --ckpts P --config cfgs/pretrain.yaml --exp_name vis -> pre-training/inter-mae
+    """,
+    "pcp-mae": """
+        main.py --config cfgs/pretrain/base.yaml --exp_name pre -> pre-training/pcp-mae
+        main.py --config cfgs/finetune_scan_hardest.yaml --finetune_model --exp_name ft --ckpts P --seed 1
+            -> fine-tuning/pcp-mae/scan_pb
+        main.py --config cfgs/finetune_scan_objbg.yaml --finetune_model --exp_name ft --ckpts P
+            -> fine-tuning/pcp-mae/scan_obj-bg
+        main.py --config cfgs/finetune_scan_objonly.yaml --finetune_model --exp_name ft --ckpts P
+            -> fine-tuning/pcp-mae/scan_obj
+        main.py --config cfgs/finetune_modelnet.yaml --finetune_model --exp_name ft --ckpts P
+            -> fine-tuning/pcp-mae/modelnet40
+        main.py --config cfgs/finetune_modelnet_8k.yaml --finetune_model --exp_name ft --ckpts P
+            -> fine-tuning/pcp-mae/modelnet40_8k
+        main.py --test --config cfgs/finetune_modelnet.yaml --exp_name vote --ckpts P --seed 1 --vote
+            -> fine-tuning/pcp-mae/modelnet40
+        main.py --config cfgs/fewshot.yaml --finetune_model --ckpts P --exp_name fs --way 5 --shot 10 --fold 0 --seed 1
+            -> few-shot/pcp-mae/modelnet40
+        segmentation/main.py --gpu 0 --ckpts P --log_dir L --learning_rate 0.0002 --epoch 300 --root R --seed 1
+            -> segmentation/pcp-mae/shapenet_part
+        main_vis.py --config cfgs/pretrain/base.yaml --exp_name vis --ckpts P --test -> pre-training/pcp-mae
     """,
     "gm3d": f"""
         main_pretrain.py --config ./Point-MAE_SA3D/cfgs/config.yaml {TRAILS} -> pre-training/gm3d

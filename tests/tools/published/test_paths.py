@@ -35,6 +35,7 @@ EXPECTED = {
     "cfgs/finetune_scan_hardest.yaml": "cfgs/fine-tuning/point-m2ae/scan_pb.yaml",
     "cfgs/finetune_scan_objbg.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj-bg.yaml",
     "cfgs/finetune_scan_objonly.yaml": "cfgs/fine-tuning/point-m2ae/scan_obj.yaml",
+    "cfgs/pretrain/base.yaml": "cfgs/pre-training/pcp-mae.yaml",
     "Point-MAE_SA3D/cfgs/config.yaml": "cfgs/pre-training/gm3d.yaml",
     "Point-MAE_SA3D/cfgs/finetune_modelnet.yaml": "cfgs/fine-tuning/gm3d/modelnet40.yaml",
     "Point-MAE_SA3D/cfgs/config_finetune_scan_hardest.yaml": "cfgs/fine-tuning/gm3d/scan_pb.yaml",
