@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # The published command starts in this folder, and Python puts it first: the other packages are one folder above.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from main import main as run_main
 from tools.published.segmentation import translate

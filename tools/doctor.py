@@ -30,7 +30,7 @@ from extensions.m2ae_ops.building.toolchain import find_compiler, find_cuda
 from extensions.m2ae_ops.building.torch_files import torch_files
 from tools.confirmed import GRAPH, SIDE_STREAM, confirm
 from tools.self_test import RECIPES
-from utils import ROOT
+from utils import IMPORT_ROOT, ROOT
 from utils.device import choose_device
 from utils.errors import run_command
 
@@ -166,10 +166,10 @@ def run_probes(wanted: dict[str, Probe], folder: Path, device: torch.device) -> 
     def run(name: str, probe: Probe) -> dict | str:
         out = folder / f"{len(name)}-{abs(hash(name))}.pt"
         environment = {**os.environ, "OMP_NUM_THREADS": threads, **dict(probe.environment)}
-        command = [sys.executable, "-m", "tools.self_test", str(out), *probe.arguments]
+        command = [sys.executable, "-m", f"{__package__}.self_test", str(out), *probe.arguments]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=LIMIT
+                command, cwd=IMPORT_ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=LIMIT
             )
         except subprocess.TimeoutExpired:
             return f"took longer than {LIMIT} s"

@@ -83,7 +83,7 @@ def trainer_class() -> type[Trainer]:
     try:
         from tools.accelerate import AcceleratedTrainer
     except ModuleNotFoundError as error:
-        if error.name != "tools.accelerate":
+        if error.name != f"{__package__}.accelerate":
             raise
         return Trainer
     return AcceleratedTrainer

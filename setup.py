@@ -1,0 +1,132 @@
+"""Build the package `m2ae` of this repository. The metadata is in pyproject.toml.
+
+Here the code is in folders of common names, so that `python main.py` works. An installation has them all below `m2ae`, where they
+meet no other package: `api/` becomes the package itself, the other folders and the programs become parts of it, and their imports of
+each other get the prefix `m2ae.`. Nothing else in the files changes but the commands that texts name.
+"""
+
+import ast
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+NAME = "m2ae"
+ROOT = Path(__file__).resolve().parent
+API = "api"  # becomes the package itself
+FOLDERS = ("models", "datasets", "tools", "utils", "segmentation", "extensions")
+PROGRAMS = ("main", "main_vis", "main_pretrain", "main_finetune")
+RECIPES = "cfgs"
+SUFFIXES = {".py", ".typed", ".yaml", ".html", ".css", ".js", ".md", ".cpp", ".h", ".cu", ".cuh"}
+# They install a part of the repository on its own.
+LEFT_OUT = {f"extensions/{file}" for file in ("setup.py", "install_beside.py", "emd/setup.py", "chamfer_dist/setup.py")}
+# What texts call the programs here -> in an installation; neither is Python, so no code is hit.
+COMMANDS = {
+    "python main.py": "m2ae run",
+    'prog="main.py"': 'prog="m2ae run"',
+    'prog="main_vis.py"': 'prog="m2ae vis"',
+    'prog="tools.doctor"': 'prog="m2ae doctor"',
+    "python -m datasets.prepare": "m2ae data",
+    "python -m tools.embed": "m2ae embed",
+    "python -m tools.weights": "m2ae weights",
+    "python -m tools.export": "m2ae export",
+    "python -m tools.doctor": "m2ae doctor",
+}
+_COMMAND = re.compile("|".join("(?<!& )" + re.escape(command) + r"\b" * command[-1].isalnum() for command in COMMANDS))
+_MODULE = re.compile(rf"python -m ({'|'.join(FOLDERS)})\.")
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Yield every file of the package: where it is here, and its path in an installation."""
+    for folder in (API, *FOLDERS, RECIPES):
+        for path in sorted((ROOT / folder).rglob("*")):
+            name = path.relative_to(ROOT).as_posix()
+            if path.suffix in SUFFIXES and name not in LEFT_OUT and path.is_file():
+                yield path, f"{NAME}/{name.removeprefix(f'{API}/')}"
+    for program in PROGRAMS:
+        yield ROOT / f"{program}.py", f"{NAME}/{program}.py"
+
+
+def installed_name(module: str) -> str | None:
+    """Return what a module of this repository is called in an installation, or None for a module of others."""
+    top, dot, rest = module.partition(".")
+    if top == API:
+        return NAME + dot + rest
+    return f"{NAME}.{module}" if top in FOLDERS or top in PROGRAMS else None
+
+
+def rewrite(source: str, file: str) -> str:
+    """Return a Python file as it is installed: its absolute imports of this repository and the commands of its texts renamed.
+
+    Args:
+        file: its path in the repository, for messages and exceptions.
+
+    Raises:
+        ValueError: `import a.b` of this repository without `as`, which binds a name that does not exist in an installation.
+    """
+    lines = [line.encode() for line in source.splitlines(keepends=True)]  # positions count bytes
+    for row, column, old, new in sorted(_renamed(ast.parse(source, file), lines, file), reverse=True):
+        line = lines[row]
+        lines[row] = line[:column] + new.encode() + line[column + len(old.encode()) :]
+    text = b"".join(lines).decode()
+    if not file.startswith("extensions/m2ae_ops/compat/"):  # which speaks of the programs of other repositories
+        text = _COMMAND.sub(lambda match: COMMANDS[match[0]], text)
+    text = _MODULE.sub(rf"python -m {NAME}.\1.", text)
+    compile(text, file, "exec", dont_inherit=True)
+    return text
+
+
+def _renamed(tree: ast.AST, lines: list[bytes], file: str) -> Iterator[tuple[int, int, str, str]]:
+    """Yield row, column (in bytes), what stands there and what is to stand there, for every import of this repository."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and installed_name(node.module):
+            keyword = re.compile(rb"from[ \t]+").match(lines[node.lineno - 1], node.col_offset)
+            yield node.lineno - 1, keyword.end(), node.module, installed_name(node.module)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                new = installed_name(alias.name)
+                if new and alias.asname is None and "." in alias.name:
+                    raise ValueError(
+                        f"{file}, line {node.lineno}: import {alias.name}; write from ... import, or add as"
+                    )
+                if new:
+                    added = "" if alias.asname else f" as {alias.name}"
+                    yield alias.lineno - 1, alias.col_offset, alias.name, new + added
+
+
+class BuildPackage(build_py):
+    """Write the package into the build folder, with its names."""
+
+    def run(self) -> None:
+        """Build the package anew."""
+        if getattr(self, "editable_mode", False):
+            raise SystemExit(
+                f"{NAME} cannot be installed in editable mode, for an installation has other names of modules: "
+                "run the programs of the repository where they are, or install it with pip install ."
+            )
+        shutil.rmtree(
+            Path(self.build_lib) / NAME, ignore_errors=True
+        )  # an earlier build may have left files that are no more
+        for path, name in files():
+            target = Path(self.build_lib) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".py":
+                source = path.read_text(encoding="utf-8")
+                target.write_text(rewrite(source, path.relative_to(ROOT).as_posix()), encoding="utf-8")
+            else:
+                shutil.copyfile(path, target)
+
+    def get_source_files(self) -> list[str]:
+        """Return the files of the repository that a source distribution needs."""
+        return [path.relative_to(ROOT).as_posix() for path, _ in files()]
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Return the files that are written."""
+        return [str(Path(self.build_lib) / name) for _, name in files()]
+
+
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildPackage})
