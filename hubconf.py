@@ -49,18 +49,6 @@ def gm3d_point_m2ae(ckpts=None, **keys):
 
 
 def _build(name: str, ckpts: str | None, keys: dict):
-    from models import build_model, load_weights
-    from utils.files import read_checkpoint
+    from api import create_model
 
-    saved = {} if ckpts is None else _saved_keys(read_checkpoint(ckpts), name)
-    model = build_model({**saved, "NAME": name, **keys})
-    if ckpts is not None:
-        load_weights(model, ckpts)
-    return model.eval()
-
-
-def _saved_keys(checkpoint: dict, name: str) -> dict:
-    """Return the model keys that a checkpoint of ours was trained with, if it is a pre-training one of this method."""
-    config = checkpoint.get("config")
-    model = config.get("model") if isinstance(config, dict) else None
-    return dict(model) if isinstance(model, dict) and model.get("NAME") == name else {}
+    return create_model(name, ckpts, **keys)

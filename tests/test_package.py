@@ -140,5 +140,10 @@ def test_the_wheel_works_from_another_folder(site, tmp_path):
     recipe = ("--config", "cfgs/debug/point-m2ae.yaml", "--exp_name", "a", "--device", "cpu")
     call(site, tmp_path, sys.executable, command, "pretrain", *recipe, *flags)
     assert (tmp_path / "experiments" / "debug" / "point-m2ae" / "a" / "ckpt-last.pth").is_file()
-    code = "import datasets, m2ae, m2ae.models, sys; assert datasets.OTHER; assert not {'models', 'tools', 'utils'} & set(sys.modules)"
+    code = """if True:
+        import sys, datasets, m2ae, m2ae.transforms
+        assert datasets.OTHER and not {"models", "tools", "utils"} & set(sys.modules)
+        assert "point_m2ae.pretrain" in m2ae.list_models()
+        m2ae.create_model("point_m2ae.pretrain", weights="experiments/debug/point-m2ae/a/ckpt-last.pth")
+    """
     call(site, tmp_path, sys.executable, "-c", code)
