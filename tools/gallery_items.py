@@ -15,6 +15,7 @@ from tools.report.page import GalleryItem
 from utils.seed import generator
 
 CENTERS = "patch centres"
+PREDICTED = "predicted centres"
 LEGEND = ("visible", "hidden, or predicted")
 ABOUT = (
     "Gallery",
@@ -64,6 +65,7 @@ def reconstruction_gallery(
     from those that were kept.
 
     Args:
+        model: one that predicts the centres of hidden patches has a cell with them, next to the visible ones.
         guidance: (groups, generator) -> keyword arguments of the model's `forward`.
     """
     was_training = model.training
@@ -96,6 +98,10 @@ def reconstruction_gallery(
             "visible": torch.zeros_like(members),
             "rebuilt": (keep >= len(visible)).long(),
         }
+        if "predicted_centers" in out:
+            believed = out["predicted_centers"][out["valid"]][whose == row]
+            cells[PREDICTED] = torch.cat([pyramid.centers[0][row][~masked], believed])
+            values[PREDICTED] = masked.long().sort().values
         about = describe(clouds, index)
         about["note"] = " · ".join(filter(None, [about["note"], _distance(points[row], filled[keep])]))
         cells, values = ({name: array.cpu().numpy() for name, array in found.items()} for found in (cells, values))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import build_model
-from tools.optim import LOWEST_RATE, build_optimizer, build_schedule, check_training, parameter_groups
+from tools.optim import LOWEST_RATE, build_optimizer, build_schedule, check_training, group_rate, parameter_groups
 from utils.config.merge import merge
 from utils.config.schema import OptimizerConfig, OptimizerKwargs, RunConfig, SchedulerConfig, SchedulerKwargs
 from utils.errors import UserError
@@ -119,3 +119,30 @@ def test_layer_decay_counts_blocks_from_fine_to_coarse():
         build_optimizer(torch.nn.Linear(2, 2), config)
     with pytest.raises(UserError, match=r"layer_decay: is 1\.5"):
         merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, "layer_decay": 1.5}, "optimizer")
+
+
+def test_head_scale_raises_the_peak_of_the_head_alone():
+    """Class token, its position and the head are the first group, all of it with decay; both ends of the curve stay where they are."""
+    keys = {"trans_dim": 24, "encoder_dims": 24, "depth": 1, "num_heads": 2, "embed_widths": [8, 8, 8]}
+    model = build_model({"NAME": "PCP_MAE_Classifier", **keys})
+    config = OptimizerConfig(OptimizerKwargs(lr=1e-3, weight_decay=0.05), head_scale=10)
+    head, spared, decayed = build_optimizer(model, config).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)].split(".")[0] for p in head["params"]} == {"cls_token", "cls_pos", "cls_head_finetune"}
+    assert [group["weight_decay"] for group in (head, spared, decayed)] == [0.05, 0.0, 0.05]
+    assert sum(len(group["params"]) for group in (head, spared, decayed)) == len(names)
+    cosine = SchedulerConfig("CosLR", SchedulerKwargs(epochs=10, initial_epochs=2), lag=0)
+    rates = [
+        group_rate(head, build_schedule(cosine, 1e-3)(e), lambda scale, e=e: build_schedule(cosine, 1e-3 * scale)(e))
+        for e in (0, 6, 10)
+    ]
+    assert rates[0] == rates[2] == LOWEST_RATE and rates[1] == build_schedule(cosine, 1e-2)(6)
+    assert group_rate({"lr_scale": 0.5}, 2.0, lambda scale: 0.0) == 1.0
+    with pytest.raises(UserError, match="PCPMAE has no class token and head; leave it out"):
+        build_optimizer(build_model({"NAME": "PCP_MAE", "transformer_config": keys}), config)
+    for bad, message in (
+        ({"head_scale": 0}, "must be above 0"),
+        ({"head_scale": 2, "layer_decay": 0.5}, "give one of them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, **bad}, "optimizer")
