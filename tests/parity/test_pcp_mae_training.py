@@ -17,6 +17,7 @@ RECIPES = {
     "finetune_scan": "fine-tuning/pcp-mae/scan_pb",
     "finetune_scan_hardest": "fine-tuning/pcp-mae/scan_pb",
     "finetune_modelnet": "fine-tuning/pcp-mae/modelnet40",
+    "linear_modelnet": "fine-tuning/pcp-mae/modelnet40-linear",
     "fewshot": "few-shot/pcp-mae/modelnet40",
 }
 
@@ -43,7 +44,7 @@ def test_parameter_groups(name):
             assert [names[id(parameter)] for parameter in group["params"]] == listed["params"]
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune_scan", "finetune_modelnet", "fewshot"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune_scan", "finetune_modelnet", "linear_modelnet", "fewshot"])
 def test_rates_of_the_groups(name):
     """Warm-up and floor are 1e-6 for both, the peak of the head is ten times as high."""
     config, ref = recipe(name), read("schedules")
