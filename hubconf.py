@@ -48,6 +48,11 @@ def gm3d_point_m2ae(ckpts=None, **keys):
     return _build("GM3D_Point_M2AE", ckpts, keys)
 
 
+def point_jepa(ckpts=None, **keys):
+    """Build Point-JEPA (arXiv 2404.16432), with its teacher."""
+    return _build("Point_JEPA", ckpts, keys)
+
+
 def _build(name: str, ckpts: str | None, keys: dict):
     from api import create_model
 

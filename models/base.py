@@ -73,22 +73,42 @@ class PointModel(nn.Module):
         return None
 
     @property
+    def subsamples(self) -> bool:
+        """Whether `transform` chooses the points that a classifier trains on."""
+        return False
+
+    @property
     def later_key_wins(self) -> bool:
         """Where a renamed key of a checkpoint meets one that had this name already: take the later, as published programs do."""
         return False
 
-    def group(self, points: Tensor) -> Pyramid:
+    def transform(self, points: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Return points (B, N, 3) as the method wants them: with a generator as in training, else as in evaluation; here as they are."""
+        return points
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Follow the epoch of training that begins; return whether other parameters train now."""
+        return False
+
+    def group(self, points: Tensor, *, generator: torch.Generator | None = None) -> Pyramid:
         """Group points (B, N, 3) at every scale; no weight takes part. Gradients reach the points through their coordinates.
+
+        Args:
+            generator: of what is random in it while a method trains; here nothing is.
 
         Raises:
             ValueError: not such a tensor, no clouds in it, too few points for the groups, or weights in half precision.
         """
+        self.check_dtype()
+        return group_pyramid(points, self.config.num_groups, self.config.group_sizes, dtype=self.dtype)
+
+    def check_dtype(self) -> None:
+        """Raise a ValueError where weights are in half precision."""
         if self.dtype not in WEIGHT_DTYPES:
             raise ValueError(
                 f"{type(self).__name__}: weights are {self.dtype}, which batch statistics and coordinates do not survive; keep them in "
                 "float32 (.float()) and compute in half precision by torch.autocast, which is --precision bf16 or fp16"
             )
-        return group_pyramid(points, self.config.num_groups, self.config.group_sizes, dtype=self.dtype)
 
 
 class Reconstruction(NamedTuple):
@@ -100,15 +120,40 @@ class Reconstruction(NamedTuple):
     masked: Tensor  # (B, G) bool, the mask of the coarsest scale, True = hidden
 
 
-class MaskedAutoencoder(PointModel):
-    """Hide groups, encode the visible ones, rebuild the hidden ones.
+class PretrainingModel(PointModel):
+    """A model that learns without labels, of whole clouds whose groups it is shown in part.
 
-    A method says what it learns in `autoencode`; `HierarchicalMAE` and `SingleScaleMAE` hold encoders and decoders.
+    `forward(points, masked=None, *, pyramid=None, targets=None, generator=None)` returns a dict with the scalar "loss", "loss_<part>" if it
+    is a sum, and scalars for the log, "log_<name>".
 
     Class attributes:
         taught: whether `forward` takes targets of a teacher.
         svm_C: published C of the linear SVM by the data set that `--test_svm` names.
         picture_hint: what to know of pictures of what the model rebuilds, or None.
+    """
+
+    taught: ClassVar[bool] = False
+    svm_C: ClassVar[Mapping[str, float]] = {}
+    picture_hint: str | None = None
+
+    def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> Any:
+        """Draw what a step shows and hides: what `forward` takes as `masked`."""
+        raise NotImplementedError(f"{type(self).__name__}.draw_mask")
+
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C) of the coarsest scale."""
+        raise NotImplementedError(f"{type(self).__name__}.patch_tokens")
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""
+        tokens = self.patch_tokens(points)
+        return tokens.mean(1) + tokens.amax(1)
+
+
+class MaskedAutoencoder(PretrainingModel):
+    """Hide groups, encode the visible ones, rebuild the hidden ones.
+
+    A method says what it learns in `autoencode`; `HierarchicalMAE` and `SingleScaleMAE` hold encoders and decoders.
 
     Attributes:
         masked_count: groups of the coarsest scale that are hidden in each sample, the same number in all.
@@ -116,9 +161,6 @@ class MaskedAutoencoder(PointModel):
         criterion: compares rebuilt patches with hidden ones.
     """
 
-    taught: ClassVar[bool] = False
-    svm_C: ClassVar[Mapping[str, float]] = {}
-    picture_hint: str | None = None
     masked_count: int
     decoded_scale: int = 0
 
@@ -242,15 +284,6 @@ class MaskedAutoencoder(PointModel):
             "samples": hidden.samples(),
             "valid": hidden.valid,
         }
-
-    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
-        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C) of the coarsest scale."""
-        raise NotImplementedError(f"{type(self).__name__}.patch_tokens")
-
-    def encode(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""
-        tokens = self.patch_tokens(points)
-        return tokens.mean(1) + tokens.amax(1)
 
     @torch.no_grad()
     def reconstruct(

@@ -72,16 +72,27 @@ class Classifier(PointModel):
 
     Class attributes:
         published_rounds: rounds of voting that the method's published program runs, of which it reports the best.
+        head_name: what the head is called.
     """
 
     HEAD = ("cls_head_finetune.",)
     published_rounds: ClassVar[int] = 1
+    head_name: ClassVar[str] = "cls_head_finetune"
 
     def __init__(self, config: Any):
         super().__init__(config)
         features = POOLINGS[config.pooling].widths * self.build_encoder_parts(config)
-        build_head = {"mlp3": classification_head, "linear": nn.Linear}[config.head]
-        self.cls_head_finetune = build_head(features, config.cls_dim)
+        build_head = {"mlp3": self.build_head, "linear": nn.Linear}[config.head]
+        setattr(self, self.head_name, build_head(features, config.cls_dim))
+
+    @property
+    def head(self) -> nn.Module:
+        """What maps features (B, F) to logits."""
+        return getattr(self, self.head_name)
+
+    def build_head(self, width: int, classes: int) -> nn.Sequential:
+        """Return the published head of three layers."""
+        return classification_head(width, classes)
 
     def build_encoder_parts(self, config: Any) -> int:
         """Create the encoder's parts under their published names and return C."""
@@ -110,7 +121,7 @@ class Classifier(PointModel):
             ValueError: too few points for the groups, or a single cloud in training mode, where the head's batch
                 normalisation has no statistics.
         """
-        return self.cls_head_finetune(self.features(points, pyramid))
+        return self.head(self.features(points, pyramid))
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compare logits (B, cls_dim) with labels (B,) int64 below `cls_dim`: a scalar."""

@@ -37,7 +37,7 @@ from models.single_scale import (
     SingleScaleMAEConfig,
     with_placeholders,
 )
-from models.teachers import Complete, FrozenTeacher
+from models.teachers import Complete, FrozenTeacher, Spread
 
 METHOD = "gm3d"
 # What the branch that predicts complexity is called in a checkpoint.
@@ -150,6 +150,7 @@ class Targets:
         guided: how many of the hidden groups of a sample were chosen by score.
         scores: (B, G) what the averaged teacher expected of each patch.
         teacher, complete: feature mode: the frozen teacher, and what it makes of the complete cloud.
+        spread: of the features of the averaged teacher, for the log.
     """
 
     weights: tuple[float, float]
@@ -157,6 +158,7 @@ class Targets:
     scores: Tensor
     teacher: FrozenTeacher | None = None
     complete: Complete | None = None
+    spread: Spread | None = None
 
 
 def base_keys(config: Any, kind: type) -> Any:
@@ -282,6 +284,8 @@ class GuidedMAE(MaskedAutoencoder):
                 expected = targets.scores.gather(1, hidden.order)
                 logged["log_guide_rank_correlation"] = rank_correlation(expected, difficulty, valid)
                 logged["log_guided_fraction"] = difficulty.new_full((), targets.guided / self.masked_count)
+                if targets.spread is not None:
+                    logged |= {"log_target_std": targets.spread.deviation, "log_target_rank": targets.spread.rank}
         total = sum((weights.get(name, 1.0) * value for name, value in out.items()), start=difficulty.new_zeros(()))
         return {"loss": total, **out, **logged, "complexity": prediction}
 

@@ -78,18 +78,23 @@ class PartSegmenter(PointModel):
         super().__init__(config)
         # The order of creation is the order of the published parameter lists.
         widths = self.build_encoder_parts(config)
-        self.label_conv = nn.Sequential(
-            PointwiseConv(config.num_categories, config.label_width, bias=False),
-            BatchNorm(config.label_width),
-            nn.LeakyReLU(LEAK),
-        )
+        self.build_label(config.num_categories, config.label_width)
         features, summary = self.build_propagation(widths)
         self.constant_width = summary + config.label_width
-        self._build_head([features + self.constant_width, *config.head_widths])
+        self.build_head([features + self.constant_width, *config.head_widths])
 
     def build_encoder_parts(self, config: Any) -> list[int]:
         """Create the encoder's parts under their published names and return the widths of its token sets."""
         raise NotImplementedError(f"{type(self).__name__}.build_encoder_parts")
+
+    def build_label(self, categories: int, width: int) -> None:
+        """Create what embeds a category, under its published name."""
+        linear = PointwiseConv(categories, width, bias=False)
+        self.label_conv = nn.Sequential(linear, BatchNorm(width), nn.LeakyReLU(LEAK))
+
+    def embed_label(self, category: Tensor) -> Tensor:
+        """Embed one-hot categories (B, num_categories) as (B, label_width)."""
+        return self.label_conv(category)
 
     def build_propagation(self, widths: Sequence[int]) -> tuple[int, int]:
         """Create what carries token sets of these widths to the points, under its published names; return F and S."""
@@ -103,7 +108,7 @@ class PartSegmenter(PointModel):
         """Return features (B, N, F) of points (B, N, 3), as a list of slices of the channels, and the summary (B, S)."""
         raise NotImplementedError(f"{type(self).__name__}.carry")
 
-    def _build_head(self, widths: Sequence[int]) -> None:
+    def build_head(self, widths: Sequence[int]) -> None:
         """Add `convs1`, `convs2`, ... and `bns1`, ...; the last convolution has no normalisation."""
         for number, (before, after) in enumerate(pairwise(widths), start=1):
             setattr(self, f"convs{number}", PointwiseConv(before, after, before_norm=True))
@@ -135,11 +140,11 @@ class PartSegmenter(PointModel):
         features, summary = self.carry(points.to(self.dtype), tokens)
         if category.dim() == 1:
             category = F.one_hot(category, self.config.num_categories)
-        label = self.label_conv(category.flatten(1).to(summary.dtype))  # (B, label_width)
-        logits = self._head(features, torch.cat([summary, label], dim=1))
+        label = self.embed_label(category.flatten(1).to(summary.dtype))  # (B, label_width)
+        logits = self.classify(features, torch.cat([summary, label], dim=1))
         return F.log_softmax(at_least_float(logits), dim=-1)
 
-    def _head(self, features: Sequence[Tensor], constant: Tensor) -> Tensor:
+    def classify(self, features: Sequence[Tensor], constant: Tensor) -> Tensor:
         """Map features (B, N, F), in slices, and what is constant over the points of a cloud (B, S') to logits (B, N, P).
 
         The first layer multiplies the constant channels once a cloud, and each slice by itself, and adds them up.

@@ -1,6 +1,4 @@
-"""Teachers of GeoMask3D: one that averages the student, one that was pre-trained and stays as it is.
-
-Neither is a part of the student: they have no gradient and are in no optimizer.
+"""Teachers: those that average the student, and one that was pre-trained and stays as it is. They have no gradient.
 
 Shapes: `B` batch, `G` groups, `K` points per patch, `C` channels, `T` tokens.
 """
@@ -9,7 +7,7 @@ import hashlib
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,34 +19,56 @@ from utils.config.merge import to_dict
 from utils.errors import UserError
 from utils.files import read_checkpoint
 
+# Below them features have collapsed: nearly the same for all tokens, or along one direction.
+LEAST_DEVIATION, LEAST_RANK = 0.02, 1.5
+
 
 class EmaTeacher(nn.Module):
     """A running average of a model, parameters and buffers alike; always in evaluation mode.
 
-    Attributes:
-        module: the averaged model.
-        notes: tensors by name that belong to the run, saved and restored with the average.
+    Class attributes:
+        average_name: what the averaged model is called here.
     """
+
+    average_name: ClassVar[str] = "module"
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.module = deepcopy(model).requires_grad_(False)
-        self.notes: dict[str, Tensor] = {}
+        setattr(self, self.average_name, deepcopy(model).requires_grad_(False))
         self.train(False)
+
+    @property
+    def average(self) -> nn.Module:
+        """The averaged model."""
+        return getattr(self, self.average_name)
 
     def train(self, mode: bool = True) -> "EmaTeacher":
         """Stay in evaluation mode."""
-        return super().train(False)
+        self.training = False
+        self.average.train(False)
+        return self
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
         """Move towards a model: average = decay * average + (1 - decay) * model; counters are copied."""
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        pairs = list(zip(_tensors(self.average), _tensors(model), strict=True))
         averaged = [(own, new) for own, new in pairs if own.is_floating_point()]
         torch._foreach_lerp_([own for own, _ in averaged], [new for _, new in averaged], 1 - decay)
         for own, new in pairs:
             if not own.is_floating_point():
                 own.copy_(new)
+
+
+class NotingTeacher(EmaTeacher):
+    """An average with notes of the run.
+
+    Attributes:
+        notes: tensors by name, saved and restored with the average.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.notes: dict[str, Tensor] = {}
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """Return what a state dict holds besides tensors."""
@@ -61,6 +81,37 @@ class EmaTeacher(nn.Module):
 
 def _tensors(model: nn.Module):
     return chain(model.parameters(), model.buffers())
+
+
+class Spread(NamedTuple):
+    """How much features differ from token to token; both fall where they collapse."""
+
+    deviation: Tensor  # mean over the channels of the standard deviation over the tokens
+    rank: Tensor  # of the covariance: (sum of eigenvalues)² / sum of their squares, 1 to C
+
+
+@torch.no_grad()
+def feature_spread(features: Tensor) -> Spread:
+    """Measure how much features (..., C) spread over tokens."""
+    rows = features.flatten(0, -2)
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    with torch.autocast(rows.device.type, enabled=False):
+        centred = rows - rows.mean(0)
+        covariance = centred.T @ centred / max(len(rows) - 1, 1)  # (C, C)
+    variance = covariance.diagonal()
+    rank = variance.sum().square() / covariance.square().sum().clamp_min(torch.finfo(rows.dtype).tiny)
+    return Spread(variance.sqrt().mean(), rank)
+
+
+def collapsed(deviation: float, rank: float) -> str | None:
+    """Say that features have collapsed, where their spread, a mean over an epoch, tells so."""
+    if deviation >= LEAST_DEVIATION and rank >= LEAST_RANK:
+        return None
+    return (
+        f"the features of the teacher have collapsed: their standard deviation over tokens is {deviation:.2g} (a sound run stays above "
+        f"{LEAST_DEVIATION}), the rank of their covariance {rank:.3g} (above {LEAST_RANK}). Lower the learning rate, raise the momentum of "
+        "the teacher, or make targets and context overlap less"
+    )
 
 
 class Complete(NamedTuple):

@@ -107,7 +107,7 @@ class PartEvaluator:
 
     def _log_probs(self, model: nn.Module, batch: Batch, points: Tensor | None = None) -> Tensor:
         with autocast(self.run.device, self.run.config.precision):
-            return model(batch.points if points is None else points, batch.labels)
+            return model(model.transform(batch.points if points is None else points), batch.labels)
 
     def _voted(self, model: nn.Module, batch: Batch, index: int) -> Tensor:
         total = 0

@@ -117,7 +117,7 @@ def segment_cloud(run: RunContext, model: nn.Module, points: np.ndarray, categor
         own = order[begin : begin + npoints]
         filled = own if len(own) == npoints else np.concatenate([own, resample(order, npoints - len(own), seed=seed)])
         with torch.inference_mode(), autocast(run.device, config.precision):
-            log_probs = model(cloud[filled][None].to(run.device), torch.tensor([number], device=run.device))
+            log_probs = model(model.transform(cloud[filled][None].to(run.device)), torch.tensor([number], device=run.device))
         finite = torch.isfinite(log_probs).all(dim=-1)[0, : len(own)].cpu().numpy()
         parts[own] = np.where(finite, restricted_argmax(log_probs.cpu(), owned)[0, : len(own)].numpy(), MISSING)
     return parts

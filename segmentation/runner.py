@@ -76,7 +76,9 @@ class PartSegmentation(Supervised):
         """Augment and group the clouds."""
         draw, kind = batch.draw(self.run.config.seed, epoch), self.run.config.augmentation
         points = augment(batch.points, kind, self.clouds.up_axis, draw("augmentation"))
-        return {"points": points, "pyramid": self.model.group(points), "category": batch.labels, "parts": batch.parts}
+        points = self.model.transform(points, generator=draw("transform"))
+        pyramid = self.model.group(points, generator=draw("group"))
+        return {"points": points, "pyramid": pyramid, "category": batch.labels, "parts": batch.parts}
 
     def compute(self, model: nn.Module, inputs: dict[str, Any]) -> Values:
         """Segment and compare."""

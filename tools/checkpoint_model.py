@@ -37,7 +37,8 @@ def model_of_checkpoint(
     if whole and model.NAME == trained.NAME:
         found = _leaves(theirs)
     else:
-        found = _encoder(theirs, to_dict(type(trained)()), recipe_keys, _leaves(tree))
+        task_keys = (*TASK_KEYS, *getattr(model, "task_keys", ()))
+        found = _encoder(theirs, to_dict(type(trained)()), recipe_keys, _leaves(tree), task_keys)
     own = _leaves(tree)
     changed, kept = {}, []
     for key, value in found.items():
@@ -75,11 +76,13 @@ def _fits(model: Any, trained: Any) -> bool:
     return widths & set(own) == widths & set(theirs)
 
 
-def _encoder(theirs: dict, published: dict, recipe_keys: Collection[str], own: Mapping) -> dict[str, tuple]:
+def _encoder(
+    theirs: dict, published: dict, recipe_keys: Collection[str], own: Mapping, task_keys: Collection[str]
+) -> dict[str, tuple]:
     usual = _leaves(published)
     found = {}
     for key, value in _leaves(theirs).items():
-        if key in TASK_KEYS or key not in own:
+        if key in task_keys or key not in own:
             continue
         if key in GROUPING and (key in recipe_keys or usual.get(key, (None, None))[1] == value[1]):
             continue

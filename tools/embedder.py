@@ -20,6 +20,7 @@ from datasets.formats.cloud_files import BadFiles, read_cloud
 from datasets.formats.points import Notes, upright
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
+from models.classifier import Classifier
 from models.weights import method_of, state_dict_of
 from tools.launch import load_recipe
 from tools.sampling import farthest, points_needed, points_taken, repeat_points
@@ -44,7 +45,7 @@ class Embedder:
     placing: str = "sphere"  # where clouds are put: "sphere" = centred, in the unit sphere; "centre" = centred; "stored" = not moved
 
     def __post_init__(self):
-        self.classifies = hasattr(self.model, "cls_head_finetune")
+        self.classifies = isinstance(self.model, Classifier)
         self.npoints = points_taken(self.config)  # None = all
         self.needed = points_needed(self.config.model)
         self.precision = self.config.precision
@@ -72,8 +73,8 @@ class Embedder:
         with torch.inference_mode(), autocast(self.device, self.precision):
             if not self.classifies:
                 return self.model.encode(points).float().cpu().numpy(), None
-            features = self.model.features(points)
-            logits = self.model.cls_head_finetune(features)
+            features = self.model.features(self.model.transform(points))
+            logits = self.model.head(features)
         return features.float().cpu().numpy(), logits.float().softmax(dim=1).cpu().numpy()
 
 
@@ -109,7 +110,7 @@ def open_embedder(
     guess = _published_recipe(ckpts, checkpoint) if config is None and not _saved_config(checkpoint) else None
     resolved = _configuration(ckpts, checkpoint, guess or config, overrides)
     model = build_model(resolved.model)
-    if not (hasattr(model, "encode") or hasattr(model, "cls_head_finetune")):
+    if not (hasattr(model, "encode") or isinstance(model, Classifier)):
         raise UserError(
             f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
         )
@@ -119,7 +120,7 @@ def open_embedder(
         if guess is None:
             raise
         raise UserError(f"{error}; {guess} was taken by its keys, give its own recipe with --config") from error
-    if hasattr(model, "cls_head_finetune") and report.missing:
+    if isinstance(model, Classifier) and report.missing:
         raise UserError(
             f"{ckpts}: lacks {len(report.missing)} tensors of the classifier {resolved.model.NAME}, first {report.missing[0]}; "
             "give the recipe that it was trained with, one of cfgs/pre-training/ for a pre-trained model"
@@ -217,7 +218,7 @@ def _published_recipe(ckpts: str | Path, checkpoint: dict) -> str:
         UserError: it is of no known method, or a classifier, whose recipe depends on the data set.
     """
     method = method_of(checkpoint)
-    classifies = any(key.startswith("cls_head_finetune.") for key in state_dict_of(checkpoint))
+    classifies = any(key.startswith(("cls_head_finetune.", "cls_head.")) for key in state_dict_of(checkpoint))
     if method is None or classifies:
         kind = f"fine-tuning/{method}/modelnet40" if method and classifies else f"pre-training/{method or 'point-m2ae'}"
         raise UserError(

@@ -152,7 +152,7 @@ class Evaluator:
 
     def _logits(self, model: nn.Module, points: Tensor) -> Tensor:
         with autocast(self.run.device, self.run.config.precision):
-            return model(points.to(self.run.device)).float().cpu()
+            return model(model.transform(points.to(self.run.device))).float().cpu()
 
     def _parts(self, points: Tensor) -> Sequence[Tensor]:
         return points.split(self.run.config.total_bs)

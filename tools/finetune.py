@@ -8,6 +8,7 @@ from datasets import CloudSet
 from datasets.batches import Batch
 from datasets.transforms import augment
 from models import build_model
+from models.classifier import Classifier
 from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report
@@ -34,7 +35,7 @@ def build_classifier(run: RunContext) -> nn.Module:
     """
     config = run.config
     model = build_model(config.model)
-    if not hasattr(model, "cls_head_finetune"):
+    if not isinstance(model, Classifier):
         raise UserError(
             f"model.NAME: {config.model.NAME} does not classify; use a recipe of cfgs/fine-tuning/ or cfgs/few-shot/"
         )
@@ -83,14 +84,21 @@ class Classification(Supervised):
     def set_mode(self) -> None:
         """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either."""
         self.model.train(not self.frozen)
-        self.model.cls_head_finetune.train()
+        self.model.head.train()
+
+    def begin_epoch(self, epoch: int) -> bool:
+        """Let the model follow the epoch, unless its encoder is frozen for good."""
+        return not self.frozen and super().begin_epoch(epoch)
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Choose points, augment and group them."""
         draw, config = batch.draw(self.run.config.seed, epoch), self.run.config
-        points = training_points(batch.points, config.npoints, draw("subset"))
+        points, model = batch.points, self.model
+        if not model.subsamples:
+            points = training_points(points, config.npoints, draw("subset"))
         points = augment(points, config.augmentation, self.clouds.up_axis, draw("augmentation"))
-        return {"points": points, "pyramid": self.model.group(points), "labels": batch.labels}
+        points = model.transform(points, generator=draw("transform"))
+        return {"points": points, "pyramid": model.group(points, generator=draw("group")), "labels": batch.labels}
 
     def compute(self, model: nn.Module, inputs: dict[str, Any]) -> Values:
         """Classify and compare."""

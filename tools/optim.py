@@ -81,7 +81,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     if config.type == "SGD":
         kwargs.setdefault("nesterov", True)
         kwargs.setdefault("momentum", 0.9)
-    if config.head_scale is not None:
+    if config.decay_all:
+        groups = [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+    elif config.head_scale is not None:
         groups = head_groups(model, weight_decay, config.head_scale, token_rule=config.token_rule)
     elif config.layer_decay is None:
         groups = parameter_groups(model, weight_decay, token_rule=config.token_rule)
@@ -135,6 +137,18 @@ def _half_cosine(kwargs, base: float) -> Callable[[float], float]:
     return rate
 
 
+def _warmup_cosine(kwargs, base: float) -> Callable[[float], float]:
+    """Warm up linearly from `start_lr` to the highest rate, which the last epoch of the warm-up has; then half a cosine to `min_lr`."""
+
+    def rate(epoch: float) -> float:
+        if epoch < kwargs.initial_epochs:
+            return min(base, kwargs.start_lr + epoch * (base - kwargs.start_lr) / max(kwargs.initial_epochs - 1, 1))
+        progress = (epoch - kwargs.initial_epochs) / max(kwargs.epochs - kwargs.initial_epochs, 1)
+        return kwargs.min_lr + (base - kwargs.min_lr) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    return rate
+
+
 def _exponential(kwargs, base: float) -> Callable[[float], float]:
     return lambda epoch: base * max(kwargs.lr_decay ** (epoch / kwargs.decay_step), kwargs.lowest_decay)
 
@@ -150,6 +164,7 @@ def _constant(kwargs, base: float) -> Callable[[float], float]:
 _RATES = {
     "CosLR": _cosine,
     "HalfCosine": _half_cosine,
+    "WarmupCosine": _warmup_cosine,
     "LambdaLR": _exponential,
     "StepLR": _steps,
     "function": _constant,
@@ -174,6 +189,7 @@ def check_training(config: RunConfig) -> None:
     needed = {
         "CosLR": ("epochs", "initial_epochs"),
         "HalfCosine": ("epochs", "initial_epochs"),
+        "WarmupCosine": ("epochs", "initial_epochs"),
         "LambdaLR": ("lr_decay", "decay_step", "lowest_decay"),
         "StepLR": ("step_size", "gamma"),
     }

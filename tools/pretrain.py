@@ -9,10 +9,10 @@ from datasets import CloudSet, build_dataset
 from datasets.batches import Batch
 from datasets.transforms import augment
 from models import load_weights
+from models.teachers import collapsed
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult
-from tools.gallery_items import ABOUT, reconstruction_gallery
-from tools.guides.base import Guide, build_guide
+from tools.guides.base import Guide, build_guide, gallery_of
 from tools.optim import check_training
 from tools.report.page import write_report
 from tools.run_state import RunState
@@ -66,7 +66,8 @@ class Pretraining(Session):
         """Augment the clouds and group them."""
         draw = batch.draw(self.run.config.seed, epoch)
         points = augment(batch.points, self.run.config.augmentation, self.clouds.up_axis, draw("augmentation"))
-        return {"points": points, "pyramid": self.model.group(points)}
+        points = self.model.transform(points, generator=draw("transform"))
+        return {"points": points, "pyramid": self.model.group(points, generator=draw("group"))}
 
     def compute(self, model: nn.Module, inputs: dict[str, Any]) -> Values:
         """Rebuild the hidden part and compare."""
@@ -88,8 +89,10 @@ class Pretraining(Session):
             self.evaluate(trainer, None)
 
     def after_epoch(self, trainer: Trainer, epoch: int) -> None:
-        """Keep the checkpoint of some epochs."""
-        run = self.run
+        """Keep the checkpoint of some epochs; say so where the features of a teacher have collapsed."""
+        run, means = self.run, trainer.state.metrics
+        if "log_target_std" in means and (why := collapsed(means["log_target_std"], means["log_target_rank"])):
+            run.log.warning(f"epoch {epoch}: {why}")
         if run.config.keep_from <= epoch and epoch % run.config.keep_every == 0 and is_main():
             save_checkpoint(run.folder / f"ckpt-epoch-{epoch:03d}.pth", trainer.state.checkpoint(run.config_dict()))
 
@@ -144,7 +147,7 @@ class Pretraining(Session):
             run.folder,
             config=run.config_dict(),
             **self.pictures(),
-            gallery_about=ABOUT,
+            gallery_about=gallery_of(self.model)[1],
             confusion=None if self.probe is None else self.probe.confusion(),
             title=f"Pre-training {run.config.model.NAME}: {run.args.exp_name}",
         )
@@ -152,7 +155,7 @@ class Pretraining(Session):
 
     def pictures(self) -> dict[str, Any]:
         """Return what the report shows besides numbers, as keyword arguments of `write_report`."""
-        return {"gallery": reconstruction_gallery(self.model, self.clouds, self.run.seed, self.run.device)}
+        return {"gallery": gallery_of(self.model)[0](self.model, self.clouds, self.run.seed, self.run.device)}
 
     def conclude(self, state: RunState) -> dict[str, float]:
         """Log and return what pre-training was worth: the linear SVM on the untrained and on the trained encoder."""
@@ -205,5 +208,5 @@ class GuidedPretraining(Pretraining):
     def pictures(self) -> dict[str, Any]:
         """Return what the report shows besides numbers, of the method too."""
         run, guide, model = self.run, self.guide, self.model
-        gallery = reconstruction_gallery(model, self.clouds, run.seed, run.device, guidance=guide.picture)
+        gallery = gallery_of(model)[0](model, self.clouds, run.seed, run.device, guidance=guide.picture)
         return {"gallery": gallery, "galleries": guide.galleries(model), "sections": guide.sections(model)}

@@ -85,6 +85,10 @@ class Supervised(Session):
         """Return entries of the best metrics that do not belong to one epoch."""
         return {}
 
+    def begin_epoch(self, epoch: int) -> bool:
+        """Let the model follow the epoch."""
+        return self.model.begin_epoch(epoch)
+
     def vote(self, trainer: Trainer, epoch: int, scores: dict[str, float], *, best: bool) -> None:
         """Evaluate with voting, where that is asked for after this epoch."""
 

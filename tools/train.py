@@ -115,6 +115,10 @@ class Task:
     def after_update(self) -> None:
         """Follow each update of the weights."""
 
+    def begin_epoch(self, epoch: int) -> bool:
+        """Follow the epoch that begins; return whether other parameters train now."""
+        return False
+
     def set_mode(self) -> None:
         """Bring the model into training mode."""
         self.model.train()
@@ -237,8 +241,13 @@ class Trainer:
         self.steps, self.accumulated = len(batches), config.step_per_update
         self.divides = "undivided_accumulation" not in config.legacy_names()
         self.schedule = build_schedule(config.scheduler, config.optimizer.kwargs.lr)
-        self.wrapped = distribute(state.model, self.run.device, every_step=self.accumulated == parts == 1)
+        self.wrapped = self.distributed()
         self._began = time.perf_counter(), self._steps_left(state.epoch + 1, state.pending["step"])
+
+    def distributed(self) -> nn.Module:
+        """Wrap the model as it is for several processes."""
+        every_step = self.accumulated == self.run.args.micro_batches == 1
+        return distribute(self.state.model, self.run.device, every_step=every_step)
 
     # The run: epochs, each saved and, where it is due, evaluated.
 
@@ -255,6 +264,8 @@ class Trainer:
             task.evaluate(self, epoch)
             self.save(evaluations=[])
         for epoch in range(state.epoch + 1, last + 1):
+            if task.begin_epoch(epoch):
+                self.wrapped = self.distributed()
             task.set_mode()
             self.train_epoch(epoch)
             due = task.due(epoch)

@@ -14,7 +14,8 @@ from datasets.formats.ply import write_ply
 from datasets.formats.points import Notes, upright
 from models import load_weights
 from tools.context import RunContext, build_pretraining_model
-from tools.gallery_items import ABOUT, cloud_distance, reconstruction_gallery
+from tools.gallery_items import cloud_distance
+from tools.guides.base import gallery_of
 from tools.report.page import GalleryItem, write_report
 from tools.results import open_output
 from utils.device import autocast
@@ -60,13 +61,15 @@ def run_vis(run: RunContext) -> dict[str, float]:
         folder,
         config=run.config_dict(),
         gallery=items,
-        gallery_about=ABOUT,
+        gallery_about=gallery_of(model)[1],
         summary={"Checkpoint": str(args.ckpts), "Clouds": f"{len(items)} of {source}", "Seed of the masks": run.seed},
         title=f"{run.config.model.NAME} rebuilds: {args.exp_name}",
     )
     run.log.info(f"{len(items)} clouds of {source}, report: {path}")
     distances = [
-        cloud_distance(*(torch.from_numpy(item.clouds[key]) for key in ("input", "rebuilt"))) for item in items
+        cloud_distance(*(torch.from_numpy(item.clouds[key]) for key in ("input", "rebuilt")))
+        for item in items
+        if "rebuilt" in item.clouds
     ]
     results = {"clouds": len(items)}
     return results | ({"Chamfer distance x 1000, mean over clouds": 1000 * fmean(distances)} if distances else {})
@@ -128,7 +131,7 @@ def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
 
 def _rebuild(run: RunContext, model: nn.Module, clouds: CloudSet, *, seed: int) -> list[GalleryItem]:
     with autocast(run.device, run.config.precision):
-        return reconstruction_gallery(model, clouds, seed, run.device, count=len(clouds))
+        return gallery_of(model)[0](model, clouds, seed, run.device, count=len(clouds))
 
 
 def _spread(total: int, count: int) -> np.ndarray:

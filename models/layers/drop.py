@@ -34,7 +34,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, ...) to the same shape."""
-        if not self.training or world_size() == 1:
+        if not self.training or world_size() == 1 or self.p == 0:
             return super().forward(x)
         factors = F.dropout(x.new_ones(len(x) * world_size(), *x.shape[1:]), self.p)
         return x * factors[own_rows(len(x))]

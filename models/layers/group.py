@@ -3,7 +3,7 @@
 Shapes: `B` batch, `N` points, `G` groups, `K` neighbours per group, scale index 0 = finest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,7 +25,12 @@ class Pyramid(NamedTuple):
 
 
 def group_pyramid(
-    points: Tensor, num_groups: Sequence[int], group_sizes: Sequence[int], *, dtype: torch.dtype = torch.float32
+    points: Tensor,
+    num_groups: Sequence[int],
+    group_sizes: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float32,
+    sample: Callable[[Tensor, Sequence[int]], list[Tensor]] | None = None,
 ) -> Pyramid:
     """Group points (B, N, 3) into patches, the patches' centres into larger patches, and so on (Zhang et al. 2022, Sec. 3.1).
 
@@ -34,6 +39,7 @@ def group_pyramid(
 
     Args:
         dtype: float32 or float64, of all coordinates.
+        sample: chooses the centres in another way, (points, counts) -> one (B, G) a scale.
 
     Raises:
         ValueError: points are not floating (B, N, 3) or no cloud is among them, or a scale has fewer members than the groups or
@@ -44,7 +50,7 @@ def group_pyramid(
     _check_sizes(members.shape[1], num_groups, group_sizes)
     pyramid = Pyramid([], [], [])
     with torch.no_grad():
-        samples = fps(members, num_groups, skip_near_origin=True)
+        samples = fps(members, num_groups, skip_near_origin=True) if sample is None else sample(members, num_groups)
     for chosen, size in zip(samples, group_sizes, strict=True):
         centers = gather(members, chosen)  # (B, G, 3)
         with torch.no_grad():

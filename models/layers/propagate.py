@@ -5,6 +5,7 @@ Shapes: `B` batch, `M` coarse points, `G` fine points, `C` channels.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,17 @@ from extensions import three_interpolate, three_nn
 from models.layers.norm import BatchNorm, PointwiseConv
 
 
-def interpolate(fine: Tensor, coarse: Tensor, values: Tensor) -> Tensor:
+def interpolate(fine: Tensor, coarse: Tensor, values: Tensor, epsilon: float = 1e-8) -> Tensor:
     """Interpolate values (B, M, C) at coarse (B, M, 3) to fine (B, G, 3), weighted by inverse squared distance.
 
-    Weights are 1 / (d + 1e-8) with the squared distance d, normalised over the three neighbours (Qi et al. 2017b, Eq. 2).
+    Weights are 1 / (d + epsilon) with the squared distance d, normalised over the three neighbours (Qi et al. 2017b, Eq. 2).
 
     Note:
         The published code computes d from the expanded square; the plain sum used here agrees within 1e-4
         (`tests/parity/test_point_m2ae.py`).
     """
     sqdist, idx = three_nn(fine, coarse)
-    weight = 1.0 / (sqdist + 1e-8)
+    weight = 1.0 / (sqdist + epsilon)
     weight = weight / weight.sum(-1, keepdim=True)
     return three_interpolate(values, idx, weight.to(values.dtype))  # (B, G, C)
 
@@ -75,10 +76,15 @@ class PointPropagation(nn.Module):
         in_channels: C, channels of the tokens.
         widths: channels after each convolution; batch normalisation and ReLU follow on each.
 
+    Class attributes:
+        epsilon: as in `interpolate`.
+
     Note:
         Interpolation and the first convolution are linear, so the tokens are widened before they are interpolated: M rows
         instead of G go through the wide product, exact up to rounding (`tests/models/test_part_segmenter.py`).
     """
+
+    epsilon: ClassVar[float] = 1e-8
 
     def __init__(self, in_channels: int, widths: Sequence[int]):
         super().__init__()
@@ -93,7 +99,7 @@ class PointPropagation(nn.Module):
         first = self.mlp_convs[0]
         own, carried = first.weight.squeeze(-1).split([3, tokens.shape[-1]], dim=1)
         x = F.linear(points, own, first.effective_bias())  # (B, G, widths[0])
-        x = x + interpolate(points, centers, F.linear(tokens, carried))
+        x = x + interpolate(points, centers, F.linear(tokens, carried), self.epsilon)
         B, G, _ = x.shape
         rows = self.mlp_bns[0].relu(x.flatten(0, 1))
         for conv, norm in zip(self.mlp_convs[1:], self.mlp_bns[1:], strict=True):

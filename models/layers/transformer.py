@@ -5,26 +5,28 @@ Shapes: `B` batch, `L` tokens, `C` channels.
 
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 from torch import Tensor, nn
 
 from models.layers.attention import Attention
-from models.layers.drop import DropPath
+from models.layers.drop import Dropout, DropPath
 from models.layers.init import init_xavier
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them; values drop out behind either while training."""
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, *, dropout: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(channels, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, channels)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, L, C): widen, activate, narrow."""
-        return self.fc2(self.act(self.fc1(x)))
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 
 class Block(nn.Module):
@@ -33,18 +35,29 @@ class Block(nn.Module):
     Args:
         attention_first: create the attention, and list its parameters, before the second norm, as published checkpoints of Inter-MAE
             and GM3D do; those of Point-MAE and Point-M2AE list it last. The order of creation decides the random weights too.
+        dropout: of what attention and MLP give.
+        attention: further arguments of `Attention`.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, drop_path: float = 0.0, attention_first: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        drop_path: float = 0.0,
+        attention_first: bool = False,
+        dropout: float = 0.0,
+        **attention: Any,
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         if attention_first:
-            self.attn = Attention(channels, num_heads)
+            self.attn = Attention(channels, num_heads, dropout=dropout, **attention)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = MLP(channels, 4 * channels)
+        self.mlp = MLP(channels, 4 * channels, dropout=dropout)
         if not attention_first:
-            self.attn = Attention(channels, num_heads)
+            self.attn = Attention(channels, num_heads, dropout=dropout, **attention)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, attend: Tensor | None = None) -> Tensor:
         """Run (B, L, C); `valid` and `attend` as in `Attention`."""
@@ -57,14 +70,12 @@ class Blocks(nn.Module):
 
     Args:
         drop_paths: rate of each block.
-        attention_first: as in `Block`.
+        block: further arguments of `Block`.
     """
 
-    def __init__(self, channels: int, num_heads: int, *, drop_paths: Sequence[float], attention_first: bool = False):
+    def __init__(self, channels: int, num_heads: int, *, drop_paths: Sequence[float], **block: Any):
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(channels, num_heads, drop_path=rate, attention_first=attention_first) for rate in drop_paths
-        )
+        self.blocks = nn.ModuleList(Block(channels, num_heads, drop_path=rate, **block) for rate in drop_paths)
 
     def forward(
         self,

@@ -65,6 +65,9 @@ def test_pooling(name, points):
         "mean+max": mean + largest,
         "mean,max": torch.cat([mean, largest], 1),
         "mean,max[1:]": torch.cat([mean, rest], 1),
+        "max,mean": torch.cat([largest, mean], 1),
+        "class": tokens[:, 0],
+        "class,max,mean": torch.cat([tokens[:, 0], rest, torch.stack([sum(row[1:]) / 4 for row in tokens])], 1),
         "class,max": torch.cat([tokens[:, 0], rest], 1),
     }[name]
     torch.testing.assert_close(POOLINGS[name].pool(tokens), expected)

@@ -9,7 +9,7 @@ import torch
 
 import models
 from models import MODELS, build_model, import_methods, load_weights
-from models.base import MaskedAutoencoder
+from models.base import MaskedAutoencoder, PretrainingModel
 from models.classifier import Classifier
 from models.segmenter import PartSegmenter
 from models.weights import method_of
@@ -30,6 +30,8 @@ PATCHES = {"num_group": 16, "group_size": 8}
 PARTS = {"num_parts": 5, "num_categories": 3, "label_width": 8, "prop_widths": [24, 16], "head_widths": [16, 12]}
 SINGLE = {**PATCHES, "transformer_config": {**WIDTHS, "decoder_depth": 1, "decoder_num_heads": 3}}
 NARROW = {**SINGLE["transformer_config"], "decoder_embed_dim": 12}
+DRY = {"dropout": 0.0, "attention_dropout": 0.0}
+PREDICTOR_DRY = {f"predictor_{key}": 0.0 for key in ("drop_out", "attention_dropout", "drop_path_rate")}
 GUIDANCE = {"depth": 1, "width": 32}
 KEYS = {
     "Point_MAE": SINGLE,
@@ -51,6 +53,9 @@ KEYS = {
     "Inter_MAE_SEG": {**PATCHES, **WIDTHS, **PARTS, "taps": [0, 1]},
     "PCP_MAE_SEG": {**PATCHES, **WIDTHS, **PARTS, "taps": [0, 1]},
     "Point_M2AE_SEG": {**SCALES, **PARTS},
+    "Point_JEPA": {**PATCHES, **WIDTHS, **DRY, "predictor_embed_dim": 12, "predictor_depth": 1, "predictor_heads": 3, **PREDICTOR_DRY},
+    "PointJepaClassification": {**PATCHES, **WIDTHS, **DRY, "cls_dim": 4},
+    "PointJepaPartSegmentation": {**PATCHES, **WIDTHS, **DRY, **PARTS, "taps": [0, 1]},
 }  # fmt: skip
 PRETRAINING = tuple(name for name in KEYS if issubclass(MODELS.entry(name).target, MaskedAutoencoder))
 
@@ -70,7 +75,7 @@ def clouds(batch=3, dtype=torch.float32):
 
 def outcome(model, points, masked=None, pyramid=None):
     """Return a scalar that a model makes of points."""
-    if isinstance(model, MaskedAutoencoder):
+    if isinstance(model, PretrainingModel):
         return model(points, masked, pyramid=pyramid, generator=torch.Generator().manual_seed(2))["loss"]
     if isinstance(model, PartSegmenter):
         return model.loss(
@@ -84,7 +89,7 @@ def test_every_model_is_here():
     for name in MODELS.names():
         kinds = [
             kind
-            for kind in (MaskedAutoencoder, Classifier, PartSegmenter)
+            for kind in (PretrainingModel, Classifier, PartSegmenter)
             if issubclass(MODELS.entry(name).target, kind)
         ]
         assert len(kinds) == 1, name
@@ -118,7 +123,10 @@ def test_gradients_reach_the_points(name):
     """Against differences along a random direction, where sampling and neighbours are constants: none of them changes on so short a way."""
     model = build(name).double().eval()
     points = clouds(dtype=torch.float64).requires_grad_()
-    masked = model.draw_mask(model.group(points)) if isinstance(model, MaskedAutoencoder) else None
+    masked = model.draw_mask(model.group(points)) if isinstance(model, PretrainingModel) else None
+    if name == "Point_JEPA":  # no gradient runs through its teacher
+        taught = model.teach(*(values.detach() for values in model.embed(model.group(points))))
+        model.teach = lambda tokens, position: taught
     direction = torch.randn(points.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def check(function):
@@ -132,7 +140,7 @@ def test_gradients_reach_the_points(name):
     check(lambda x: outcome(model, x, masked))
     if not isinstance(model, PartSegmenter):
         check(lambda x: model.patch_tokens(x)[..., ::3].sum())  # the sum of all is that of a norm, which is constant
-    if isinstance(model, MaskedAutoencoder):
+    if isinstance(model, PretrainingModel):
         check(lambda x: model.encode(x)[..., ::3].sum())
 
 
@@ -191,7 +199,7 @@ def test_masks_that_are_refused(name):
 
 
 def test_data_dependent():
-    assert all(build(name).data_dependent is None for name in KEYS)
+    assert [name for name in KEYS if build(name).data_dependent is not None] == ["Point_JEPA"]
     assert "emd" in build("Point_MAE", loss="emd").data_dependent
     assert "near_padding" in build("GM3D_Point_M2AE", legacy=["near_padding"]).data_dependent
 

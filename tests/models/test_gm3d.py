@@ -10,7 +10,7 @@ from models.gm3d import GuidanceConfig, Targets, carry_up
 from models.layers.packing import rows_of
 from models.losses import RankingLoss, patch_losses, rank_correlation, regression_loss
 from models.masking import back_project, curriculum, guided_mask
-from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
+from models.teachers import FrozenTeacher, NotingTeacher, load_teacher
 from models.weights import method_of
 from tests.models.small import SMALL
 from tests.steps import fixed_shapes
@@ -255,7 +255,7 @@ def test_weights_of_the_losses_and_decay_change_with_the_epoch():
 def test_average_of_a_model():
     """Parameters and statistics follow, counters are copied, and nothing else of the model moves."""
     model = build("GM3D", mode="usual").train()
-    ema = EmaTeacher(model)
+    ema = NotingTeacher(model)
     assert not any(module.training for module in ema.train().modules())
     before = {key: value.clone() for key, value in ema.module.state_dict().items()}
     step(model)["loss"].backward()
@@ -265,7 +265,7 @@ def test_average_of_a_model():
         expected = 0.75 * before[key] + 0.25 * value if value.is_floating_point() else value
         assert torch.allclose(ema.module.state_dict()[key], expected, atol=1e-6), key
     ema.notes["map 0"] = torch.arange(3.0)
-    other = EmaTeacher(model)
+    other = NotingTeacher(model)
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.notes["map 0"], ema.notes["map 0"])
 

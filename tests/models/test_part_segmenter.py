@@ -66,7 +66,7 @@ def test_constant_channels_are_multiplied_once_and_nothing_changes(config):
     expected = model.convs3(rows).view(2, 9, -1)
     exact = torch.autograd.grad(expected.square().sum(), model.convs1.weight, retain_graph=True)[0]
     for pieces in ([features], features.split([5, features.shape[-1] - 5], dim=-1)):
-        found = model._head(pieces, constant)
+        found = model.classify(pieces, constant)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
         gradient = torch.autograd.grad(found.square().sum(), model.convs1.weight)[0]
         torch.testing.assert_close(gradient, exact, atol=1e-4, rtol=1e-4)

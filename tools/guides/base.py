@@ -10,6 +10,7 @@ before the optimizer is.
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from datasets.batches import Batch
 from datasets.clouds import CloudSet
 from models.layers.group import Pyramid
 from tools.context import RunContext
+from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.report.page import GalleryItem, Section
 
 
@@ -64,6 +66,21 @@ class Guide:
         return {}
 
 
+def _own_file(model: nn.Module) -> ModuleType | None:
+    """Return the file of this folder that is called as the model's module, or None."""
+    name = f"{__package__}.{type(model).__module__.rpartition('.')[2]}"
+    return None if find_spec(name) is None else import_module(name)
+
+
+def gallery_of(model: nn.Module) -> tuple[Callable[..., list[GalleryItem]], tuple[str, str]]:
+    """Return what makes the gallery of a model that pre-trains, with the arguments of `reconstruction_gallery`, and what it is about.
+
+    A method that rebuilds no clouds has `gallery` and `ABOUT` in its file here.
+    """
+    own = _own_file(model)
+    return getattr(own, "gallery", reconstruction_gallery), getattr(own, "ABOUT", ABOUT)
+
+
 def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide | None:
     """Build the guide of a model on the device of the run, for the clouds that it trains on.
 
@@ -72,5 +89,5 @@ def build_guide(run: RunContext, model: nn.Module, clouds: CloudSet) -> Guide | 
     Raises:
         UserError: weights of a teacher are missing or do not fit, or the clouds lack what the method needs.
     """
-    name = f"{__package__}.{type(model).__module__.rpartition('.')[2]}"
-    return None if find_spec(name) is None else import_module(name).build(run, model, clouds)
+    own = _own_file(model)
+    return None if own is None else own.build(run, model, clouds)

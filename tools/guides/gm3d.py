@@ -18,7 +18,7 @@ from models.gm3d import Targets
 from models.layers.group import Pyramid
 from models.losses import rank_correlation
 from models.masking import guided_mask
-from models.teachers import EmaTeacher, FrozenTeacher, load_teacher
+from models.teachers import FrozenTeacher, NotingTeacher, feature_spread, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
 from tools.guides.base import Guide
@@ -55,7 +55,7 @@ class GeometricGuide(Guide):
     ):
         self.model, self.teacher, self.epochs, self.folder = model, teacher, epochs, folder
         self.guidance = model.config.guidance
-        self.ema = EmaTeacher(model)
+        self.ema = NotingTeacher(model)
         self.epoch = 0
         self._watched, self._describe = watched, describe
 
@@ -80,9 +80,12 @@ class GeometricGuide(Guide):
         count = self.model.masked_count
         # Behind its end, where the run is longer, the curriculum stays where it is.
         guided = self.guidance.guided_count(count, min(epoch, self.epochs - 1), self.epochs)
-        scores = self.ema.module.complexity(pyramid).float()
+        tokens = self.ema.average.patch_tokens(None, pyramid)
+        scores = self.ema.average.predict_complexity(tokens, pyramid.centers[-1]).float()
         complete = None if self.teacher is None else self.teacher.complete(pyramid)
-        targets = Targets(self.guidance.loss_weights(epoch), guided, scores, self.teacher, complete)
+        targets = Targets(
+            self.guidance.loss_weights(epoch), guided, scores, self.teacher, complete, feature_spread(tokens)
+        )
         masked = guided_mask(scores, count, guided, generator=generator)
         return {"masked": masked, "pyramid": pyramid, "targets": targets}
 

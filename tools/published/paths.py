@@ -60,6 +60,14 @@ OWN_PATHS = {
     "Point-M2AE_SA3D/cfgs/config_finetune_scan_objonly_PointM2AE.yaml": ("fine-tuning", "scan_obj", "gm3d-point-m2ae"),
     "Point-M2AE_SA3D/cfgs/config_finetune_scan_objbg_PointM2AE.yaml": ("fine-tuning", "scan_obj-bg", "gm3d-point-m2ae"),
     "Point-M2AE_SA3D/cfgs/fewshot-Point-M2AE.yaml": ("few-shot", "modelnet40", "gm3d-point-m2ae"),
+    "configs/Point-JEPA/pretraining/shapenet.yaml": ("pre-training", None, "point-jepa"),
+    "configs/Point-JEPA/classification/modelnet40.yaml": ("fine-tuning", "modelnet40", "point-jepa"),
+    "configs/Point-JEPA/classification/scanobjectnn.yaml": ("fine-tuning", "scan_pb", "point-jepa"),
+    # Two parts that the published commands put over scanobjectnn.yaml.
+    "configs/Point-JEPA/classification/_scanobjectnn_obj_bg.yaml": ("fine-tuning", "scan_obj-bg", "point-jepa"),
+    "configs/Point-JEPA/classification/_scanobjectnn_obj_only.yaml": ("fine-tuning", "scan_obj", "point-jepa"),
+    "configs/Point-JEPA/classification/modelnet_fewshot.yaml": ("few-shot", "modelnet40", "point-jepa"),
+    "configs/Point-JEPA/segmentation/shapenetpart.yaml": ("segmentation", "shapenet_part", "point-jepa"),
 }
 
 

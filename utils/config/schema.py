@@ -37,6 +37,7 @@ class OptimizerConfig:
     type: Literal["AdamW", "Adam", "SGD"] = "AdamW"
     # Learning rate of encoder block n of D, times this to the power of D - 1 - n; of a class token to that of D; of all else, whole.
     layer_decay: float | None = None
+    decay_all: bool = False  # decay biases, norms and tokens too, as published for Point-JEPA
     token_rule: bool = (
         True  # as published: names that contain "token" do not decay, token_embed and token_prop among them
     )
@@ -51,15 +52,18 @@ class OptimizerConfig:
             raise ValueError(f"head_scale: is {self.head_scale}; it must be above 0")
         if self.head_scale is not None and self.layer_decay is not None:
             raise ValueError("head_scale: does not go with layer_decay, which has groups of its own; give one of them")
+        if self.decay_all and (self.layer_decay is not None or self.head_scale is not None):
+            raise ValueError("decay_all: does not go with layer_decay and head_scale; leave one of them out")
 
 
 @dataclass
 class SchedulerKwargs:
     """Arguments of the schedule, in epochs; each type needs some of them."""
 
-    epochs: int | None = None  # CosLR, HalfCosine: length of the curve
-    initial_epochs: int | None = None  # CosLR, HalfCosine: length of the warm-up, part of `epochs`
-    min_lr: float = 0.0  # HalfCosine: where it ends
+    epochs: int | None = None  # CosLR, HalfCosine, WarmupCosine: length of the curve
+    initial_epochs: int | None = None  # CosLR, HalfCosine, WarmupCosine: length of the warm-up, part of `epochs`
+    min_lr: float = 0.0  # HalfCosine, WarmupCosine: where it ends
+    start_lr: float = 0.0  # WarmupCosine: where the warm-up begins
     lr_decay: float | None = None  # LambdaLR: factor each `decay_step` epochs
     decay_step: float | None = None  # LambdaLR
     lowest_decay: float | None = None  # LambdaLR: smallest total factor
@@ -71,7 +75,7 @@ class SchedulerKwargs:
             value = getattr(self, key)
             if value is not None and value <= 0:
                 raise ValueError(f"kwargs.{key}: is {value}; it must be above 0")
-        for key in ("initial_epochs", "min_lr"):
+        for key in ("initial_epochs", "min_lr", "start_lr"):
             value = getattr(self, key)
             if value is not None and value < 0:
                 raise ValueError(f"kwargs.{key}: is {value}; it must not be negative")
@@ -82,7 +86,8 @@ class SchedulerConfig:
     """The learning rate by epoch."""
 
     # "HalfCosine" is GM3D's (warm-up from 0, the cosine over what is left of `epochs`), "function" is constant.
-    type: Literal["CosLR", "HalfCosine", "LambdaLR", "StepLR", "function"] = "CosLR"
+    # "WarmupCosine" is Point-JEPA's: the warm-up begins at `start_lr` and its last epoch has the highest rate already.
+    type: Literal["CosLR", "HalfCosine", "WarmupCosine", "LambdaLR", "StepLR", "function"] = "CosLR"
     kwargs: SchedulerKwargs = field(default_factory=SchedulerKwargs)
     lag: int = (
         1  # as published: epoch e runs at the rate of epoch e - lag, so epochs 0 and 1 at the same; 0 = its own rate
