@@ -33,7 +33,7 @@ def run_command(
 def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> int:
     check_early(args)
     # Imported here, so that --help and what is said above answer at once.
-    from tools.launch import open_run
+    from tools.launch import check_folds, open_run
     from tools.sweep import summarise, variants
     from tools.train import Interrupted
     from utils import dist
@@ -45,6 +45,7 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
     dist.init(args.launcher, device)
     results = {}
     try:
+        check_folds(args)
         for name, variant in variants(args):
             run = open_run(variant, device)
             seed_everything(run.seed, variant.deterministic)
@@ -62,12 +63,16 @@ def _open(args: argparse.Namespace, dispatch: Callable[..., Results | None]) -> 
 
 
 def _finish(run, results: Results) -> Results:
-    """Keep what a command found as a file, and say where."""
+    """Keep what a command found as a file, and say where, and what comes next."""
+    from tools.next_step import next_commands
     from tools.results import write_result
     from utils.dist import is_main
 
     if results and is_main():
         run.log.info(f"result: {write_result(run, results)}")
+    if is_main():
+        for command in next_commands(run):
+            run.log.info(f"next: {command}")
     return results
 
 

@@ -1,26 +1,16 @@
 """Data sets: `build_dataset(config)` gives a `CloudSet`, `Batches` draws from it, `transforms` change batches."""
 
-from datasets import (
-    few_shot,
-    folder,
-    modelnet,
-    modelnet40_c,
-    modelnet_txt,
-    scanobjectnn,
-    shapenet,
-    shapenet_part,
-    shapenet_render,
-    synthetic,
-)
-from datasets.batches import Batch, Batches
+from importlib import import_module
+from typing import Any
+
 from datasets.clouds import CloudSet
-from datasets.registry import DATASETS
 
 __all__ = [
     "DATASETS",
     "Batch",
     "Batches",
     "CloudSet",
+    "Samples",
     "build_dataset",
     "few_shot",
     "folder",
@@ -35,10 +25,37 @@ __all__ = [
 ]
 
 
+_READERS = (
+    "few_shot",
+    "folder",
+    "modelnet",
+    "modelnet40_c",
+    "modelnet_txt",
+    "scanobjectnn",
+    "shapenet",
+    "shapenet_part",
+    "shapenet_render",
+    "synthetic",
+)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on demand what needs torch, so that the workers of a conversion start without it."""
+    if name in _READERS:
+        return import_module(f"datasets.{name}")
+    if name in ("Batch", "Batches", "Samples"):
+        return getattr(import_module("datasets.batches"), name)
+    if name == "DATASETS":
+        for reader in _READERS:
+            import_module(f"datasets.{reader}")
+        return import_module("datasets.registry").DATASETS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def build_dataset(config) -> CloudSet:
     """Read the split that `config` describes: a data-set dataclass, or a mapping with `NAME`.
 
     Raises:
         UserError: for an unknown name or key, and for missing or damaged files.
     """
-    return DATASETS.build(config)
+    return __getattr__("DATASETS").build(config)

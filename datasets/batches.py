@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from datasets.clouds import CloudSet
 from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices, sample_with_replacement
@@ -181,6 +182,36 @@ class Batches:
         counts = self.cloud_set.counts
         totals = torch.full_like(rows, stored) if counts is None else torch.from_numpy(counts)[rows]
         return sample_with_replacement(seeds, totals, npoints)
+
+
+class Samples(Dataset):
+    """A set as PyTorch's `DataLoader` takes it: (points (N, 3) float32, label int64), and in sets with parts (N,) int64 part ids.
+
+    The label is -1 in sets without labels. Sets that draw points give sample i the same ones each time, those of `Batches.evaluation`.
+
+    Args:
+        fresh: draw other points each time, from torch's global generator, as for training.
+    """
+
+    def __init__(self, cloud_set: CloudSet, *, seed: int = 0, fresh: bool = False) -> None:
+        self.fresh, self.count = fresh, len(cloud_set)
+        self.batches = Batches(cloud_set, batch_size=1, seed=seed, shuffle=False, drop_last=False)
+        drawn = cloud_set.sampling in DRAWN
+        self.seeds = draw_seeds(self.count, generator=generator(seed, 0, 0, "evaluation")) if drawn else None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        if not -self.count <= index < self.count:
+            raise IndexError(f"cloud {index} of a set of {self.count}")
+        row = index % self.count
+        seeds = None if self.seeds is None else self.seeds[row : row + 1]
+        if self.fresh and seeds is not None:
+            seeds = torch.randint(2**62, (1,))
+        batch = self.batches._batch(torch.tensor([row]), seeds, 0)
+        label = torch.tensor(-1) if batch.labels is None else batch.labels[0]
+        return (batch.points[0], label) if batch.parts is None else (batch.points[0], label, batch.parts[0])
 
 
 def _check_sizes(cloud_set: CloudSet, batch_size: int, world_size: int, drop_last: bool) -> None:

@@ -76,6 +76,10 @@ class CloudSet:
     def __len__(self) -> int:
         return len(self.points)
 
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        """Return a cloud as it is stored, (P, 3) float32, and its label, -1 in sets without labels; `Samples` draws and scales."""
+        return np.array(self.points[index]), -1 if self.labels is None else int(self.labels[index])
+
     def select(self, indices) -> "CloudSet":
         """Return the set of the clouds at `indices` (any order, copied into memory)."""
         indices = np.asarray(indices, dtype=np.int64)

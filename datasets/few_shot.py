@@ -64,7 +64,7 @@ def read_few_shot(config: ModelNetFewShotConfig) -> CloudSet:
         raise UserError(
             f"{config.NAME}: {config.way} ways are more than the {config.NUM_CATEGORY} classes; lower --way or raise NUM_CATEGORY"
         )
-    path = _fold_file(config)
+    path = fold_file(config)
     points, labels, originals = _read(path, config)
     arrays = cached(
         Recipe(
@@ -90,7 +90,12 @@ def read_few_shot(config: ModelNetFewShotConfig) -> CloudSet:
     )
 
 
-def _fold_file(config: ModelNetFewShotConfig) -> Path:
+def fold_file(config: ModelNetFewShotConfig) -> Path:
+    """Return the file of a fold.
+
+    Raises:
+        UserError: there is none.
+    """
     layout = f"{config.way}way_{config.shot}shot/{config.fold}.pkl, as published for 5 and 10 ways, 10 and 20 shots, folds 0 to 9"
     root = require(Path(config.DATA_PATH), layout)
     for folder in (f"{config.way}way_{config.shot}shot", f"{config.way}way{config.shot}shot"):

@@ -11,19 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import SUBSETS, CloudSet, check_subset
 from datasets.formats.cloud_files import cloud_files, has_format, is_cloud, read_cloud, resample
 from datasets.formats.points import Notes
+from datasets.listing import read_listing
 from datasets.paths import require
 from datasets.registry import DATASETS
 from utils.errors import UserError, printable
 from utils.reading import reading
-from utils.seed import generator
 
-LAYOUT = "train/<class>/<cloud> and test/<class>/<cloud>, <class>/{train,test}/<cloud>, <class>/<cloud>, or <cloud> without classes"
+LAYOUT = (
+    "train/<class>/<cloud> and test/<class>/<cloud>, <class>/{train,test}/<cloud>, <class>/<cloud>, or <cloud> without classes; "
+    "clouds may lie in folders below these"
+)
 CHUNK = 64  # clouds in memory at once while the cache is written
 _LOG = logging.getLogger("m2ae.data")
 
@@ -40,6 +42,9 @@ class FolderConfig:
     TEST_SHARE: float = (
         0.2  # where the folder has no split: share of each class that is the test set; 0 = both sets have all
     )
+    LIST: str = ""  # a table of path, class and split below DATA_PATH, instead of what folders say
+    LABELS: bool = True  # false: read all clouds without their classes
+    COMMON_CLASSES: bool = False  # leave out classes that only one of the splits has; otherwise these are an error
     UP_AXIS: str = "y"
     subset: str = "train"
     npoints: int = 0  # points a sample; 0 = N_POINTS
@@ -92,40 +97,89 @@ def read_folder(config: FolderConfig) -> CloudSet:
     )
 
 
-def find_files(root: Path, config: FolderConfig) -> tuple[list[str] | None, list[list[Path]]]:
+def find_files(root: Path, config: FolderConfig, *, uneven: bool = False) -> tuple[list[str] | None, list[list[Path]]]:
     """Return class names (None without classes) and the files of each class in this split.
+
+    Args:
+        uneven: keep classes that only the other split has, without files.
 
     Raises:
         UserError: as `read_folder`, for what can be seen without reading clouds.
     """
+    groups = _listed(root, config.LIST) if config.LIST else _groups(root)
+    odd = {name for name, splits in groups.items() if "" not in splits and set(splits) < set(SUBSETS)}
+    if config.COMMON_CLASSES and odd:
+        groups = {name: splits for name, splits in groups.items() if name not in odd}
+        _LOG.warning("%s: classes that one split only has are left out: %s", root, ", ".join(sorted(odd)))
+    elif odd and config.LABELS and not uneven:
+        counts = [sum(subset in splits for splits in groups.values()) for subset in SUBSETS]
+        raise UserError(
+            f"{root}: train and test must have the same class folders; {min(odd)!r} is in one of them only ({counts[0]} and "
+            f"{counts[1]} classes). COMMON_CLASSES: true leaves such classes out, LABELS: false reads all clouds without classes"
+        )
+    if not any(config.subset in splits or "" in splits for splits in groups.values()):
+        raise UserError(f"{root}: has no class that its split {config.subset} has clouds of; expected {LAYOUT}")
+    if not config.LABELS:
+        groups = {"": _joined(groups)}
+    files = [_of_split(splits, config, root / name) for name, splits in groups.items()]
+    return (None if list(groups) == [""] else list(groups)), files
+
+
+Splits = dict[str, Path | list[Path]]  # split, or "" where there is none -> its folder, or its files
+
+
+def _groups(root: Path) -> dict[str, Splits]:
+    """Return class -> its splits, as the folders say; without classes one of an empty name."""
     folders = _folders(root)
     if {folder.name for folder in folders} >= set(SUBSETS):
-        return _split_above(root, config.subset)
+        classes = {subset: [folder.name for folder in _folders(root / subset)] for subset in SUBSETS}
+        if not any(classes.values()):
+            return {"": {subset: root / subset for subset in SUBSETS}}
+        names = sorted({*classes["train"], *classes["test"]})
+        return {name: {subset: root / subset / name for subset in SUBSETS if name in classes[subset]} for name in names}
     if not folders:
-        return None, [_part(cloud_files(root, what="DATA_PATH"), config, root)]
+        return {"": {"": cloud_files(root, what="DATA_PATH")}}
     stray = [path for path in root.iterdir() if has_format(path) and path.is_file() and is_cloud(path)]
     if stray:
         raise UserError(
             f"{root}: has class folders and also clouds, such as {printable(stray[0].name)}; expected {LAYOUT}"
         )
-    if all((folder / subset).is_dir() for folder in folders for subset in SUBSETS):
-        files = [_clouds(folder / config.subset) for folder in folders]
-    else:
-        files = [_part(_clouds(folder), config, folder) for folder in folders]
-    return [folder.name for folder in folders], files
+    below = {folder.name: {name: folder / name for name in SUBSETS if (folder / name).is_dir()} for folder in folders}
+    if any(len(splits) == len(SUBSETS) for splits in below.values()):
+        return below
+    return {folder.name: {"": folder} for folder in folders}
 
 
-def _split_above(root: Path, subset: str) -> tuple[list[str], list[list[Path]]]:
-    names = {part: [folder.name for folder in _folders(root / part)] for part in SUBSETS}
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"]))
-        raise UserError(
-            f"{root}: train and test must have the same class folders; {odd[0]!r} is in one of them only "
-            f"({len(names['train'])} and {len(names['test'])} classes)"
-        )
-    if not names[subset]:
-        raise UserError(f"{root / subset}: has no class folders; expected {LAYOUT}")
-    return names[subset], [_clouds(root / subset / name) for name in names[subset]]
+def has_splits(root: Path, name: str) -> bool:
+    """Say whether a list says which split each cloud belongs to."""
+    return not any("" in splits for splits in _listed(root, name).values())
+
+
+def _listed(root: Path, name: str) -> dict[str, Splits]:
+    """Return class -> its splits, as a list says."""
+    path = next((path for path in (root / name, Path(name)) if path.is_file()), None)
+    if path is None:
+        raise UserError(f"LIST {name}: is no file, neither below {root} nor by itself; give the path of a table")
+    groups: dict[str, Splits] = {}
+    for entry in read_listing(path, root):
+        groups.setdefault(entry.name, {}).setdefault(entry.split, []).append(entry.path)
+    return dict(sorted(groups.items()))
+
+
+def _joined(groups: dict[str, Splits]) -> Splits:
+    """Return the files of all classes as those of one."""
+    joined: Splits = {}
+    for splits in groups.values():
+        for split, place in splits.items():
+            joined.setdefault(split, []).extend(_clouds(place))
+    return joined
+
+
+def _of_split(splits: Splits, config: FolderConfig, place: Path) -> list[Path]:
+    """Return the files of one class and split: its own, or its share of those of the class."""
+    if "" in splits:
+        return _part(_clouds(splits[""]), config, place)
+    return _clouds(splits[config.subset]) if config.subset in splits else []
 
 
 def _folders(root: Path) -> list[Path]:
@@ -133,8 +187,8 @@ def _folders(root: Path) -> list[Path]:
         return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _clouds(folder: Path) -> list[Path]:
-    return cloud_files(folder, what="class folder")
+def _clouds(place: Path | list[Path]) -> list[Path]:
+    return place if isinstance(place, list) else cloud_files(place, what="class folder", recursive=True)
 
 
 def _part(files: list[Path], config: FolderConfig, folder: Path) -> list[Path]:
@@ -146,6 +200,10 @@ def _part(files: list[Path], config: FolderConfig, folder: Path) -> list[Path]:
         raise UserError(
             f"{folder}: its {len(files)} clouds cannot be split into train and test; add clouds, or set TEST_SHARE to 0 and use one split"
         )
+    import torch  # Here, because the workers of conversions do without it.
+
+    from utils.seed import generator
+
     order = torch.randperm(len(files), generator=generator(0, 0, 0, f"split {folder.name}")).tolist()
     chosen = order[:held_out] if config.subset == "test" else order[held_out:]
     return [files[i] for i in sorted(chosen)]

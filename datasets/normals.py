@@ -4,15 +4,16 @@ Legend: B clouds, n points.
 """
 
 import numpy as np
-import torch
-
-from extensions import knn
 
 NEIGHBORS = 16  # of a point, from which its normal is estimated
 
 
 def estimate_normals(points: np.ndarray) -> np.ndarray:
     """Estimate unit normals of clouds (B, n, 3): the flattest direction of each point's 16 neighbours, away from the centre."""
+    import torch  # Here, because only some conversions need it.
+
+    from extensions import knn
+
     centred = points - points.mean(axis=1, keepdims=True)
     extent = np.abs(centred).max(axis=(1, 2), keepdims=True)
     clouds = torch.from_numpy((centred / np.where(extent > 0, extent, 1.0)).astype(np.float32))

@@ -5,8 +5,11 @@
 
 import argparse
 import logging
+import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from datasets.preparing import parser as flags
 from utils.environment import settle_environment
@@ -27,6 +30,8 @@ def run_check(args: argparse.Namespace) -> int:
     from datasets.preparing.check import look, report, table
     from datasets.preparing.layouts import LAYOUTS, find
 
+    if args.name and _is_path(args.name):
+        return _check_folder(args)
     layouts = find(args.name) if args.name else LAYOUTS
     rows = [(layout, look(layout, args.data_root, any_count=args.any_count, read=args.read)) for layout in layouts]
     if not args.name:
@@ -37,11 +42,35 @@ def run_check(args: argparse.Namespace) -> int:
     return 2 if any(found.problems for _, found in rows) else 0
 
 
+def _is_path(name: str) -> bool:
+    """Say whether what was given for the name of a set is a path."""
+    from datasets.preparing.layouts import is_known
+
+    return not is_known(name) and (os.sep in name or "/" in name or Path(name).is_dir())
+
+
+def _check_folder(args: argparse.Namespace) -> int:
+    """Look at a set anywhere."""
+    from datasets.preparing.check import look, report
+    from datasets.preparing.recognise import recognise
+
+    folder = Path(args.name)
+    rows = [(layout, look(layout, folder, any_count=True, read=args.read)) for layout in recognise(folder)]
+    print("\n".join(report(layout, found, folder) for layout, found in rows))
+    if any(found.problems for _, found in rows):
+        return 2
+    print(f"next: python -m datasets.prepare recipe {shlex.quote(args.name)}")
+    return 0
+
+
 def run_convert(args: argparse.Namespace) -> int:
     """Convert meshes and clouds to a layout that the readers read."""
     from datasets.preparing.convert import Settings
 
-    return _convert(args, Settings(args.to, args.points, args.up, args.test_share))
+    settings = Settings(
+        args.to, args.points, args.up, args.test_share, list=args.list, common_classes=args.common_classes
+    )
+    return _convert(args, settings)
 
 
 def run_render(args: argparse.Namespace) -> int:
@@ -74,6 +103,27 @@ def _convert(args: argparse.Namespace, settings) -> int:
     print(
         f"{args.out}: {done.clouds - len(done.bad):,} clouds of {settings.count:,} points, {done.skipped:,} of them done before"
     )
+    _show(args, settings, done.files)
+    return 0
+
+
+def _show(args: argparse.Namespace, settings, files) -> None:
+    """Draw some of the clouds, and say what comes next."""
+    from datasets.preparing.preview import preview
+
+    for line in preview(files, settings.up, args.out.with_name(args.out.name + ".png")):
+        print(line)
+    print(f"next: python -m datasets.prepare recipe {shlex.quote(str(args.out))}")
+    print("      writes recipes for this set; --size tiny gives a model that trains in a minute on two cores")
+
+
+def run_recipe(args: argparse.Namespace) -> int:
+    """Write recipes for a set."""
+    from datasets.preparing.recipes import Options, write_recipes
+
+    out = args.out or Path("recipes") / (args.folder.resolve().name or "own")
+    options = Options(args.method, args.size, args.up, args.list, args.epochs, args.overwrite)
+    print("\n".join(write_recipes(args.folder, out, options)))
     return 0
 
 
@@ -93,11 +143,13 @@ def run_fetch(args: argparse.Namespace) -> int:
 
 def run_fixtures(args: argparse.Namespace) -> int:
     """Write a tiny set in a published layout."""
-    from datasets.preparing.fixtures import Size, write_fixture
+    from datasets.preparing.fixtures import Size, use_of, write_fixture
     from datasets.preparing.layouts import find
 
-    folder = write_fixture(find(args.name)[0], args.out, Size(args.clouds, args.points), dat=args.dat)
+    layout, size = find(args.name)[0], Size(args.clouds, args.points)
+    folder = write_fixture(layout, args.out, size, dat=args.dat)
     print(f"{folder}: made; read it with --data_root {args.out}")
+    print(f"next: {use_of(layout, args.out, folder, size)}")
     return 0
 
 
@@ -114,6 +166,12 @@ def run_few_shot(args: argparse.Namespace) -> int:
     print(
         f"{paths[0].parent}: {len(paths)} folds of {args.way} ways and {args.shot} shots from {train.name} ({train.source or 'built in'})"
     )
+    if args.folds > 9 and Path(args.source).with_name("few-shot.yaml").is_file():
+        recipe = shlex.quote(Path(args.source).with_name("few-shot.yaml").as_posix())
+        print(
+            f"next: python main.py --config {recipe} --finetune_model --exp_name own --way {args.way} --shot {args.shot} --fold all "
+            "--ckpts PRE_TRAINED.pth"
+        )
     return 0
 
 
@@ -147,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     flags.add_check(commands, run_check)
     flags.add_convert(commands, run_convert)
     flags.add_render(commands, run_render)
+    flags.add_recipe(commands, run_recipe)
     flags.add_fetch(commands, run_fetch)
     flags.add_fixtures(commands, run_fixtures)
     flags.add_few_shot(commands, run_few_shot)

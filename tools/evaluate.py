@@ -3,6 +3,7 @@
 Shapes: `B` batch, `N` points, `M` clouds of a set.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -25,6 +26,7 @@ from utils.log import track
 from utils.metrics import accuracy, confusion_matrix
 from utils.seed import generator
 
+_LOG = logging.getLogger("m2ae.evaluate")
 PASSES = 10  # augmented passes of a round of voting, as published
 
 
@@ -251,3 +253,9 @@ def check_classes(clouds: CloudSet, classes: int) -> None:
             f"model.cls_dim: {classes} classes, but {clouds.name} ({clouds.subset}) has label {largest}; "
             f"set model.cls_dim to {len(clouds.class_names) if clouds.class_names else largest + 1}"
         )
+    named = len(clouds.class_names) if clouds.class_names else largest + 1
+    if classes > named and clouds.subset == "train":
+        _LOG.warning(
+            "model.cls_dim: %d outputs for the %d classes of %s: %d are never right; set model.cls_dim to %d",
+            classes, named, clouds.name, classes - named, named,
+        )  # fmt: skip

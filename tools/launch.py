@@ -3,12 +3,14 @@
 import argparse
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from datasets import DATASETS
+from datasets.few_shot import fold_file
 from models import MODELS, build_model
 from models.weights import method_of
 from tools.checkpoint_model import model_of_checkpoint
@@ -18,6 +20,7 @@ from tools.published.paths import Recipe, find_recipe
 from tools.resume import check_resumed
 from tools.run_folder import check_folder, experiment_folder, is_training, lock_folder
 from utils import ROOT
+from utils.config.cli import FOLDS
 from utils.config.load import load_config, read_recipe
 from utils.config.merge import to_dict
 from utils.config.schema import RunConfig
@@ -155,7 +158,8 @@ def _first_line(run: RunContext) -> str:
     if args.predict or getattr(args, "input", None):
         data = args.predict or args.input
     elif args.test_svm:
-        data = args.test_svm
+        svm = entries.svm.train if entries.svm else entries.train
+        data = svm.NAME if args.test_svm == "own" and svm else args.test_svm
     else:
         order = (entries.test, entries.val, entries.train) if args.test else (entries.train, entries.val, entries.test)
         data = next((entry.NAME for entry in order if entry is not None), "no data set")
@@ -176,6 +180,35 @@ def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:
     sets = read_recipe(path, OLD_NAMES).get("dataset") or {}
     entries = [name for name in ("train", "val", "test") if sets.get(name) is not None]
     return [f"dataset.{entry}.{key}={getattr(args, key)}" for entry in entries for key in ("way", "shot", "fold")]
+
+
+def check_folds(args: argparse.Namespace) -> None:
+    """Look for the files of all folds before the first one is trained on.
+
+    Raises:
+        UserError: some are missing; all of them are named.
+    """
+    if args.fold != "all":
+        return
+    recipe = find_recipe(args.config, args.method)
+    first = argparse.Namespace(**{**vars(args), "fold": 0})
+    overrides = [*args.set, *_few_shot(first, recipe.path)]
+    config = load_recipe(recipe, overrides=overrides, imports=args.imports, data_root=args.data_root)
+    entries = (
+        entry for entry in (config.dataset.train, config.dataset.val) if getattr(entry, "fold", None) is not None
+    )
+    missing: dict[int, UserError] = {}
+    for entry in entries:
+        for fold in range(FOLDS):
+            try:
+                fold_file(replace(entry, fold=fold))
+            except UserError as error:
+                missing[fold] = error
+    if missing:
+        raise UserError(
+            f"--fold all: {len(missing)} of {FOLDS} folds are missing ({', '.join(map(str, missing))}), nothing was trained; the first: "
+            f"{next(iter(missing.values()))}. Draw them with python -m datasets.prepare few-shot, or give one --fold"
+        )
 
 
 def _write_config(run: RunContext) -> None:

@@ -4,6 +4,9 @@ import json
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
+from datasets import CloudSet
 from tools.context import RunContext
 from utils.files import write_atomic
 from utils.provenance import provenance
@@ -49,3 +52,12 @@ def write_result(run: RunContext, results: dict[str, float]) -> Path:
     text = json.dumps(content, indent=1) + "\n"
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
     return path
+
+
+def write_predictions(folder: Path, clouds: CloudSet, predictions: np.ndarray) -> None:
+    """Write `predictions.txt`: name, true and predicted class of each cloud, separated by tabs, which no name holds."""
+    names = clouds.names or [f"#{row}" for row in range(len(clouds))]
+    rows = zip(names, clouds.labels, predictions, strict=True)
+    lines = [f"{' '.join(name.split(chr(9)))}\t{label}\t{guess}\n" for name, label, guess in rows]
+    text = "".join(["# cloud, true class, predicted class\n", *lines])
+    write_atomic(folder / "predictions.txt", lambda file: file.write(text.encode("utf-8")))

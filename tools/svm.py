@@ -2,15 +2,17 @@
 
 import time
 
+import numpy as np
+
 from datasets import build_dataset
 from models import MODELS, load_weights
 from tools.context import RunContext, build_pretraining_model
 from tools.features import SVMResult, extract_features, linear_svm
 from tools.probes import PROBES
 from tools.report.page import write_report
-from tools.results import open_output
+from tools.results import open_output, write_predictions
+from utils.config.schema import DatasetsConfig, SVMDatasets
 from utils.errors import UserError
-from utils.files import write_atomic
 from utils.log import track
 from utils.metrics import confusion_matrix
 
@@ -18,7 +20,7 @@ from utils.metrics import confusion_matrix
 # of pre-training.
 PRETRAINING_C = 0.01
 DATASET_C = {"scan": 0.042}
-# Data set that each name of --test_svm stands for, by the NAME of its reader.
+# Data set that each name of --test_svm stands for, by the NAME of its reader; "own" is that of the recipe, whichever it is.
 TEST_SETS = {
     "modelnet40": "ModelNet40_SVM",
     "scan": "ScanObjectNN",
@@ -34,10 +36,10 @@ RECIPES = {"scan": "scan_obj-bg"}
 class LinearProbe:
     """Evaluate a model by a linear SVM on the train and test sets of `dataset.svm`."""
 
-    def __init__(self, run: RunContext, C: float):
+    def __init__(self, run: RunContext, C: float, sets: SVMDatasets | None = None):
         self.run, self.C = run, C
-        self.train = build_dataset(run.config.dataset.svm.train)
-        self.test = build_dataset(run.config.dataset.svm.test)
+        sets = sets or run.config.dataset.svm
+        self.train, self.test = build_dataset(sets.train), build_dataset(sets.test)
         self.name = self.train.name
         self._predictions = None
         for clouds in (self.train, self.test):
@@ -45,6 +47,22 @@ class LinearProbe:
                 raise UserError(
                     f"dataset.svm: {clouds.name} has no labels; use a labelled set such as ModelNet40_SVM or Synthetic"
                 )
+        self._check()
+
+    def _check(self) -> None:
+        """Raise where there is nothing to tell apart, or the two sets number their classes otherwise."""
+        classes = np.unique(self.train.labels)
+        if len(classes) < 2:
+            name = self.train.class_names[classes[0]] if self.train.class_names else classes[0]
+            raise UserError(
+                f"dataset.svm: all {len(self.train)} training clouds of {self.name} are of one class ({name}); a linear SVM "
+                "needs two. Add clouds of another class, or leave dataset.svm out: dataset.svm=null"
+            )
+        if self.train.class_names and self.test.class_names and self.train.class_names != self.test.class_names:
+            raise UserError(
+                f"dataset.svm: train has {len(self.train.class_names)} classes and test {len(self.test.class_names)}, or other names of "
+                "them; use two splits of one set"
+            )
 
     @classmethod
     def from_config(cls, run: RunContext) -> "LinearProbe | None":
@@ -96,19 +114,23 @@ def run_svm(run: RunContext) -> dict[str, float]:
     Returns accuracies in percent by what they are.
 
     Raises:
-        UserError: the configuration's data set is another one than `--test_svm` names, or the checkpoint does not fit.
+        UserError: the recipe's data set is another one than `--test_svm` names, or the checkpoint does not fit.
     """
     config, args = run.config, run.args
-    if config.dataset.svm is None:
-        raise UserError("--test_svm: the configuration has no dataset.svm; use one of cfgs/linear-svm/")
-    entry = config.dataset.svm.train
-    if not entry.NAME.startswith(TEST_SETS[args.test_svm]):
-        raise UserError(f"--test_svm {args.test_svm}: the recipe evaluates on {entry.NAME}; run {_command(run)}")
+    sets = _sets(config.dataset)
+    name = sets.train.NAME
+    if not name.startswith(TEST_SETS.get(args.test_svm, name)):
+        raise UserError(
+            f"--test_svm {args.test_svm}: the recipe evaluates on {name}, which --test_svm own takes; for {args.test_svm} "
+            f"run {_command(run)}"
+        )
+    # Which of the published sets it is, if any.
+    known = next((known for known, reader in TEST_SETS.items() if name.startswith(reader)), args.test_svm)
     model = build_pretraining_model(run)
     run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    usual = DATASET_C.get(args.test_svm, PRETRAINING_C)
-    C = model.svm_C.get(args.test_svm, usual) if config.svm.C is None else config.svm.C
-    probe = LinearProbe(run, C)
+    usual = DATASET_C.get(known, PRETRAINING_C)
+    C = model.svm_C.get(known, usual) if config.svm.C is None else config.svm.C
+    probe = LinearProbe(run, C, sets)
     started = time.perf_counter()
     features = probe.features(model)
     run.log.info(
@@ -127,6 +149,22 @@ def run_svm(run: RunContext) -> dict[str, float]:
     return results | {name: 100 * value for name, value in others.items()}
 
 
+def _sets(entries: DatasetsConfig) -> SVMDatasets:
+    """Return the two sets that features are evaluated on: those of `svm`, else what a recipe trains and evaluates on.
+
+    Raises:
+        UserError: the recipe has no set to train on, or none that is held out.
+    """
+    held_out = entries.test or entries.val
+    if entries.svm is not None or entries.train is None or held_out is None:
+        if entries.svm is None:
+            raise UserError(
+                "--test_svm: the recipe has no dataset.svm, and no train and test entry instead; add them, or use one of cfgs/linear-svm/"
+            )
+        return entries.svm
+    return SVMDatasets(entries.train, held_out)
+
+
 def _command(run: RunContext) -> str:
     """Return the command that evaluates a checkpoint on the set of --test_svm."""
     args, method = run.args, MODELS.entry(run.config.model.NAME).target.method
@@ -136,13 +174,7 @@ def _command(run: RunContext) -> str:
 
 def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
     folder = open_output(run, f"svm_{run.args.test_svm}")
-    lines = "\n".join(
-        f"{name} {label} {guess}"
-        for name, label, guess in zip(probe.test.names, probe.test.labels, result.predictions, strict=True)
-    )
-    write_atomic(
-        folder / "predictions.txt", lambda file: file.write(f"# cloud, true class, predicted class\n{lines}\n".encode())
-    )
+    write_predictions(folder, probe.test, result.predictions)
     summary = {
         "Linear SVM accuracy": f"{100 * result.accuracy:.2f} %",
         "C": f"{result.C:g}",

@@ -13,8 +13,7 @@ from tools.evaluate import (
 )
 from tools.finetune import build_classifier
 from tools.report.page import write_report
-from tools.results import open_output
-from utils.files import write_atomic
+from tools.results import open_output, write_predictions
 
 
 def run_test(run: RunContext) -> dict[str, float]:
@@ -68,13 +67,7 @@ def _voted(vote: Vote) -> dict[str, float]:
 def _write(run: RunContext, evaluator: Evaluator, results: dict[str, float]) -> None:
     folder = open_output(run, "test")
     clouds = evaluator.clouds
-    names = clouds.names or [f"#{row}" for row in range(len(clouds))]
-    lines = "".join(
-        f"{name} {label} {guess}\n"
-        for name, label, guess in zip(names, clouds.labels, evaluator.predictions, strict=True)
-    )
-    text = f"# cloud, true class, predicted class\n{lines}"
-    write_atomic(folder / "predictions.txt", lambda file: file.write(text.encode()))
+    write_predictions(folder, clouds, evaluator.predictions)
     summary = {name[0].upper() + name[1:]: f"{value:.2f} %" for name, value in results.items()}
     path = write_report(
         folder,

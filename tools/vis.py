@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from datasets import CloudSet, build_dataset
-from datasets.formats.cloud_files import BadFiles, cloud_files, read_cloud
+from datasets.formats.cloud_files import BadFiles, bad_lines, cloud_files, read_cloud
 from datasets.formats.ply import write_ply
 from datasets.formats.points import Notes, upright
 from models import load_weights
@@ -94,12 +94,12 @@ def _dataset_items(run: RunContext, model: nn.Module) -> tuple[str, list[Gallery
 
 def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
     """Rebuild the clouds of `--input`, one at a time, because they may differ in size."""
-    files = cloud_files(run.args.input)
+    files = cloud_files(run.args.input, recursive=True)
     entries = run.config.dataset
     entry = next((entry for entry in (entries.test, entries.val, entries.train) if entry is not None), None)
     npoints = getattr(entry, "npoints", 0) or getattr(entry, "num_points", 0) or run.config.npoints
     up_axis = getattr(entry, "UP_AXIS", "y")
-    items, bad, notes = [], BadFiles(run.args.skip_bad), Notes()
+    items, bad, notes, small = [], BadFiles(run.args.skip_bad), Notes(), []
     chosen = _spread(len(files), run.args.count or len(files))
     for index in track(chosen, "rebuilding clouds"):
         try:
@@ -123,8 +123,12 @@ def _own_items(run: RunContext, model: nn.Module) -> list[GalleryItem]:
         try:
             items += _rebuild(run, model, clouds, seed=run.seed + index)
         except ValueError as error:
-            bad.add(UserError(f"{printable(files[index])}: its {len(points)} points do not fit this model: {error}"))
+            small.append(f"{printable(files[index])}: its {len(points)} points do not fit this model: {error}")
     notes.tell()
+    for line in bad_lines(small):
+        run.log.warning(f"passed over: {line.removeprefix('bad file: ')}")
+    if small and not items:
+        raise UserError(f"none of the {len(chosen):,} clouds can be rebuilt; the first: {small[0]}")
     bad.tell(len(chosen))
     return items
 

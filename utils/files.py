@@ -9,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from utils.errors import UserError, printable
 from utils.reading import check_file, explain_read, reading, reason
-from utils.untrusted import Refused, load_with_stand_ins
 
 AGAIN = "call the command again"
 RESUME = "start again with --resume"
@@ -96,6 +93,8 @@ def save_checkpoint(path: str | Path, state: dict, again: str = RESUME) -> None:
 
 
 def _save(state: dict, file: BinaryIO) -> None:
+    import torch  # Here, because what writes other files does without it.
+
     try:
         torch.save(state, file)
     except RuntimeError as error:
@@ -132,6 +131,10 @@ def _load_safetensors(path: Path) -> dict:
 
 
 def _load(path: Path) -> dict:
+    import torch
+
+    from utils.untrusted import Refused, load_with_stand_ins
+
     try:
         with torch.serialization.safe_globals(_plain_numpy()):
             return torch.load(path, map_location="cpu", weights_only=True)

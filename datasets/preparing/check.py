@@ -12,7 +12,7 @@ from datasets.formats.arrays import load_npy
 from datasets.formats.hdf5 import inspect, read_labels
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.preparing.layouts import Layout
-from datasets.registry import DATASETS
+from datasets.preparing.recognise import PUBLISHED_POINTS, fitting
 from datasets.scanobjectnn import CLASSES, FILES
 from utils.config.load import with_root
 from utils.errors import UserError, printable
@@ -28,6 +28,7 @@ class Found:
 
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    classes: int | None = None  # of own data
 
     def lines(self, path: Path) -> list[str]:
         """Return the lines of a list, none of a missing or empty one, which is a problem."""
@@ -72,10 +73,15 @@ def look(layout: Layout, data_root: Path, *, any_count: bool = False, read: bool
         _LOOKERS[layout.name](folder, layout, found)
     except (UserError, OSError) as error:
         found.problems.append(printable(error))
+    fewer = fitting(layout, folder)
     if not any_count:
         found.problems += _wrong_counts(layout, found)
+        found.problems += [
+            f"clouds of {points:,} points, {PUBLISHED_POINTS[layout.name]:,} are read; a fixture, or own data (--any_count accepts them)"
+            for points in fewer.values()
+        ]
     if read and not found.problems and layout.config:
-        found.problems += _read_problems(layout, data_root)
+        found.problems += _read_problems(layout, data_root, fewer)
     return found
 
 
@@ -93,10 +99,10 @@ def _wrong_counts(layout: Layout, found: Found) -> list[str]:
     ]
 
 
-def _read_problems(layout: Layout, data_root: Path) -> list[str]:
-    from datasets import build_dataset
+def _read_problems(layout: Layout, data_root: Path, fewer: dict[str, int]) -> list[str]:
+    from datasets import DATASETS, build_dataset
 
-    settings = [{}]
+    settings = [{**fewer, "sampling": "all"} if fewer else {}]
     if layout.name == "ModelNetFewShot":
         settings = [{"way": way, "shot": shot, "fold": fold} for way, shot in SETTINGS for fold in FOLDS]
     subsets = SUBSETS
@@ -106,9 +112,9 @@ def _read_problems(layout: Layout, data_root: Path) -> list[str]:
     problems = []
     for keys in settings:
         for subset in subsets:
-            config = with_root(DATASETS.config({**layout.config, **keys, "subset": subset}), data_root)
+            config = DATASETS.config({**layout.config, **keys, "subset": subset})
             try:
-                build_dataset(config)
+                build_dataset(with_root(config, data_root) if layout.root else config)
             except UserError as error:
                 problems.append(str(error))
     return problems
@@ -150,17 +156,18 @@ def _npy_shape(path: Path) -> tuple[int, ...]:
 
 
 def _look_modelnet(folder: Path, layout: Layout, found: Found) -> None:
-    classes = found.lines(folder / "modelnet40_shape_names.txt")
-    listed = {subset: found.lines(folder / f"modelnet40_{subset}.txt") for subset in SUBSETS}
+    prefix = "modelnet10" if (folder / "modelnet10_shape_names.txt").is_file() else "modelnet40"
+    classes = found.lines(folder / f"{prefix}_shape_names.txt")
+    listed = {subset: found.lines(folder / f"{prefix}_{subset}.txt") for subset in SUBSETS}
     there = {name: set(os.listdir(folder / name)) if (folder / name).is_dir() else set() for name in classes}
     for subset, ids in listed.items():
         unknown = [entry for entry in ids if entry.rpartition("_")[0] not in there]
         if unknown and classes:
             found.problems.append(
-                f"{folder / f'modelnet40_{subset}.txt'}: {unknown[0]} is of no class in modelnet40_shape_names.txt"
+                f"{folder / f'{prefix}_{subset}.txt'}: {unknown[0]} is of no class in {prefix}_shape_names.txt"
             )
         absent = [entry for entry in ids if f"{entry}.txt" not in there.get(entry.rpartition("_")[0], ())]
-        if (folder / f"modelnet40_{subset}_8192pts_fps.dat").is_file():
+        if (folder / f"{prefix}_{subset}_8192pts_fps.dat").is_file():
             absent = []  # read instead of the text files
         found.counts[subset] = len(ids) - len(absent)
         found.absent([f"{entry.rpartition('_')[0]}/{entry}.txt" for entry in absent], folder)
@@ -259,8 +266,9 @@ def _look_corruptions(folder: Path, layout: Layout, found: Found) -> None:
 
 def _look_folder(folder: Path, layout: Layout, found: Found) -> None:
     for subset in SUBSETS:
-        _, files = find_files(folder, FolderConfig(subset=subset))
+        classes, files = find_files(folder, FolderConfig(subset=subset))
         found.counts[subset] = sum(map(len, files))
+    found.classes = None if classes is None else len(classes)
 
 
 def _look_synthetic(folder: Path, layout: Layout, found: Found) -> None:
@@ -294,6 +302,8 @@ def report(layout: Layout, found: Found, data_root: Path) -> str:
         lines.append(
             f"  {what}: {number:,}{published}" + (" clouds" if what not in ("folds", "files", "shapes") else "")
         )
+    if found.classes is not None:
+        lines.append(f"  classes: {found.classes:,}")
     if not found.problems:
         return "\n".join([*lines, "  complete"])
     lines += [f"  wrong: {problem}" for problem in found.problems]

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from datasets.clouds import SUBSETS
-from datasets.folder import FolderConfig, find_files
+from datasets.folder import FolderConfig, find_files, has_splits
 from datasets.formats.cloud_files import cloud_files, read_shape, resample
 from datasets.formats.points import Notes, check_up, upright
 from datasets.normals import estimate_normals
@@ -47,6 +47,8 @@ class Settings:
     up: str = "y"  # axis of the input that becomes y
     test_share: float = 0.2  # where the input has no split and the layout needs one
     render: RenderSettings | None = None  # of layouts with pictures
+    list: str | None = None  # a table of path, class and split, instead of what folders say
+    common_classes: bool | None = None  # leave out classes that one split only has
 
     def __post_init__(self):
         if self.to not in TARGETS:
@@ -75,6 +77,7 @@ class Outcome:
     bad: tuple[tuple[str, str], ...]
     complete: bool
     notes: Notes = field(default_factory=Notes)
+    files: tuple[Path, ...] = ()  # all sources
 
 
 def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, skip_bad: bool = False) -> Outcome:
@@ -94,11 +97,12 @@ def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, sk
     if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--out {out}: is inside the input {source}; name a folder outside of it")
     root, clouds, classes = plan(source, settings)
+    files = tuple(root / cloud.source for cloud in clouds)
     work = out.with_name(out.name + ".converting")
     content = _plan_content(root, clouds, settings)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         _check_whole(out, content)
-        return Outcome(len(clouds), len(clouds), (), (), True)
+        return Outcome(len(clouds), len(clouds), (), (), True, files=files)
     todo = _open_work(work, clouds, content)
     repeated, bad, notes = [], [], Notes()
     try:
@@ -118,7 +122,7 @@ def convert(source: Path, out: Path, settings: Settings, *, workers: int = 0, sk
     complete = not bad or skip_bad
     if complete:
         _complete(work, out, settings, clouds, classes, dict(bad))
-    return Outcome(len(clouds), len(clouds) - len(todo), tuple(repeated), tuple(bad), complete, notes)
+    return Outcome(len(clouds), len(clouds) - len(todo), tuple(repeated), tuple(bad), complete, notes, files)
 
 
 def plan(source: Path, settings: Settings) -> tuple[Path, list[Cloud], list[str]]:
@@ -142,22 +146,35 @@ def plan(source: Path, settings: Settings) -> tuple[Path, list[Cloud], list[str]
     for split, label, files in groups:
         for path in files:
             name = path.relative_to(root).as_posix()
-            clouds.append(
-                Cloud(name, label, split, place(target, name, classes[label] if classes else "", split, taken))
-            )
+            known = classes[label] if label >= 0 else ""
+            # Of a list the folders say nothing: the set gets those that its lines mean.
+            meant = name if settings.list is None else "/".join(filter(None, (split, known, path.name)))
+            kept = split if target.needs else ""
+            clouds.append(Cloud(name, label, kept, place(target, meant, known, kept, taken)))
     return root, clouds, classes
 
 
 def _groups(source: Path, settings: Settings, split: bool) -> tuple[list[tuple[str, int, list[Path]]], list[str]]:
-    """Return (split, label, files) of each class and split, and the class names. Without `split` all files keep their folders."""
+    """Return (split, label, files) of each class and split, and the class names. Without `split` all files keep their folders.
+
+    Classes that one split only has are an error in layouts with labels.
+    """
     groups, seen = [], set()
+    uneven = TARGETS[settings.to].needs != "classes"
     for subset in SUBSETS:
-        config = FolderConfig(subset=subset, TEST_SHARE=settings.test_share if split else 0)
-        classes, files = find_files(source, config)
+        config = FolderConfig(
+            subset=subset,
+            TEST_SHARE=settings.test_share if split else 0,
+            LIST=settings.list or "",
+            COMMON_CLASSES=bool(settings.common_classes),
+        )
+        classes, files = find_files(source, config, uneven=uneven)
         for label, group in enumerate(files):
             fresh = [path for path in group if path not in seen]  # without a split both sets have all
             seen.update(fresh)
-            groups.append((subset if split else "", label if classes else -1, fresh))
+            groups.append((subset, label if classes else -1, fresh))
+    if not split and settings.list is not None and not has_splits(source, settings.list):
+        groups = [("", label, files) for _, label, files in groups]
     return groups, classes or []
 
 
@@ -308,9 +325,7 @@ def _begin_worker() -> None:
     import signal
     import threading
 
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which only normals and pictures import
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which stops the pool
     parent = multiprocessing.parent_process()
 

@@ -6,6 +6,7 @@ Legend: n clouds, P points of a cloud.
 import json
 import os
 import pickle
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +21,14 @@ from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
 from datasets.pictures.rendering import orbit, render_clouds
 from datasets.preparing.check import FOLDS, SETTINGS
 from datasets.preparing.layouts import Layout
+from datasets.preparing.recognise import fitting
 from datasets.preparing.render import write_pictures
 from datasets.preparing.targets import encode
 from datasets.scanobjectnn import CLASSES, FILES
 from datasets.synthetic import CATEGORIES, PART_IDS, SyntheticConfig, read_synthetic
 from extensions import fps
+from utils import ROOT
+from utils.config.load import read_recipe
 from utils.errors import UserError
 from utils.files import write_atomic
 
@@ -39,6 +43,23 @@ PARTS = [
     ("Pistol", "03948459", 3, "toilet"), ("Rocket", "04099429", 3, "rocket"), ("Skateboard", "04225987", 3, "bench"),
     ("Table", "04379243", 3, "table"),
 ]  # fmt: skip
+
+# Recipe and flags with which each is read.
+_WITHOUT_SVM = " --set dataset.svm=null"
+_SCAN = "cfgs/fine-tuning/point-m2ae/scan_pb.yaml --scratch_model"
+USES = {
+    "ShapeNet": "cfgs/pre-training/point-m2ae.yaml" + _WITHOUT_SVM,
+    "ShapeNetRender": "cfgs/pre-training/inter-mae.yaml" + _WITHOUT_SVM,
+    "ModelNet": "cfgs/fine-tuning/point-m2ae/modelnet40.yaml --scratch_model",
+    "ModelNet40_SVM": "cfgs/linear-svm/point-m2ae/modelnet40.yaml --test_svm modelnet40 --ckpts PRE_TRAINED.pth",
+    "ModelNet10": "cfgs/fine-tuning/point-m2ae/modelnet10-tiny.yaml --scratch_model",
+    "Scan_OBJ-BG": _SCAN,
+    "Scan_OBJ": _SCAN,
+    "Scan_PB": _SCAN,
+    "ModelNetFewShot": "cfgs/few-shot/point-m2ae/debug.yaml --finetune_model --way 5 --shot 10 --fold 0",
+    "ShapeNetPart": "cfgs/segmentation/point-m2ae/shapenet_part.yaml",
+    "ModelNet40-C": "cfgs/fine-tuning/point-m2ae/modelnet40.yaml --test --ckpts OF_THE_ModelNet_FIXTURE.pth --corruptions {folder}",
+}
 
 
 @dataclass(frozen=True)
@@ -94,6 +115,21 @@ def write_fixture(layout: Layout, out: Path, size: Size, *, dat: bool = False) -
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def use_of(layout: Layout, out: Path, folder: Path, size: Size) -> str:
+    """Return a command that reads a fixture."""
+    command = USES[layout.name].format(folder=shlex.quote(folder.as_posix()))
+    recipe = command.split()[0]
+    batch = read_recipe(ROOT / recipe).get("total_bs", 128)
+    sets = [f"total_bs={size.clouds}"] if batch > size.clouds and layout.name != "ModelNetFewShot" else []
+    points = fitting(layout, folder).get("N_POINTS")
+    if points is not None:
+        entries = read_recipe(ROOT / recipe).get("dataset", {})
+        names = [name for name in ("train", "val", "test") if entries.get(name)]
+        sets += [f"dataset.{name}.N_POINTS={points}" for name in names if layout.name != "ModelNet40_SVM"]
+    flags = "".join(f" --set {each}" for each in sets)
+    return f"python main.py --config {command} --exp_name try --data_root {shlex.quote(out.as_posix())}{flags}"
 
 
 def _clouds(subset: str, count: int, points: int, categories: list[str] | None = None) -> CloudSet:
@@ -242,6 +278,8 @@ def _write_corruptions(folder: Path, size: Size) -> None:
     """Write noise that grows with the severity, for every kind of corruption."""
     clouds = _clouds("test", size.of("test"), size.points or 1024)
     np.save(folder / "label.npy", clouds.labels[:, None])
+    # The classes of the ModelNet fixture, so that its classifiers can be evaluated here.
+    _lines(folder / "shape_names.txt", list(CATEGORIES)[: size.of("train")])
     np.save(folder / "data_original.npy", clouds.points)
     for number, kind in enumerate(CORRUPTIONS):
         noise = np.random.default_rng(number).normal(size=clouds.points.shape)

@@ -246,6 +246,11 @@ def find(name: str) -> list[Layout]:
     return found
 
 
+def is_known(name: str) -> bool:
+    """Say whether a name is that of a data set or a group of them."""
+    return name.lower() in {known.lower() for known in _names()}
+
+
 def _names() -> Iterator[str]:
     yield from GROUPS
     for layout in LAYOUTS:

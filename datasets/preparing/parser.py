@@ -42,7 +42,9 @@ def add_check(commands: Commands, run: Runner) -> None:
     """Add the flags of `check`."""
     purpose = "say what is there, what is missing, and how to get it"
     command = commands.add("check", run, purpose, "check ScanObjectNN --data_root /mnt/data")
-    command.add_argument("name", nargs="?", metavar="NAME", help=f"{NAMES}, Folder; none: a table of all")
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help=f"{NAMES}, Folder, or a folder with a set; none: a table of all"
+    )
     command.add_argument(
         "--any_count", action="store_true", help="accept other numbers of clouds than the published ones"
     )
@@ -62,7 +64,7 @@ def add_convert(commands: Commands, run: Runner) -> None:
         "input",
         type=Path,
         metavar="INPUT",
-        help="a file, or a folder: <class>/<cloud> with train/ and test/ above or below, or <cloud>",
+        help="a file, or a folder: <class>/<cloud> with train/ and test/ above or below, or <cloud>; also in folders below these",
     )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     command.add_argument(
@@ -81,6 +83,14 @@ def add_convert(commands: Commands, run: Runner) -> None:
         "--up",
         default="y",
         help="axis of the input that points up and becomes y; z for the meshes of ModelNet (default: y)",
+    )
+    command.add_argument(
+        "--list",
+        metavar="FILE",
+        help="a table with the columns path (below INPUT), class and split, instead of what the folders say",
+    )
+    command.add_argument(
+        "--common_classes", action="store_true", default=None, help="leave out classes that only one split has"
     )
     command.add_argument(
         "--test_share", type=float, default=0.2, help="of each class, where the input has no split (default: 0.2)"
@@ -109,6 +119,24 @@ def add_render(commands: Commands, run: Runner) -> None:
     command.add_argument("--points", type=int, default=0, help="of each cloud (default: 2048)")
     command.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
     add_work(command)
+
+
+def add_recipe(commands: Commands, run: Runner) -> None:
+    """Add `recipe`."""
+    purpose = (
+        "write recipes for a set: pre-training, linear SVM, fine-tuning, few-shot, segmentation, with sizes that fit it"
+    )
+    command = commands.add("recipe", run, purpose, "recipe data/own --size tiny")
+    command.add_argument("folder", type=Path, metavar="DIR", help="a folder of classes, or a set in a published layout")
+    command.add_argument("--out", type=Path, metavar="DIR", help="(default: recipes/ and the name of the folder)")
+    command.add_argument("--method", default="point-m2ae", help="as in cfgs/pre-training/ (default: point-m2ae)")
+    command.add_argument(
+        "--size", default="", help="tiny (a trial), small or published (default: small below 10,000 training clouds)"
+    )
+    command.add_argument("--up", default="y", help="axis of the clouds that points up (default: y, as converted)")
+    command.add_argument("--list", default="", metavar="FILE", help="a table of path, class and split below DIR")
+    command.add_argument("--epochs", type=int, default=0, help="of each training (default: by the number of clouds)")
+    command.add_argument("--overwrite", action="store_true", help="replace recipes that are there")
 
 
 def add_fetch(commands: Commands, run: Runner) -> None:

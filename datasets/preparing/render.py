@@ -1,17 +1,21 @@
 """Pictures next to converted clouds, in the layout in which ShapeNet's renderings are published."""
 
+from __future__ import annotations
+
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from datasets.formats.cloud_files import Shape
 from datasets.normals import estimate_normals
-from datasets.pictures.rendering import Cameras, orbit, render_clouds, render_mesh
 from utils.errors import UserError
 from utils.files import write_atomic
+
+if TYPE_CHECKING:
+    from datasets.pictures.rendering import Cameras
 
 MOST_POINTS = 32768  # of a cloud that is drawn
 KINDS = ("shaded", "depth")
@@ -39,6 +43,10 @@ class RenderSettings:
 
 def draw_shape(shape: Shape, up: str, settings: RenderSettings) -> np.ndarray:
     """Draw a mesh, or a cloud, from around its up axis: (views, size, size) uint8."""
+    import torch  # Here, because most conversions draw nothing.
+
+    from datasets.pictures.rendering import orbit, render_clouds
+
     cameras = orbit(settings.views, up_axis=up, elevation=settings.elevation)
     if shape.faces is not None:
         return _draw_mesh(_into_sphere(shape.points), shape.faces, cameras, settings)
@@ -63,6 +71,10 @@ def write_pictures(folder: Path, pictures: np.ndarray) -> None:
 
 
 def _draw_mesh(vertices: np.ndarray, faces: np.ndarray, cameras: Cameras, settings: RenderSettings) -> np.ndarray:
+    import torch
+
+    from datasets.pictures.rendering import render_mesh
+
     corners = torch.from_numpy(vertices).float(), torch.from_numpy(faces).long()
     return render_mesh(*corners, cameras, settings.size, kind=settings.kind).numpy()
 

@@ -11,7 +11,7 @@ from utils.errors import UserError, suggest
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
 FOLDS = 10  # of few-shot classification
-SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic")
+SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic", "own")
 # Published flags that change nothing here: destination -> why.
 NO_EFFECT = {
     "loss": "the loss is the key model.loss: --set model.loss=cdl1",
@@ -86,7 +86,10 @@ def _add_task(group) -> None:
     group.add_argument(
         "--skip_bad", action="store_true", help="of own clouds: pass over files that cannot be read, and list them"
     )
-    group.add_argument("--test_svm", choices=SVM_SETS, help="evaluate the pre-trained encoder in --ckpts by a linear SVM")
+    group.add_argument(
+        "--test_svm", choices=SVM_SETS, nargs="?", const="own",
+        help="evaluate the pre-trained encoder in --ckpts by a linear SVM; own, or no name: on the set of the recipe, whichever that is",
+    )  # fmt: skip
     group.add_argument(
         "--probe", choices=PROBES, action="append", default=[],
         help="with --test_svm: evaluate the same features by nearest neighbours or logistic regression as well; may be repeated",

@@ -164,5 +164,10 @@ def save_config(config: Any, path: str | Path) -> None:
     """
     from utils.files import write_atomic  # imports torch, which reading needs not
 
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    text = write_yaml(to_dict(config))
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_yaml(tree: dict) -> str:
+    """Return plain data as block-style YAML."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
