@@ -121,8 +121,7 @@ def run_svm(run: RunContext) -> dict[str, float]:
     name = sets.train.NAME
     if not name.startswith(TEST_SETS.get(args.test_svm, name)):
         raise UserError(
-            f"--test_svm {args.test_svm}: the recipe evaluates on {name}, which --test_svm own takes; for {args.test_svm} "
-            f"run {_command(run)}"
+            f"--test_svm {args.test_svm}: the recipe evaluates on {name}; run {_command(run)}, or --test_svm own to evaluate on {name}"
         )
     # Which of the published sets it is, if any.
     known = next((known for known, reader in TEST_SETS.items() if name.startswith(reader)), args.test_svm)
