@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,13 @@ import pytest
 import torch
 
 import main
+import main_vis
 from datasets import build_dataset, prepare
 from datasets.synthetic import CATEGORIES
 from models import build_model
 from tools import embed
 from tools.launch import load_recipe
+from utils import ROOT
 from utils.config.yaml import read_yaml
 
 CLASSES = sorted(CATEGORIES)[:10]
@@ -290,3 +294,52 @@ def test_probes_on_the_set_of_a_recipe(folder, capsys):
     assert len(rows) == 4 and all(len(row) == 3 and row[1].isdigit() for row in rows)
     argv = ["--config", "recipes/set/linear-svm.yaml", "--test_svm", "modelnet40", *flags]
     refused(argv, capsys, "Folder", "--test_svm own", "cfgs/linear-svm/point-m2ae/modelnet40.yaml", command=main.main)
+
+
+def test_more_outputs_than_classes_are_told(folder, capsys):
+    fill(folder, ["a", "b"], 8)
+    recipes(folder, capsys, "--epochs", "1")
+    argv = [
+        "--config",
+        "recipes/set/fine-tuning.yaml",
+        "--scratch_model",
+        "--device",
+        "cpu",
+        "--set",
+        "model.cls_dim=5",
+    ]
+    assert main.main(argv) == 0
+    captured = capsys.readouterr()
+    assert "model.cls_dim: 5 outputs for the 2 classes" in captured.out + captured.err
+
+
+def test_clouds_with_too_few_points_are_passed_over(folder, capsys):
+    fill(folder, ["a"], 2)
+    np.save(folder / "a" / "tiny.npy", np.random.default_rng(0).normal(size=(5, 3)))
+    config = load_recipe("cfgs/debug/point-mae.yaml")
+    torch.save({"base_model": build_model(config.model).state_dict()}, "pth.pth")
+    argv = ["--config", "cfgs/debug/point-mae.yaml", "--ckpts", "pth.pth", "--device", "cpu", "--input"]
+    assert main_vis.main([*argv, "set"]) == 0
+    captured = capsys.readouterr()
+    assert "tiny.npy" in captured.out + captured.err and "2 clouds of set" in captured.out + captured.err
+    refused([*argv, "set/a/tiny.npy"], capsys, "tiny.npy", "5 points", command=main_vis.main)
+
+
+def test_fixtures_fit_each_other(folder, capsys):
+    for name in ("ModelNet", "ModelNet40-C"):
+        assert prepare.main(["fixtures", name, "--out", "fx", "--points", "64"]) == 0
+    said = capsys.readouterr().out
+    assert "--scratch_model" in said and "--corruptions fx/modelnet40_c" in said and "total_bs" not in said
+    keys = {
+        "NAME": "ModelNet",
+        "DATA_PATH": "fx/ModelNet/modelnet40_normal_resampled",
+        "N_POINTS": 64,
+        "subset": "test",
+    }
+    corrupted = {"NAME": "ModelNet40_C", "DATA_PATH": "fx/modelnet40_c", "corruption": "uniform", "severity": 1}
+    assert build_dataset(keys).class_names == build_dataset(corrupted).class_names
+
+
+def test_workers_of_a_conversion_import_no_torch():
+    code = "import sys, datasets.preparing.convert; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
