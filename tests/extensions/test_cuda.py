@@ -14,10 +14,10 @@ from extensions import (
     gather,
     group,
     knn,
-    row_sums,
     three_interpolate,
     three_nn,
 )
+from extensions.m2ae_ops.private.rows import row_sums
 from extensions.m2ae_ops.reference import neighbors as reference_neighbors
 from extensions.m2ae_ops.reference import sampling as reference_sampling
 
