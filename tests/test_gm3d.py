@@ -144,9 +144,9 @@ def test_published_commands(tmp_path):
     recipe, tuned = str(ROOT / "cfgs" / "fine-tuning" / "gm3d" / "debug.yaml"), tmp_path / "tuned"
     sets = flags(["dataset.train.clouds=40", "dataset.val.clouds=30", "dataset.test.clouds=30", "total_bs=20"])
     arguments = ["--config", recipe, "--device", "cpu", *sets]
-    start = ["--finetune", str(out / "ckpt-last.pth")]
+    start, still = ["--finetune", str(out / "ckpt-last.pth")], ["--lr", "0", "--min_lr", "0"]
     assert (
-        main_finetune.main([*arguments, *start, "--output_dir", str(tuned), "--teacher", "--epochs", "1", "--lr", "0"])
+        main_finetune.main([*arguments, *start, "--output_dir", str(tuned), "--teacher", "--epochs", "1", *still])
         == 0
     )
     state = read_checkpoint(tuned / "ckpt-last.pth")["base_model"]  # nothing moved, at a rate of 0

@@ -116,6 +116,7 @@ def test_losses_have_their_published_names_and_are_written_once():
         task=SimpleNamespace(display=DISPLAY),
         writer=Notebook(),
         steps=4,
+        _epoch_name=lambda epoch: f"epoch {epoch}",
         state=SimpleNamespace(metrics={name: value for name, value in row.items() if name != "lr"}),
         run=SimpleNamespace(
             device=SimpleNamespace(type="cpu"),
