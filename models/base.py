@@ -16,6 +16,8 @@ from models.masking import back_project, capacities
 from utils.device import send
 
 WEIGHT_DTYPES = (torch.float32, torch.float64)
+LARGEST = 1 << 16  # width, number of groups or of heads: a larger one is a mistake, found before memory is asked for
+DEEPEST = 1024  # blocks
 
 
 def legacy_names(legacy: bool | Sequence[str], known: Sequence[str]) -> frozenset[str]:
@@ -30,6 +32,26 @@ def legacy_names(legacy: bool | Sequence[str], known: Sequence[str]) -> frozense
     if unknown:
         raise ValueError(f"legacy: {', '.join(unknown)} is unknown here; choose from {', '.join(known) or 'nothing'}")
     return frozenset(legacy)
+
+
+def check_ranges(config: Any, *, counts: Sequence[str], depths: Sequence[str] = (), where: str = "") -> None:
+    """Check numbers, or lists of numbers, among the keys of a model, and `drop_path_rate`.
+
+    Args:
+        counts: keys whose values must be 1 to 65,536.
+        depths: keys of numbers of blocks, 0 to 1,024.
+        where: what stands before a key in messages.
+
+    Raises:
+        ValueError: naming the key, its value and what is possible.
+    """
+    limits = {**dict.fromkeys(counts, (1, LARGEST)), **dict.fromkeys(depths, (0, DEEPEST))}
+    for key, (low, high) in limits.items():
+        value = getattr(config, key)
+        if not all(low <= number <= high for number in (value if isinstance(value, list) else [value])):
+            raise ValueError(f"{where}{key}: {value} must be {low} to {high}")
+    if not 0 <= config.drop_path_rate < 1:
+        raise ValueError(f"{where}drop_path_rate: {config.drop_path_rate} must be at least 0 and below 1")
 
 
 class PointModel(nn.Module):

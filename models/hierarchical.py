@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions import gather, near_first
-from models.base import MaskedAutoencoder
+from models.base import MaskedAutoencoder, check_ranges
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
@@ -43,6 +43,8 @@ class HierarchyConfig:
             raise ValueError(f"model: {scales} must all have one entry a scale; make the lists equally long")
         if len(self.embed_widths) != 3:
             raise ValueError(f"model.embed_widths: {self.embed_widths} must be three widths")
+        counts = ("num_groups", "group_sizes", "encoder_dims", "embed_widths", "num_heads")
+        check_ranges(self, counts=counts, depths=("encoder_depths",), where="model.")
         for width in self.encoder_dims:
             if width % self.num_heads:
                 raise ValueError(
@@ -76,6 +78,7 @@ class HierarchicalMAEConfig(HierarchyConfig):
             raise ValueError(
                 f"model.decoder_depths: {self.decoder_depths} must have {stages} entries, as decoder_dims has"
             )
+        check_ranges(self, counts=(), depths=("decoder_depths", "decoder_up_blocks"), where="model.")
         if self.loss not in RECONSTRUCTION_LOSSES:
             raise ValueError(f"model.loss: {self.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
 

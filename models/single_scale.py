@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions import gather
-from models.base import MaskedAutoencoder
+from models.base import MaskedAutoencoder, check_ranges
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal
@@ -44,6 +44,7 @@ class SingleScaleConfig:
             raise ValueError(f"embed_widths: {self.embed_widths} must be three widths")
         if self.depth < 1:
             raise ValueError(f"depth: {self.depth} must be at least 1")
+        check_ranges(self, counts=("trans_dim", "embed_widths"), depths=("depth",))
         check_heads(self.trans_dim, self.num_heads, "num_heads")
 
 
