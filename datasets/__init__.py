@@ -5,25 +5,7 @@ from typing import Any
 
 from datasets.clouds import CloudSet
 
-__all__ = [
-    "DATASETS",
-    "Batch",
-    "Batches",
-    "CloudSet",
-    "Samples",
-    "build_dataset",
-    "few_shot",
-    "folder",
-    "modelnet",
-    "modelnet40_c",
-    "modelnet_txt",
-    "scanobjectnn",
-    "shapenet",
-    "shapenet_part",
-    "shapenet_render",
-    "synthetic",
-]
-
+__all__ = ["DATASETS", "Batch", "Batches", "CloudSet", "Samples", "build_dataset"]
 
 _READERS = (
     "few_shot",
