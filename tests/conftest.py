@@ -37,6 +37,16 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.write_line(f"skipped: {sum(reasons.values())}" + (f" = {listed}" if listed else ""))
 
 
+@pytest.fixture(autouse=True)
+def same_folder():
+    """Fail a test that leaves the process in another folder: the tests after it would look for the recipes there."""
+    before = Path.cwd()
+    yield
+    after = Path.cwd()
+    os.chdir(before)
+    assert after == before, f"the test left the process in {after}"
+
+
 @pytest.fixture
 def shared_data() -> Path:
     """Return the folder of the real data sets; only for tests marked `data`."""
