@@ -61,14 +61,19 @@ class Probe:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all checks and print the table; returns 1 where something disagrees, else 0."""
+    args = build_parser().parse_args(arguments)
+    return run_command(lambda: _run(args), debug=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="tools.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=methods(), help="default: all")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    args = parser.parse_args(arguments)
-    return run_command(lambda: _run(args), debug=True)
+    return parser
 
 
 def methods() -> list[str]:

@@ -28,13 +28,14 @@ _LOG = logging.getLogger("m2ae.embed")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 2 for bad input, which is one message on stderr, 128 + signal when stopped."""
-    args = _arguments(argv)
+    args = build_parser().parse_args(argv)
     settle_environment()
     with stop_signals(), console():
         return run_command(partial(_run, args), debug=args.debug)
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.embed",
         description="Features, and with a classifier predictions, of any clouds or meshes.",
@@ -73,7 +74,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
     parser.add_argument("--skip_bad", action="store_true", help="pass over files that cannot be read, and list them")
     parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from typing import NoReturn
 from utils import __version__
 from utils.errors import UserError, suggest
 
+PROG = "main.py"
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
 FOLDS = 10  # of few-shot classification
@@ -47,10 +48,10 @@ class Parser(argparse.ArgumentParser):
         return f"{name}: is no flag; {close}"
 
 
-def build_parser() -> Parser:
-    """Return the parser of `main.py`, its flags in groups."""
+def build_parser(prog: str | None = None) -> Parser:
+    """Return the parser of `main.py`, its flags in groups; `prog` is what it is called, where that is not `main.py`."""
     parser = Parser(
-        prog="main.py",
+        prog=prog or PROG,
         description="Pre-train, evaluate and fine-tune masked autoencoders of point clouds.",
         epilog="Example: python main.py --config cfgs/debug/point-m2ae.yaml --exp_name first",
         allow_abbrev=False,
@@ -212,7 +213,7 @@ def _add_ignored(group) -> None:
     group.add_argument("--num_workers", type=int, metavar="N", help="there are no workers")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Parse and check the command line.
 
     Flags that are also keys of the recipe become overrides in `args.set`, besides what `--set` gave: the resolved
@@ -221,7 +222,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other or lack another one.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser(prog).parse_args(argv)
     args.notes = [
         f"--{name} has no effect: {why}" for name, why in NO_EFFECT.items() if getattr(args, name) is not None
     ]
