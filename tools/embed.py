@@ -15,6 +15,7 @@ import numpy as np
 from datasets.formats.cloud_files import BadFiles, cloud_files
 from datasets.formats.points import check_up
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
+from tools.launch import weights_file
 from utils.device import choose_device
 from utils.environment import settle_environment
 from utils.errors import UserError, run_command, stop_signals
@@ -95,8 +96,9 @@ def _run(args: argparse.Namespace) -> None:
     for file in args.imports:
         import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
     overrides = [*args.set, *([f"precision={args.precision}"] if args.precision else [])]
+    ckpts = str(weights_file(args.ckpts, args.config))
     embedder = open_embedder(
-        args.ckpts,
+        ckpts,
         config=args.config,
         overrides=overrides,
         normalize=args.normalize,
@@ -113,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
             "%d clouds have fewer points than the %d that the groups need, and their points were repeated; the first is %s",
             len(embedding.repeated), embedder.needed, embedding.repeated[0],
         )  # fmt: skip
-    _write(embedder, embedding, args.ckpts, out, table)
+    _write(embedder, embedding, ckpts, out, table)
 
 
 def _write(embedder: Embedder, embedding: Embedding, ckpts: str, out: Path, table: Path) -> None:

@@ -24,6 +24,7 @@ from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
+from tools.weights import resolve
 from utils.checkpoints import check_weights
 from utils.errors import UserError, run_command
 from utils.files import read_checkpoint, save_checkpoint, save_tensors
@@ -45,15 +46,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(args: argparse.Namespace) -> None:
+    ckpts = str(resolve(args.ckpts))
     if args.out.suffix == ".safetensors":
         if args.clip:
             raise UserError("--clip: belongs to the published layout; leave it out, or name a .pth file with --out")
-        weights = export_tensors(args.ckpts, args.out, half=args.half)
+        weights = export_tensors(ckpts, args.out, half=args.half)
         print(f"{args.out}: {len(weights)} tensors, {args.out.stat().st_size:,} bytes")
         return
     if args.half:
         raise UserError("--half: is for .safetensors files; name one with --out")
-    weights = export(args.ckpts, args.out, clip=args.clip)
+    weights = export(ckpts, args.out, clip=args.clip)
     print(f"{args.out}: {len(weights)} tensors in the published layout")
     for prefix in _lacking(weights):
         print(
