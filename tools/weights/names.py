@@ -13,7 +13,8 @@ def resolve(name_or_path: str | Path, *, model: str | None = None) -> Path:
     """Return the file that a path or a name of weights stands for; nothing is downloaded.
 
     Args:
-        name_or_path: a path, which is returned as it is (a `Path` always is one); `mini`, `mini-point-m2ae`, `mini-point-mae`, or a name of the table.
+        name_or_path: a path, which is returned as it is (a `Path` always is one); `mini`, `mini-point-m2ae`, `mini-point-mae`,
+            or a name of the table.
         model: of which method `mini` is wanted: a method ("point-mae"), a name of `create_model` or a registered NAME;
             None = Point-M2AE.
 
