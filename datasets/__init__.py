@@ -10,6 +10,7 @@ __all__ = ["DATASETS", "Batch", "Batches", "CloudSet", "Samples", "build_dataset
 _READERS = (
     "few_shot",
     "folder",
+    "mixture",
     "modelnet",
     "modelnet40_c",
     "modelnet_txt",
