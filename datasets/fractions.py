@@ -27,7 +27,9 @@ class FractionKeys:
             if not 0 < value <= 1:
                 raise ValueError(f"{key}: is {value}; it must lie above 0 and not above 1, for example 0.1")
             if value < 1 and getattr(self, "subset", "") == "test":
-                raise ValueError(f"{key}: is {value}, but subset is test; a test set is taken whole, set it in dataset.train")
+                raise ValueError(
+                    f"{key}: is {value}, but subset is test; a test set is taken whole, set it in dataset.train"
+                )
         if self.label_fraction < 1 and self.cloud_fraction < 1:
             raise ValueError("label_fraction: does not go with cloud_fraction; give one of them")
         if self.fraction_seed < 0:
@@ -59,7 +61,15 @@ def take_fraction(clouds: CloudSet, keys: Any) -> CloudSet:
 def split_held_out(clouds: CloudSet, share: float, seed: int) -> tuple[CloudSet, CloudSet]:
     """Return what is left of a training set and the part that is held out of it, `share` of each class, both in stored order.
 
-    The draw depends on the seed and the size of each class alone.
+    Raises:
+        UserError: as `held_out_rows`.
+    """
+    held_out = held_out_rows(clouds, share, seed)
+    return clouds.select(np.flatnonzero(~held_out)), clouds.select(np.flatnonzero(held_out))
+
+
+def held_out_rows(clouds: CloudSet, share: float, seed: int) -> np.ndarray:
+    """Say of each cloud whether it is held out, bool (M,); the draw depends on the seed and the size of each class alone.
 
     Raises:
         UserError: the set has no labels, or one of the two parts would have no cloud of some class.
@@ -75,7 +85,7 @@ def split_held_out(clouds: CloudSet, share: float, seed: int) -> tuple[CloudSet,
         chosen.append(shuffled[:count])
     held_out = np.zeros(len(clouds), dtype=bool)
     held_out[np.concatenate(chosen)] = True
-    return clouds.select(np.flatnonzero(~held_out)), clouds.select(np.flatnonzero(held_out))
+    return held_out
 
 
 def _empty(clouds: CloudSet, label: int, size: int, count: int) -> str:
