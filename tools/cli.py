@@ -60,6 +60,8 @@ COMMANDS = {
     "data": Command(
         "datasets.prepare", "check, fetch, convert, draw data sets", parsers=("datasets.prepare:build_parser",)
     ),
+    "summary": Command("tools.summary", "one table of all runs below a folder"),
+    "compare": Command("tools.compare", "several runs on one page: curves, differences, statistics, galleries"),
     "weights": Command("tools.weights", "keep the weights of a checkpoint alone", parsers=()),
     "export": Command("tools.export", "write a checkpoint in the published layout", parsers=()),
     "doctor": Command(
