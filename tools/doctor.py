@@ -39,6 +39,7 @@ SAME, CLOSE, LOW = 1e-4, 2e-3, 5e-2
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 LIMIT = 300  # seconds that a process may take
 COMMITTED = {"cpu": "ops-cpu.json", "cuda": "ops-gpu.json"}
+CONFIRMED = "confirmed for training"
 SIDE, BF16, FUSED = SIDE_STREAM, "bf16", "bf16, fused kernels"
 
 
@@ -61,7 +62,10 @@ class Probe:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all checks and print the table; returns 1 where something disagrees, else 0."""
-    args = build_parser().parse_args(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if unknown := set(args.methods) - set(methods()):
+        parser.error(f"--methods: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(methods())}")
     return run_command(lambda: _run(args), debug=True)
 
 
@@ -104,8 +108,10 @@ def _all_rows(device: torch.device, chosen: list[str]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         found = run_probes(probes(device, chosen), Path(folder), device)
     yield from comparisons(found, device)
-    if device.type == "cuda":
+    if device.type == "cuda" and set(chosen) == set(methods()):
         yield from confirmations(found, device)
+    elif device.type == "cuda":
+        yield Row(CONFIRMED, NOTE, "nothing is written down, because --methods leaves some out")
     yield from speed(found, device)
 
 
@@ -246,9 +252,9 @@ def confirmations(found: dict[str, dict | str], device: torch.device) -> Iterato
     try:
         confirm(agreed, device)
     except OSError as error:
-        yield Row("confirmed for training", NOTE, f"could not be written down: {error}")
+        yield Row(CONFIRMED, NOTE, f"could not be written down: {error}")
         return
-    yield Row("confirmed for training", OK if len(agreed) == 2 else NOTE, ", ".join(agreed) or "nothing")
+    yield Row(CONFIRMED, OK if len(agreed) == 2 else NOTE, ", ".join(agreed) or "nothing")
 
 
 def speed(found: dict[str, dict | str], device: torch.device) -> Iterator[Row]:

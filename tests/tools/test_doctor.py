@@ -74,6 +74,23 @@ def test_what_agrees_on_a_gpu_is_written_down(tmp_path, monkeypatch):
     assert is_confirmed(GRAPH, CPU) and not is_confirmed(SIDE_STREAM, CPU)
 
 
+def test_some_methods_confirm_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2AE_CACHE", str(tmp_path))
+    cuda = torch.device("cuda")
+    alike = {"reference": found(), "kernels": found(), GRAPH: found(), SIDE_STREAM: found(), "bf16": found()}
+    monkeypatch.setattr(doctor, "run_probes", lambda *args: alike | {"bf16, fused kernels": found()})
+    monkeypatch.setattr(doctor, "installation", lambda device: [])
+    monkeypatch.setattr(doctor, "confirmations", lambda found, device: [doctor.Row(doctor.CONFIRMED, OK, "all")])
+    last = [list(doctor._all_rows(cuda, chosen))[-1] for chosen in (["point-mae"], doctor.methods())]
+    assert [(row.outcome, row.what) for row in last] == [(NOTE, doctor.CONFIRMED), (OK, doctor.CONFIRMED)]
+
+
+def test_an_unknown_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--methods", "point-mea"])
+    assert "--methods: point-mea is unknown; choose from gm3d, " in capsys.readouterr().err
+
+
 def test_what_cannot_be_captured_keeps_no_graph_from_being_confirmed(tmp_path, monkeypatch):
     monkeypatch.setenv("M2AE_CACHE", str(tmp_path))
     reason = self_test.run_method("point-jepa", CPU, ["--cuda_graph", "on"])
