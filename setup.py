@@ -17,7 +17,7 @@ from setuptools.command.build_py import build_py
 NAME = "m2ae"
 ROOT = Path(__file__).resolve().parent
 API = "api"  # becomes the package itself
-FOLDERS = ("models", "datasets", "tools", "utils", "segmentation", "extensions")
+FOLDERS = ("models", "datasets", "tools", "utils", "segmentation", "detection", "extensions")
 PROGRAMS = ("main", "main_vis", "main_pretrain", "main_finetune")
 RECIPES = "cfgs"
 SUFFIXES = {".py", ".typed", ".yaml", ".html", ".css", ".js", ".md", ".cpp", ".h", ".cu", ".cuh"}
@@ -31,8 +31,6 @@ COMMANDS = {
     'prog="tools.doctor"': 'prog="m2ae doctor"',
     "python -m datasets.prepare": "m2ae data",
     "python -m tools.embed": "m2ae embed",
-    "python -m tools.summary": "m2ae summary",
-    "python -m tools.compare": "m2ae compare",
     "python -m tools.weights": "m2ae weights",
     "python -m tools.export": "m2ae export",
     "python -m tools.doctor": "m2ae doctor",

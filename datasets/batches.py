@@ -11,12 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.clouds import CloudSet
-from datasets.transforms import draw_seeds, normalize_unit_sphere, sample_indices, sample_with_replacement
+from datasets.transforms import (
+    draw_seeds,
+    normalize_unit_sphere,
+    sample_indices,
+    sample_scenes,
+    sample_with_replacement,
+)
 from utils.device import send
 from utils.errors import UserError
 from utils.seed import generator
 
-DRAWN = ("random", "replacement")  # samplings that need random numbers
+DRAWN = ("random", "replacement", "scene")  # samplings that need random numbers
 RESIDENT_SHARE = 0.4  # of the free device memory that a resident set may take
 
 
@@ -181,7 +187,8 @@ class Batches:
             return sample_indices(seeds, stored, npoints)
         counts = self.cloud_set.counts
         totals = torch.full_like(rows, stored) if counts is None else torch.from_numpy(counts)[rows]
-        return sample_with_replacement(seeds, totals, npoints)
+        draw = sample_scenes if self.cloud_set.sampling == "scene" else sample_with_replacement
+        return draw(seeds, totals, npoints)
 
 
 class Samples(Dataset):

@@ -10,9 +10,10 @@ import numpy as np
 
 from utils.errors import UserError
 
-SAMPLINGS = ("random", "replacement", "first", "all")
+SAMPLINGS = ("random", "replacement", "scene", "first", "all")
 UP_AXES = ("x", "y", "z")
 SUBSETS = ("train", "test")
+_COLUMNS = ("labels", "part_labels", "normals", "counts", "boxes", "box_counts", "colors")  # arrays with a row a cloud
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,9 @@ class CloudSet:
     view_files: list[list[Path]] | None = field(
         default=None, repr=False
     )  # pictures of each cloud, where the set has any
+    boxes: np.ndarray | None = field(default=None, repr=False)  # (M, 64, 8) float64 of objects, see datasets/scenes.py
+    box_counts: np.ndarray | None = field(default=None, repr=False)  # (M,) int64, how many of the rows are boxes
+    colors: np.ndarray | None = field(default=None, repr=False)  # (M, P, 3) uint8
 
     def __post_init__(self) -> None:
         """Check what later code trusts.
@@ -59,7 +63,7 @@ class CloudSet:
             raise UserError(f"{where}: UP_AXIS {self.up_axis!r} is unknown; choose one of {', '.join(UP_AXES)}")
         if self.sampling == "all" or self.npoints == 0:
             object.__setattr__(self, "npoints", stored)
-        most = self.npoints if self.sampling == "replacement" else stored
+        most = self.npoints if self.sampling in ("replacement", "scene") else stored
         if not 0 < self.npoints <= most:
             raise UserError(
                 f"{where}: {self.npoints} points a sample are asked, but its clouds hold {stored}; "
@@ -68,7 +72,7 @@ class CloudSet:
         self._check_lengths(where, count)
 
     def _check_lengths(self, where: str, count: int) -> None:
-        for key in ("labels", "part_labels", "normals", "names", "counts", "view_files"):
+        for key in (*_COLUMNS, "names", "view_files"):
             value = getattr(self, key)
             if value is not None and len(value) not in (count, 0 if key == "names" else count):
                 raise UserError(f"{where}: {len(value)} {key} for {count} clouds; the counts must be equal")
@@ -85,7 +89,7 @@ class CloudSet:
         indices = np.asarray(indices, dtype=np.int64)
         taken = {
             key: None if getattr(self, key) is None else np.ascontiguousarray(getattr(self, key)[indices])
-            for key in ("points", "labels", "part_labels", "normals", "counts")
+            for key in ("points", *_COLUMNS)
         }
         names = [self.names[i] for i in indices] if self.names else []
         views = None if self.view_files is None else [self.view_files[i] for i in indices]

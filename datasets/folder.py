@@ -16,7 +16,6 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import SUBSETS, CloudSet, check_subset
 from datasets.formats.cloud_files import cloud_files, has_format, is_cloud, read_cloud, resample
 from datasets.formats.points import Notes
-from datasets.fractions import FractionKeys
 from datasets.listing import read_listing
 from datasets.paths import require
 from datasets.registry import DATASETS
@@ -32,7 +31,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class FolderConfig(FractionKeys):
+class FolderConfig:
     """Keys of Folder."""
 
     NAME: str = "Folder"
@@ -54,7 +53,6 @@ class FolderConfig(FractionKeys):
     bs: int = 0  # batch of this loader; 0 = the recipe's
 
     def __post_init__(self):
-        super().__post_init__()
         if self.N_POINTS < 1:
             raise ValueError(f"N_POINTS: is {self.N_POINTS}; it must be at least 1")
         if not 0 <= self.TEST_SHARE < 1:

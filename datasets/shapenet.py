@@ -11,7 +11,6 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.arrays import load_npy
 from datasets.formats.points import to_single
-from datasets.fractions import FractionKeys
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
@@ -22,7 +21,7 @@ LAYOUT = "train.txt and test.txt, one file name <taxonomy>-<model>.npy a line"
 
 
 @dataclass
-class ShapeNetConfig(FractionKeys):
+class ShapeNetConfig:
     """Keys of ShapeNet. A sample is `npoints` random points, then centred and scaled to the unit sphere."""
 
     NAME: str = "ShapeNet"

@@ -4,6 +4,8 @@ Legend: B batch, N points. Random numbers are drawn on the device of `generator`
 GPU runs see the same numbers) and moved to the device of `points`.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ AXES = {"x": 0, "y": 1, "z": 2}
 SCALE_RANGE = (2.0 / 3.0, 3.0 / 2.0)
 SMALL_SCALE_RANGE = (0.9, 1.1)
 OFFSET_RANGE = (-0.2, 0.2)
+# Of scenes in metres.
+SCENE_SCALE_RANGE = (0.8, 1.2)
+SCENE_TURN = math.pi / 36
 # Of part segmentation: one factor a cloud, and smaller shifts.
 UNIFORM_SCALE_RANGE = (0.8, 1.25)
 UNIFORM_OFFSET_RANGE = (-0.1, 0.1)
@@ -44,6 +49,15 @@ def sample_with_replacement(seeds: Tensor, totals: Tensor, count: int) -> Tensor
         for seed, total in zip(seeds.tolist(), totals.tolist(), strict=True)
     ]
     return torch.stack(rows) if rows else torch.empty(0, count, dtype=torch.int64)
+
+
+def sample_scenes(seeds: Tensor, totals: Tensor, count: int) -> Tensor:
+    """Choose `count` of the first totals[i] points, one choice a seed: (B, count) int64, CPU; none twice where there are as many."""
+    rows = []
+    for seed, total in zip(seeds.split(1), totals.split(1), strict=True):
+        whole = total.item() >= count
+        rows.append(sample_indices(seed, total.item(), count) if whole else sample_with_replacement(seed, total, count))
+    return torch.cat(rows) if rows else torch.empty(0, count, dtype=torch.int64)
 
 
 def sample_points(points: Tensor, count: int, *, generator: torch.Generator) -> Tensor:
@@ -138,6 +152,20 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator | None) -> Tenso
     return torch.rand(shape, generator=generator, device=generator.device)
 
 
+def flip_turn_scale(points: Tensor, drawn: Tensor, up_axis: str) -> Tensor:
+    """Mirror each cloud along either horizontal axis, turn it by up to 5 degrees about the up axis, scale it by 0.8 to 1.2.
+
+    Args:
+        drawn: (B, 4) of [0, 1): two mirrors, the turn, the scale.
+    """
+    signs = torch.ones(len(points), 1, 3, dtype=points.dtype)
+    for number, axis in enumerate(axis for name, axis in AXES.items() if name != up_axis):
+        signs[:, 0, axis] = torch.where(drawn[:, number] > 0.5, -1.0, 1.0)
+    low, high = SCENE_SCALE_RANGE
+    signs = signs * (low + (high - low) * drawn[:, 3])[:, None, None]
+    return rotate(points * send(signs, points.device), axis=up_axis, angle=SCENE_TURN * (2 * drawn[:, 2] - 1))
+
+
 DRAWS = {
     "scale_translate": draw_scale_offset,
     "scale_translate_rotate": draw_scale_offset,
@@ -152,7 +180,7 @@ def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator,
         kind: "scale_translate"; "scale_translate_rotate": the same, then "rotate", as published for PCP-MAE;
             "uniform_scale_translate" (of part segmentation); "rotate" each cloud about the up axis; "batch_rotate": scale each cloud a
             little, then rotate the whole batch by one angle, as published for I2P-MAE on ScanObjectNN; "scale_rotate": the same with an
-            angle a cloud; "none".
+            angle a cloud; "scene": mirrors, a small turn and one factor for all axes, which keeps distances in a scene comparable; "none".
 
     Every process draws the same numbers for the global batch, of which each holds B, and keeps its own rows. Not
     `shared` is a batch that this process has to itself.
@@ -171,4 +199,6 @@ def augment(points: Tensor, kind: str, up_axis: str, generator: torch.Generator,
         angle = draw_angle(1 if kind == "batch_rotate" else B * processes, generator=generator)
         angle = angle.expand(B) if kind == "batch_rotate" else angle[own]
         return rotate(scale_translate(points, scale=scale, offset=torch.zeros_like(scale)), axis=up_axis, angle=angle)
+    if kind == "scene":
+        return flip_turn_scale(points, _uniform((B * processes, 4), generator)[own], up_axis)
     return points

@@ -16,10 +16,10 @@ from tools.published.segmentation import translate
 from utils.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Run the published command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped. `prog`: see `main.py`."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the published command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
     try:
-        return run_main(translate(sys.argv[1:] if argv is None else argv, prog), prog)
+        return run_main(translate(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

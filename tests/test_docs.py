@@ -154,7 +154,7 @@ SOURCE_RIDDLES = re.compile(
 
 
 CODE = ("main.py", "main_vis.py", "main_pretrain.py", "main_finetune.py", "hubconf.py", "models", "datasets", "tools",
-        "segmentation", "utils", "extensions", "benchmarks")  # fmt: skip
+        "segmentation", "detection", "utils", "extensions", "benchmarks")  # fmt: skip
 SOURCES = [
     path for name in CODE for path in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
 ]

@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "datasets": {"extensions", "utils"},
     "tools": {"datasets", "models", "extensions", "utils"},
     "segmentation": {"datasets", "models", "extensions", "utils", "tools"},
+    "detection": {"datasets", "models", "extensions", "utils", "tools"},
     "api": {"datasets", "models", "extensions", "utils", "tools"},
 }
 # A published command changes into segmentation/; the launchers do for another script what the interpreter does.

@@ -1,5 +1,6 @@
 """The weights in a checkpoint, whoever wrote it: where they are, what their keys are wrapped in, whether they can be used."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ WRAPPERS = (
 )  # in front of keys: several devices, torch.compile, published programs
 LIGHTNING = ("model.", "net.", "network.")  # in front of all keys, by the attribute of a Lightning module
 DEPTH = 3  # containers in each other
+_INNER = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")  # whole names, wherever they are: not the end of "mlp_module."
 
 
 def find_weights(checkpoint: Mapping) -> dict[str, Tensor]:
@@ -96,5 +98,5 @@ def _unwrapped(found: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _strip(key: str) -> str:
-    key = key.replace("module.", "").replace("_orig_mod.", "")
+    key = _INNER.sub("", key)
     return next((key.removeprefix(prefix) for prefix in WRAPPERS if key.startswith(prefix)), key)

@@ -1,5 +1,6 @@
 """What every model promises: double precision, gradients to the points, messages, reconstruction; and what the folder promises."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 import models
+from datasets.scenes import targets, whole
 from models import MODELS, build_model, import_methods, load_weights
 from models.base import MaskedAutoencoder, PretrainingModel
 from models.classifier import Classifier
+from models.detr import Detector
 from models.segmenter import PartSegmenter
 from models.weights import method_of
 from tests.models.small import SMALL
@@ -32,6 +35,11 @@ SINGLE = {**PATCHES, "transformer_config": {**WIDTHS, "decoder_depth": 1, "decod
 NARROW = {**SINGLE["transformer_config"], "decoder_embed_dim": 12}
 DRY = {"dropout": 0.0, "attention_dropout": 0.0}
 PREDICTOR_DRY = {f"predictor_{key}": 0.0 for key in ("drop_out", "attention_dropout", "drop_path_rate")}
+SCENES = {
+    "preenc_npoints": 32, "preenc_radius": 0.4, "preenc_samples": 8, "preenc_widths": [8, 16], "enc_dim": 24, "enc_ffn_dim": 12,
+    "interim_radius": 0.8, "interim_samples": 4, "mask_radii": [0.4, 0.8, 1.2],
+}  # fmt: skip
+DETECTOR = {"dec_nlayers": 2, "dec_dim": 24, "dec_ffn_dim": 24, "nqueries": 8, "num_classes": 3}
 GUIDANCE = {"depth": 1, "width": 32}
 KEYS = {
     "Point_MAE": SINGLE,
@@ -55,6 +63,9 @@ KEYS = {
     "Point_M2AE_SEG": {**SCALES, **PARTS},
     "Point_JEPA": {**PATCHES, **WIDTHS, **DRY, "predictor_embed_dim": 12, "predictor_depth": 1, "predictor_heads": 3, **PREDICTOR_DRY},
     "PointJepaClassification": {**PATCHES, **WIDTHS, **DRY, "cls_dim": 4},
+    "3DETR": {**SCENES, **DETECTOR},
+    "3DETR_M": {**SCENES, **DETECTOR},
+    "Point_M2AE_Scenes": SCENES,
     "PointJepaPartSegmentation": {**PATCHES, **WIDTHS, **DRY, **PARTS, "taps": [0, 1]},
 }  # fmt: skip
 PRETRAINING = tuple(name for name in KEYS if issubclass(MODELS.entry(name).target, MaskedAutoencoder))
@@ -81,7 +92,16 @@ def outcome(model, points, masked=None, pyramid=None):
         return model.loss(
             model(points, torch.tensor([0, 1, 2])[: len(points)], pyramid=pyramid), torch.zeros(points.shape[:2]).long()
         )
+    if isinstance(model, Detector):
+        return model.loss(model(points, groups=pyramid), TARGETS)["loss"]
     return model.loss(model(points, pyramid=pyramid), torch.arange(len(points)))
+
+
+BOXES = np.array([[0.2, 0.1, 0.0, 0.5, 0.4, 0.6, 1, 1], [-0.3, 0.4, 0.2, 0.3, 0.9, 0.4, 2, 2]])
+TARGETS = {
+    key: torch.from_numpy(value).expand(3, *value.shape)
+    for key, value in targets(whole(clouds()[0].numpy(), BOXES)).items()
+}
 
 
 def test_every_model_is_here():
@@ -89,7 +109,7 @@ def test_every_model_is_here():
     for name in MODELS.names():
         kinds = [
             kind
-            for kind in (PretrainingModel, Classifier, PartSegmenter)
+            for kind in (PretrainingModel, Classifier, PartSegmenter, Detector)
             if issubclass(MODELS.entry(name).target, kind)
         ]
         assert len(kinds) == 1, name
@@ -127,6 +147,13 @@ def test_gradients_reach_the_points(name):
     if name == "Point_JEPA":  # no gradient runs through its teacher
         taught = model.teach(*(values.detach() for values in model.embed(model.group(points))))
         model.teach = lambda tokens, position: taught
+    if isinstance(model, Detector):  # nor through its embeddings of positions
+        embedded: list = []
+        hook = model.pos_embedding.register_forward_hook(lambda *call: embedded.append(call[-1]))
+        model(points)
+        hook.remove()
+        positions = itertools.cycle(embedded)
+        model.pos_embedding.forward = lambda normalized: next(positions)
     direction = torch.randn(points.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def check(function):
@@ -138,7 +165,7 @@ def test_gradients_reach_the_points(name):
         assert grad.any() and (grad * direction).sum().item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
     check(lambda x: outcome(model, x, masked))
-    if not isinstance(model, PartSegmenter):
+    if not isinstance(model, PartSegmenter | Detector):
         check(lambda x: model.patch_tokens(x)[..., ::3].sum())  # the sum of all is that of a norm, which is constant
     if isinstance(model, PretrainingModel):
         check(lambda x: model.encode(x)[..., ::3].sum())
@@ -199,7 +226,7 @@ def test_masks_that_are_refused(name):
 
 
 def test_data_dependent():
-    assert [name for name in KEYS if build(name).data_dependent is not None] == ["Point_JEPA"]
+    assert [name for name in KEYS if build(name).data_dependent is not None] == ["Point_JEPA", "3DETR", "3DETR_M"]
     assert "emd" in build("Point_MAE", loss="emd").data_dependent
     assert "near_padding" in build("GM3D_Point_M2AE", legacy=["near_padding"]).data_dependent
 

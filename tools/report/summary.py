@@ -16,7 +16,6 @@ CURVES = (
     ("svm", "accuracy", "Linear SVM accuracy, %", True),
     ("val", "accuracy", "Accuracy, %", True),
     ("parts", "instance_miou", "Instance mIoU, %", True),
-    ("held_out", "accuracy", "Accuracy on held-out clouds, %", True),
 )
 COLORS = 6
 
@@ -39,7 +38,7 @@ def write_summary(folder: Path, results: Mapping[str, Mapping], runs: list[str],
         title,
         subtitle=f"{len(runs)} runs: {', '.join(runs)}",
         cards=cards(shown),
-        sections=[_table(folder, results, runs), *curve_sections(logs)],
+        sections=[_table(folder, results, runs), *_curves(logs)],
     )
     try:
         write_atomic(folder / "summary.html", lambda file: file.write(text.encode("utf-8")))
@@ -62,8 +61,7 @@ def _table(folder: Path, results: Mapping[str, Mapping], runs: list[str]) -> Sec
     return Section("Results", f'<div class="panel">{table(("run", *names), rows)}</div>', lead)
 
 
-def curve_sections(logs: Mapping[str, RunLog]) -> list[Section]:
-    """Return the curves of several runs, by name, over each other; none where no run has any."""
+def _curves(logs: Mapping[str, RunLog]) -> list[Section]:
     charts = []
     for kind, key, title, shares in CURVES:
         series = []

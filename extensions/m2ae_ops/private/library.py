@@ -1,8 +1,7 @@
 """The libraries of compiled kernels: in the cache folder, compiled when they are not there yet."""
 
-import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     Raises:
         BuildError: no compiler, or the compiler failed.
     """
-    from filelock import Timeout  # comes with PyTorch
+    from filelock import FileLock, Timeout  # comes with PyTorch
 
     devices = present_devices() if name == "cuda" else ()
     half = recipe(name, CSRC, torch_files(Path(torch.__file__).parent), " ".join(architectures), devices)
@@ -40,7 +39,7 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     lock = target.parent / "build.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(lock, f"another process builds the {name.upper()} kernels; waiting until they are there"):
+        with FileLock(lock, timeout=LOCK_TIMEOUT):
             if not target.exists():
                 where, how_long = target.parent, DURATION[name]
                 logger.warning("compiling the %s kernels into %s (once, %s)", name.upper(), where, how_long)
@@ -50,23 +49,6 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     except OSError as error:
         raise BuildError(f"cannot write to the cache: {error}; set M2AE_CACHE to another folder") from error
     return target
-
-
-@contextlib.contextmanager
-def _alone(path: Path, waiting: str) -> Iterator[None]:
-    """Hold a lock; who has to wait for it says so."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.warning(waiting)
-        lock.acquire(timeout=LOCK_TIMEOUT)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def present_devices() -> list[tuple[int, int]]:

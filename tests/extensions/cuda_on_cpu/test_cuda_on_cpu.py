@@ -141,9 +141,7 @@ def test_sanitizers_find_nothing(variant, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "families", ["fps", "knn", "three_nn,ball_query", "chamfer", "gather,group,interpolate,rows", "emd"]
-)
+@pytest.mark.parametrize("families", ["fps", "knn", "three_nn,ball_query", "chamfer", "gather,interpolate,rows", "emd"])
 def test_many_sizes_agree(families):
     needs("plain")
     outcome = run_cases(Variant("plain"), "--large", "--families", families)
