@@ -20,6 +20,7 @@ from tools.finetune import Classification
 from tools.guides.base import Guide, build_guide
 from tools.pretrain import pretraining
 from tools.sampling import training_points
+from tools.supervised import Sets
 from tools.train import Task
 from utils.config.load import load_config
 from utils.device import autocast
@@ -137,7 +138,7 @@ class SupervisedStep(FirstStep):
         task, method = name.split()
         step = cls.read(f"{task}/{method}/debug", folder, size=size, overrides=overrides)
         kind = {"fine-tuning": Classification, "segmentation": PartSegmentation}[task]
-        step.task = kind(step.run, step.model, step.batches.cloud_set, None)
+        step.task = kind(step.run, step.model, Sets(step.batches.cloud_set, None))
         return step
 
     def forward(self, batch, draw) -> dict[str, Tensor]:

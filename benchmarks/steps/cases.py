@@ -20,6 +20,7 @@ from tools.guides.base import Guide, build_guide
 from tools.launch import load_recipe
 from tools.pretrain import Pretraining, pretraining
 from tools.session import open_state
+from tools.supervised import Sets
 from tools.train import StopRequest, Trainer
 from utils.config.merge import to_dict
 from utils.provenance import ROOT
@@ -110,7 +111,7 @@ def open_case(run: RunContext, name: str) -> Case:
             task = pretraining(run, model, clouds, guide)
         else:
             guide = None
-            task = kind(run, kind.build_model(run).train(), clouds, clouds)
+            task = kind(run, kind.build_model(run).train(), Sets(clouds, clouds))
         state = open_state(run, task.model, ema=task.ema)
     batches = run.batches(clouds, run.config.total_bs)
     return Case(Trainer(task, state, batches, writer=None, stop=StopRequest()), guide)
