@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tools.run_folder import check_early
 from utils import errors
@@ -13,9 +14,9 @@ from utils.errors import UserError
 Results = dict[str, float]  # what a run was worth, by what it is
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
-    return run_command(argv, parse_args, dispatch)
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped. `prog` is what --help calls it."""
+    return run_command(argv, partial(parse_args, prog=prog), dispatch)
 
 
 def run_command(

@@ -34,22 +34,7 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other, lack another one or have no place here.
     """
-    own = Parser(add_help=False, allow_abbrev=False)
-    group = own.add_argument_group("what to show")
-    group.add_argument("--count", type=int, metavar="N", help="clouds (default: 8 of the data set, all of --input)")
-    group.add_argument(
-        "--input",
-        metavar="PATH",
-        help="own clouds instead of the data set: a file (NPY, NPZ, text, PLY, PCD, or a mesh) or a folder of them",
-    )
-    every = Parser(
-        prog="main_vis.py",
-        description="Mask clouds, let a pre-trained model rebuild them, and write pictures, a page and files of points. "
-        "Of the flags of main.py, those of the configuration and the machine matter here.",
-        parents=[own, build_parser()],
-        conflict_handler="resolve",  # both have --help
-        allow_abbrev=False,
-    )
+    own, every = _parsers()
     given = every.parse_args(argv)  # answers --help and unknown flags
     for name in OUT_OF_PLACE:
         if getattr(given, name):
@@ -69,6 +54,31 @@ def parse_vis_args(argv: Sequence[str]) -> argparse.Namespace:
         setattr(args, name, getattr(given, name))
     args.test = True  # nothing is trained, whether or not the published --test is there
     return args
+
+
+def build_vis_parser() -> Parser:
+    """Return the parser of all flags."""
+    return _parsers()[1]
+
+
+def _parsers() -> tuple[Parser, Parser]:
+    """Return the parser of the flags that only this program has, and that of all flags."""
+    own = Parser(add_help=False, allow_abbrev=False)
+    group = own.add_argument_group("what to show")
+    group.add_argument("--count", type=int, metavar="N", help="clouds (default: 8 of the data set, all of --input)")
+    group.add_argument(
+        "--input",
+        metavar="PATH",
+        help="own clouds instead of the data set: a file (NPY, NPZ, text, PLY, PCD, or a mesh) or a folder of them",
+    )
+    return own, Parser(
+        prog="main_vis.py",
+        description="Mask clouds, let a pre-trained model rebuild them, and write pictures, a page and files of points. "
+        "Of the flags of main.py, those of the configuration and the machine matter here.",
+        parents=[own, build_parser()],
+        conflict_handler="resolve",  # both have --help
+        allow_abbrev=False,
+    )
 
 
 def _visualise(run) -> dict[str, float]:

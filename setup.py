@@ -31,6 +31,8 @@ COMMANDS = {
     'prog="tools.doctor"': 'prog="m2ae doctor"',
     "python -m datasets.prepare": "m2ae data",
     "python -m tools.embed": "m2ae embed",
+    "python -m tools.summary": "m2ae summary",
+    "python -m tools.compare": "m2ae compare",
     "python -m tools.weights": "m2ae weights",
     "python -m tools.export": "m2ae export",
     "python -m tools.doctor": "m2ae doctor",

@@ -4,16 +4,19 @@
     python -m benchmarks.gpu_emulated --table benchmarks/results/cuda-on-cpu.json
 
 Cases, comparisons and seconds of one processor for the small set, in a random order of threads, under the sanitizers, and for the large
-set; and what noticed each mutant. Each row is written when it is there; rows that the file holds already are kept, unless --again.
+set; and what noticed each mutant. Each row is written when it is there, so that a run that was stopped goes on: rows that the file holds
+already are kept, as long as kernels, emulator and cases are what they were, unless --again.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from extensions.m2ae_ops.private.library import CSRC
 from tests.extensions.cuda_on_cpu.build import Variant, build
 from tests.extensions.cuda_on_cpu.mutants import MUTANTS
 from tests.extensions.cuda_on_cpu.run import Outcome, missing, run_cases
@@ -28,19 +31,36 @@ SMALL = {
     "small set, the same, before sm_80": (Variant("address", 700), ("--device", "major=7")),
     "small set, threads": (Variant("thread"), ()),
 }
-EVERY = 17  # of the large set, which takes a quarter of an hour of one processor; the slow tests run it whole
-FAMILIES = ("fps", "knn", "three_nn", "ball_query", "chamfer", "gather", "interpolate", "rows", "emd")
+SUFFIXES = (".py", ".h", ".cpp", ".cu", ".cuh")
+WHOLE = ("fps", "knn", "three_nn", "ball_query", "chamfer", "gather", "group", "interpolate", "rows")
+FAMILIES = dict.fromkeys(WHOLE, 1) | {"emd": 17}
+"""Of the large set: one in how many cases is run. All matchings take twenty minutes of a processor; the slow tests run them."""
 
 
 def rows() -> Iterator[tuple[str, Callable[[], dict]]]:
     """Yield the name of each row and what makes it."""
     for name, (variant, arguments) in SMALL.items():
         yield name, lambda variant=variant, arguments=arguments: checked(variant, *arguments)
-    for family in FAMILIES:
-        sample = ("--large", "--families", family, "--every", str(EVERY))
-        yield f"large set, every {EVERY}th of {family}", lambda sample=sample: checked(Variant(), *sample)
+    for family, every in FAMILIES.items():
+        sample = ("--large", "--families", family, "--every", str(every))
+        name = family if every == 1 else f"one in {every} of {family}"
+        yield f"large set, {name}", lambda sample=sample: checked(Variant(), *sample)
     for mutant in MUTANTS:
         yield f"mutant: {mutant.name}", lambda mutant=mutant: noticed(mutant)
+
+
+def sources() -> str:
+    """Return a digest of all that decides a result: the kernels, the emulator, and what they are compared with."""
+    digest = hashlib.sha256()
+    folders = (ROOT / "tests" / "extensions" / "cuda_on_cpu", CSRC / "cuda", CSRC.parent / "reference")
+    for path in sorted(path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def kept(report: dict, about: dict) -> dict[str, dict]:
+    """Return the rows of a file of results that hold for these sources and this PyTorch."""
+    return report["rows"] if all(report["about"].get(key) == about[key] for key in ("Sources", "torch")) else {}
 
 
 def checked(variant: Variant, *arguments: str) -> dict:
@@ -104,9 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(table(json.loads(args.table.read_text(encoding="utf-8"))), end="")
         return 0
     about = {key: value for key, value in provenance().items() if key != "Command"}
-    report = {"about": about, "rows": {}}
+    report = {"about": about | {"Sources": sources()}, "rows": {}}
     if args.out and args.out.exists():
-        report["rows"] = json.loads(args.out.read_text(encoding="utf-8"))["rows"]
+        report["rows"] = kept(json.loads(args.out.read_text(encoding="utf-8")), report["about"])
     for name, make in rows():
         if not name.startswith(args.rows) or (name in report["rows"] and not args.again):
             continue

@@ -10,6 +10,7 @@ __all__ = ["DATASETS", "Batch", "Batches", "CloudSet", "Samples", "build_dataset
 _READERS = (
     "few_shot",
     "folder",
+    "mixture",
     "modelnet",
     "modelnet40_c",
     "modelnet_txt",
@@ -36,9 +37,13 @@ def __getattr__(name: str) -> Any:
 
 
 def build_dataset(config) -> CloudSet:
-    """Read the split that `config` describes: a data-set dataclass, or a mapping with `NAME`.
+    """Read the split that `config` describes, or the fraction of it: a data-set dataclass, or a mapping with `NAME`.
 
     Raises:
         UserError: for an unknown name or key, and for missing or damaged files.
     """
-    return __getattr__("DATASETS").build(config)
+    from datasets.fractions import take_fraction
+
+    registry = __getattr__("DATASETS")
+    config = registry.config(config)
+    return take_fraction(registry.build(config), config)

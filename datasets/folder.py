@@ -16,6 +16,7 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import SUBSETS, CloudSet, check_subset
 from datasets.formats.cloud_files import cloud_files, has_format, is_cloud, read_cloud, resample
 from datasets.formats.points import Notes
+from datasets.fractions import FractionKeys
 from datasets.listing import read_listing
 from datasets.paths import require
 from datasets.registry import DATASETS
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class FolderConfig:
+class FolderConfig(FractionKeys):
     """Keys of Folder."""
 
     NAME: str = "Folder"
@@ -53,6 +54,7 @@ class FolderConfig:
     bs: int = 0  # batch of this loader; 0 = the recipe's
 
     def __post_init__(self):
+        super().__post_init__()
         if self.N_POINTS < 1:
             raise ValueError(f"N_POINTS: is {self.N_POINTS}; it must be at least 1")
         if not 0 <= self.TEST_SHARE < 1:

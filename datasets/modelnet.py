@@ -9,6 +9,7 @@ import numpy as np
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.hdf5 import inspect, read_chunks
+from datasets.fractions import FractionKeys
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
@@ -18,7 +19,7 @@ FOLDER = "modelnet40_ply_hdf5_2048"
 
 
 @dataclass
-class ModelNet40SVMConfig:
+class ModelNet40SVMConfig(FractionKeys):
     """Keys of ModelNet40_SVM. Clouds are taken as stored: the first `num_points` points, not normalised."""
 
     NAME: str = "ModelNet40_SVM"

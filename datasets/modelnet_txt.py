@@ -19,6 +19,7 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_labels, check_subset
 from datasets.formats.points import to_single
 from datasets.formats.safe_pickle import read_arrays
+from datasets.fractions import FractionKeys
 from datasets.modelnet40_c import CLASSES
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
@@ -36,7 +37,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class ModelNetConfig:
+class ModelNetConfig(FractionKeys):
     """Keys of ModelNet. Training clouds come in random point order, test clouds in the order of farthest point sampling."""
 
     NAME: str = "ModelNet"

@@ -19,7 +19,7 @@ from utils.log import console
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for bad input, missing data or bad files, 128 + signal when stopped."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     settle_environment()
     with stop_signals(), console(logging.WARNING):
         return run_command(lambda: args.run(args), debug=args.debug, stopped="the same command goes on from here")
@@ -196,7 +196,8 @@ def _source(args: argparse.Namespace, subset: str):
     return with_root(DATASETS.config({**keys, "subset": subset}, f"--source {args.source}"), args.data_root)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.prepare",
         description="Look at, convert, fetch and make data sets. docs/data.md tells more.",

@@ -9,6 +9,7 @@ import numpy as np
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.hdf5 import inspect, read_chunks
+from datasets.fractions import FractionKeys
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
@@ -26,7 +27,7 @@ FILES = {"OBJ-BG": PLAIN, "OBJ": PLAIN, "PB": HARDEST}
 
 
 @dataclass
-class ScanObjectNNConfig:
+class ScanObjectNNConfig(FractionKeys):
     """Keys of ScanObjectNN. Training clouds come in random point order, test clouds as stored."""
 
     NAME: str = "ScanObjectNN"

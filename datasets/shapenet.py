@@ -11,6 +11,7 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.arrays import load_npy
 from datasets.formats.points import to_single
+from datasets.fractions import FractionKeys
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
@@ -21,7 +22,7 @@ LAYOUT = "train.txt and test.txt, one file name <taxonomy>-<model>.npy a line"
 
 
 @dataclass
-class ShapeNetConfig:
+class ShapeNetConfig(FractionKeys):
     """Keys of ShapeNet. A sample is `npoints` random points, then centred and scaled to the unit sphere."""
 
     NAME: str = "ShapeNet"

@@ -16,6 +16,7 @@ import numpy as np
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from datasets.formats.points import to_single
+from datasets.fractions import FractionKeys
 from datasets.part_table import LARGEST_PART, PartTable, owned_parts, read_table, shapenet_table, table_of_labels
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class ShapeNetPartConfig:
+class ShapeNetPartConfig(FractionKeys):
     """Keys of ShapeNetPart. Whole clouds are centred and scaled to the unit sphere, then points are drawn."""
 
     NAME: str = "ShapeNetPart"

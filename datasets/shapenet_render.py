@@ -10,6 +10,7 @@ import numpy as np
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.cloud_files import read_cloud
+from datasets.fractions import FractionKeys
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from utils.errors import UserError
@@ -21,7 +22,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class ShapeNetRenderConfig:
+class ShapeNetRenderConfig(FractionKeys):
     """Keys of ShapeNetRender. A sample is `npoints` random ones of the stored points, then centred and scaled to the unit sphere.
 
     As published, training and test set are the same: all clouds.

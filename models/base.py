@@ -14,6 +14,7 @@ from models.layers.packing import Packing, Rows, plan_packing
 from models.losses import ReconstructionLoss
 from models.masking import back_project, capacities
 from utils.device import send
+from utils.errors import UserError
 
 WEIGHT_DTYPES = (torch.float32, torch.float64)
 LARGEST = 1 << 16  # width, number of groups or of heads: a larger one is a mistake, found before memory is asked for
@@ -124,6 +125,26 @@ class PointModel(nn.Module):
         self.check_dtype()
         return group_pyramid(points, self.config.num_groups, self.config.group_sizes, dtype=self.dtype)
 
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C) of the coarsest scale."""
+        raise NotImplementedError(f"{type(self).__name__}.patch_tokens")
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3) as one feature a cloud, (B, C)."""
+        raise NotImplementedError(f"{type(self).__name__}.encode")
+
+    def reconstruct(
+        self, points: Tensor, masked: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> "Reconstruction":
+        """Hide a part of points (B, N, 3) and rebuild it.
+
+        Raises:
+            UserError: the model rebuilds nothing; masked autoencoders do.
+        """
+        raise UserError(
+            f"{type(self).__name__}.reconstruct: rebuilds nothing; take a masked autoencoder, such as point_m2ae.pretrain"
+        )
+
     def check_dtype(self) -> None:
         """Raise a ValueError where weights are in half precision."""
         if self.dtype not in WEIGHT_DTYPES:
@@ -161,10 +182,6 @@ class PretrainingModel(PointModel):
     def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> Any:
         """Draw what a step shows and hides: what `forward` takes as `masked`."""
         raise NotImplementedError(f"{type(self).__name__}.draw_mask")
-
-    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
-        """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C) of the coarsest scale."""
-        raise NotImplementedError(f"{type(self).__name__}.patch_tokens")
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""

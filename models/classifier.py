@@ -114,6 +114,10 @@ class Classifier(PointModel):
         """Encode points (B, N, 3), or their pyramid, as what the head receives, (B, F)."""
         return POOLINGS[self.config.pooling].pool(self.patch_tokens(points, pyramid))
 
+    def encode(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3), transformed as in evaluation, as what the head receives, (B, F)."""
+        return self.features(self.transform(points))
+
     def forward(self, points: Tensor, *, pyramid: Pyramid | None = None) -> Tensor:
         """Classify points (B, N, 3), whose pyramid may be known already: logits (B, cls_dim).
 

@@ -31,6 +31,11 @@ NEIGHBORS = 3  # that a point is interpolated from
 Tokens = list[tuple[Tensor, Tensor]]  # centers (B, G, 3) and tokens (B, G, C), one pair a scale or depth
 
 
+def restricted_argmax(log_probs: Tensor, owned: Tensor) -> Tensor:
+    """Choose the most likely part among those of the true category: (B, N, P) and (B, P) bool -> (B, N) int64, lowest id on ties."""
+    return log_probs.masked_fill(~owned[:, None, :], -torch.inf).argmax(-1)
+
+
 @dataclass
 class SegmenterKeys:
     """Keys that all part segmenters have."""
@@ -108,6 +113,22 @@ class PartSegmenter(PointModel):
         """Return features (B, N, F) of points (B, N, 3), as a list of slices of the channels, and the summary (B, S)."""
         raise NotImplementedError(f"{type(self).__name__}.carry")
 
+    def patch_tokens(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
+        """Encode points (B, N, 3), or their pyramid, as normed tokens (B, G, C) of the last set: the coarsest scale, the deepest blocks."""
+        return self.tokens(self.group(points) if pyramid is None else pyramid)[-1][1]
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3), transformed as in evaluation, as the summary (B, S) that the head receives of each cloud."""
+        return self._carried(points)[1]
+
+    def point_features(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3), transformed as in evaluation, as the features (B, N, F) that the head receives of each point."""
+        return torch.cat(self._carried(points)[0], dim=-1)
+
+    def _carried(self, points: Tensor) -> tuple[list[Tensor], Tensor]:
+        points = self.transform(points)
+        return self.carry(points.to(self.dtype), self.tokens(self.group(points)))
+
     def build_head(self, widths: Sequence[int]) -> None:
         """Add `convs1`, `convs2`, ... and `bns1`, ...; the last convolution has no normalisation."""
         for number, (before, after) in enumerate(pairwise(widths), start=1):
@@ -143,6 +164,19 @@ class PartSegmenter(PointModel):
         label = self.embed_label(category.flatten(1).to(summary.dtype))  # (B, label_width)
         logits = self.classify(features, torch.cat([summary, label], dim=1))
         return F.log_softmax(at_least_float(logits), dim=-1)
+
+    def predict(self, points: Tensor, category: Tensor, owned: Tensor | None = None) -> Tensor:
+        """Name the part of each point (B, N, 3), transformed as in evaluation: part ids (B, N) int64.
+
+        Args:
+            category: as in `forward`.
+            owned: (num_categories, P) bool, the parts that each category has; None: all parts of all categories may be named.
+        """
+        log_probs = self(self.transform(points), category)
+        if owned is None:
+            return log_probs.argmax(-1)
+        label = category if category.dim() == 1 else category.flatten(1).argmax(1)
+        return restricted_argmax(log_probs, owned[label])
 
     def classify(self, features: Sequence[Tensor], constant: Tensor) -> Tensor:
         """Map features (B, N, F), in slices, and what is constant over the points of a cloud (B, S') to logits (B, N, P).

@@ -15,7 +15,8 @@ from datasets.batches import Batch
 from datasets.part_table import owned_parts
 from datasets.transforms import draw_uniform_scale_offset
 from models import build_model
-from segmentation.metrics import PartScores, restricted_argmax, score_parts
+from models.segmenter import restricted_argmax
+from segmentation.metrics import PartScores, score_parts
 from tools.context import RunContext
 from tools.evaluate import PASSES, Vote, load_trained
 from utils.device import autocast

@@ -16,10 +16,10 @@ from tools.published.segmentation import translate
 from utils.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the published command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped."""
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run the published command; returns the exit status: 0, 2 for bad input, 128 + signal when stopped. `prog`: see `main.py`."""
     try:
-        return run_main(translate(sys.argv[1:] if argv is None else argv))
+        return run_main(translate(sys.argv[1:] if argv is None else argv, prog), prog)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,8 +6,6 @@ Shapes: `M` clouds, `N` points, `C` categories, `P` parts of all categories toge
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from utils.errors import UserError
 from utils.metrics import confusion_matrix
@@ -44,11 +42,6 @@ class PartScores:
         """Return what metrics.jsonl says of it."""
         names = ("instance_miou", "class_miou", "accuracy", "class_accuracy")
         return {name: getattr(self, name) for name in names}
-
-
-def restricted_argmax(log_probs: Tensor, owned: Tensor) -> Tensor:
-    """Choose the most likely part among those of the true category: (B, N, P) and (B, P) bool -> (B, N) int64, lowest id on ties."""
-    return log_probs.masked_fill(~owned[:, None, :], -torch.inf).argmax(-1)
 
 
 def score_parts(predictions, parts, categories, owned: np.ndarray) -> PartScores:

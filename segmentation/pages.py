@@ -79,7 +79,9 @@ def part_item(
 ) -> GalleryItem:
     """Return a gallery row of one cloud (n, 3) under several labellings, global part ids (n,), of a category with parts `ids`."""
     values = {key: np.searchsorted(ids, found) for key, found in parts.items()}
-    return GalleryItem(name, dict.fromkeys(parts, points), values=values, legend=list(names), value_name="part", **options)
+    return GalleryItem(
+        name, dict.fromkeys(parts, points), values=values, legend=list(names), value_name="part", **options
+    )
 
 
 def _short(name: str, category: str) -> str:

@@ -12,8 +12,8 @@ from datasets.formats.cloud_files import BadFiles, Shape, cloud_files, read_shap
 from datasets.formats.points import Notes, check_up, upright
 from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
 from datasets.transforms import normalize_unit_sphere
+from models.segmenter import restricted_argmax
 from segmentation.evaluate import load_segmenter
-from segmentation.metrics import restricted_argmax
 from segmentation.pages import part_item, write_parts
 from tools.context import RunContext
 from tools.report.page import GalleryItem, write_report
@@ -117,7 +117,9 @@ def segment_cloud(run: RunContext, model: nn.Module, points: np.ndarray, categor
         own = order[begin : begin + npoints]
         filled = own if len(own) == npoints else np.concatenate([own, resample(order, npoints - len(own), seed=seed)])
         with torch.inference_mode(), autocast(run.device, config.precision):
-            log_probs = model(model.transform(cloud[filled][None].to(run.device)), torch.tensor([number], device=run.device))
+            log_probs = model(
+                model.transform(cloud[filled][None].to(run.device)), torch.tensor([number], device=run.device)
+            )
         finite = torch.isfinite(log_probs).all(dim=-1)[0, : len(own)].cpu().numpy()
         parts[own] = np.where(finite, restricted_argmax(log_probs.cpu(), owned)[0, : len(own)].numpy(), MISSING)
     return parts

@@ -11,7 +11,7 @@ from segmentation.evaluate import PartEvaluator, build_segmenter, check_set, tab
 from segmentation.metrics import SCORES
 from segmentation.pages import write_pages
 from tools.context import RunContext
-from tools.supervised import Supervised, run_supervised, votes_after
+from tools.supervised import Sets, Supervised, run_supervised, votes_after
 from tools.train import Trainer, Values
 from utils.errors import UserError
 
@@ -49,8 +49,8 @@ class PartSegmentation(Supervised):
     best_name = "epoch of the best instance mIoU"
     build_model = staticmethod(build_segmenter)
 
-    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, held_out: CloudSet):
-        super().__init__(run, model, clouds, held_out)
+    def __init__(self, run: RunContext, model: nn.Module, sets: Sets):
+        super().__init__(run, model, sets)
         self.updates_per_batch = 2 if "double_step" in run.config.legacy_names() else 1
 
     @classmethod
@@ -67,7 +67,7 @@ class PartSegmentation(Supervised):
         """Say what is trained on, in one line."""
         clouds = self.clouds
         return (
-            f"{len(clouds)} clouds to train on, {len(self.held_out)} to evaluate on, {len(clouds.class_names)} categories, "
+            f"{len(clouds)} clouds to train on, {len(self.val)} to evaluate on, {len(clouds.class_names)} categories, "
             f"{len(clouds.part_names)} parts, {clouds.npoints} points, {steps} steps of {self.run.config.total_bs} an epoch, "
             f"{self.run.device}"
         )
@@ -88,13 +88,13 @@ class PartSegmentation(Supervised):
         right = (log_probs.detach().argmax(-1) == parts).float().mean()
         return {"loss": self.model.loss(log_probs, parts), "accuracy": right}
 
-    def open_evaluation(self) -> None:
-        """Load what evaluates the segmenter."""
-        self.evaluator = PartEvaluator(self.run, self.held_out)
+    def open_evaluator(self, clouds: CloudSet) -> PartEvaluator:
+        """Return what evaluates the segmenter on a set."""
+        return PartEvaluator(self.run, clouds)
 
-    def score(self) -> dict[str, float]:
-        """Return the scores on the validation set."""
-        return self.evaluator.evaluate(self.model).row()
+    def score(self, evaluator: PartEvaluator) -> dict[str, float]:
+        """Return the scores."""
+        return evaluator.evaluate(self.model).row()
 
     def entries(self, scores: dict[str, float]) -> dict[str, float]:
         """Return the scores, and the point accuracy under its published name too."""
@@ -108,7 +108,7 @@ class PartSegmentation(Supervised):
         """Evaluate with voting, where that is asked for after this epoch."""
         if votes_after(self.run, epoch, best=best):
             vote = self.evaluator.vote(self.model, self.run.args.vote_rounds or 1)
-            trainer.writer.write({"kind": "parts_vote", "epoch": epoch, "data": self.held_out.name, **vote.row()})
+            trainer.writer.write({"kind": "parts_vote", "epoch": epoch, "data": self.val.name, **vote.row()})
             self.run.log.info(f"epoch {epoch}: with voting: instance mIoU {vote.instance}, class mIoU {vote.classes}")
 
     def write_report(self) -> None:

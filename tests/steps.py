@@ -31,6 +31,7 @@ RECIPES = Path(__file__).parent.parent / "cfgs"
 # Every method, GM3D with and without distillation.
 STEPS = (
     "point-mae",
+    "pcp-mae",
     "point-m2ae",
     "i2p-mae",
     "inter-mae",

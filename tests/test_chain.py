@@ -13,6 +13,7 @@ import main
 import main_vis
 from datasets.preparing.fixtures import Size, write_fixture
 from datasets.preparing.layouts import find
+from tools import export
 from utils.config.yaml import read_yaml
 from utils.files import read_checkpoint
 
@@ -63,6 +64,14 @@ def checkpoint(pretrained, monkeypatch):
     folder, path, _ = pretrained
     monkeypatch.chdir(folder)
     return path
+
+
+@pytest.fixture
+def tensors(checkpoint):
+    """Return the path of the same checkpoint as a safetensors file."""
+    path = Path(checkpoint).with_suffix(".safetensors")
+    assert path.exists() or export.main(["--ckpts", checkpoint, "--out", str(path)]) == 0
+    return str(path)
 
 
 def encoder(path):
@@ -127,14 +136,14 @@ def test_fine_tuning_and_evaluation(checkpoint, capsys):
     assert (folder / "result.json").exists()
 
 
-def test_few_shot(checkpoint):
-    flags = ["--finetune_model", "--exp_name", "fs", "--ckpts", checkpoint, "--way", "5", "--shot", "10", "--fold", "0"]
+def test_few_shot(tensors):
+    flags = ["--finetune_model", "--exp_name", "fs", "--ckpts", tensors, "--way", "5", "--shot", "10", "--fold", "0"]
     run("--config", "cfgs/fewshot.yaml", *flags, sets=SHORT)
 
 
-def test_segmentation(checkpoint):
+def test_segmentation(tensors):
     sets = [*SHORT, *(f"dataset.{name}.npoints=256" for name in ("train", "val", "test")), "total_bs=4"]
-    run("--config", "cfgs/segmentation/shapenet_part.yaml", "--finetune_model", "--ckpts", checkpoint,
+    run("--config", "cfgs/segmentation/shapenet_part.yaml", "--finetune_model", "--ckpts", tensors,
         sets=[*sets, "model.prop_widths=[64, 32]", "model.head_widths=[32, 16]"])  # fmt: skip
     [folder] = Path("experiments/segmentation").glob("*/shapenet_part/default")
     tuned = f"{folder}/ckpt-last.pth"
@@ -142,11 +151,11 @@ def test_segmentation(checkpoint):
     assert "instance mIoU" in result(tuned, "test")["results"]
 
 
-def test_pictures(checkpoint, pretrained):
+def test_pictures(tensors, pretrained):
     recipe = f"cfgs/pre-training/{pretrained[2]}.yaml"
     sets = ["dataset.val=null", "dataset.train.NAME=ShapeNet", "dataset.train.N_POINTS=2048"]
-    run("--test", "--ckpts", checkpoint, "--config", recipe, "--count", "2", program=main_vis, sets=sets)
-    assert list(Path(checkpoint).parent.glob("vis_2*/report.html"))
+    run("--test", "--ckpts", tensors, "--config", recipe, "--count", "2", program=main_vis, sets=sets)
+    assert list(Path(tensors).parent.glob("vis_2*/report.html"))
 
 
 def test_flags_stand_over_the_checkpoint(checkpoint, capsys):

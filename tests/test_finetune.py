@@ -64,7 +64,7 @@ def test_a_run_leaves_everything_behind(beside_whole):
     assert best["acc"] == max(row["accuracy"] for row in judged)
     assert best["acc_vote"] == max(row["mean"] for row in votes)
     page = (folder / "report.html").read_text()
-    assert "Last accuracy" in page and "selected on the clouds that it is reported on" in page and "Confusion" in page
+    assert "Last accuracy" in page and "selected on the test set" in page and "Confusion" in page
     wrong = round(40 * (1 - judged[-1]["accuracy"]))
     assert page.count(", taken for ") == min(wrong, 24) and "<h2>By class</h2>" in page
 

@@ -81,12 +81,15 @@ def test_commands_of_texts_are_those_of_the_command_line(build):
 def test_the_command_hands_flags_to_its_program(monkeypatch, argv, expected):
     import main
 
-    monkeypatch.setattr(main, "main", lambda flags: 7 if flags == expected else pytest.fail(str(flags)))
+    def program(flags, prog):
+        assert (flags, prog) == (expected, f"m2ae {argv[0]}")
+        return 7
+
+    monkeypatch.setattr(main, "main", program)
     assert cli.main(argv) == 7
 
 
 def test_the_command_explains_itself(capsys):
-    assert cli.main([]) == cli.main(["--help"]) == 0
     assert cli.main([]) == cli.main(["--help"]) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in cli.COMMANDS)
@@ -94,6 +97,40 @@ def test_the_command_explains_itself(capsys):
     assert capsys.readouterr().out == f"m2ae {__version__}\n"
     assert cli.main(["pretrian"]) == 2
     assert "did you mean pretrain?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pretrain", "svm", "segment"])
+def test_help_and_messages_call_the_command_by_its_name(capsys, name):
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: m2ae {name} ")
+    assert cli.main([name, "--config"]) == 2
+    assert f"m2ae {name} --help explains the flags" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["pretrain", "--help"]])
+def test_a_reader_that_leaves_early_is_no_error(flags):
+    """As `m2ae --help | head -1`: the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.cli", *flags], cwd=ROOT, stdout=output, stderr=subprocess.PIPE, text=True
+        )
+    assert done.stderr == "" and done.returncode in (0, 128 + 13)  # argparse passes over what cannot be written
+
+
+def test_completion(capsys, monkeypatch):
+    pytest.importorskip("shtab", reason="needs shtab (requirements-dev.txt)")
+    assert cli.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in (*cli.COMMANDS, "--exp_name", "--input", "convert", "--epoch"))
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert cli.main(["completion", "dash"]) == 2
+    assert "completion dash: give one shell of bash, zsh" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "bash"]) == 2
+    assert "pip install shtab" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

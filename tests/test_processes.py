@@ -7,9 +7,9 @@ import pytest
 
 import main
 from tests.commands import run_in_processes
+from tools.doctor import methods
 
 ROOT = Path(__file__).parent.parent
-METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
 STEPS, SIZE = 15, 12  # a batch that two and three processes can share
 # Rounding stays rounding at a small rate, the recipes' own one in their first epoch, and where Adam makes no whole steps of gradients that
 # are nearly zero. At a rate of 1e-3 with Adam's usual eps, losses of two processes and of one differ by 4e-8 at the first step and, of
@@ -37,7 +37,7 @@ def losses(method, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", methods())
 def test_processes_with_drop_path_equal_one(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main(arguments(method, "one")) == 0

@@ -247,12 +247,13 @@ class CapturedCall:
 def _leave_capture(device: torch.device, current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
     """Bring stream, allocator and generator back to where they were before a capture that was invalidated.
 
-    PyTorch ends such a capture with an exception before it has done so itself. Where there is nothing left to do, nothing is done.
+    PyTorch ends such a capture with an exception before it has done so itself. Where there is nothing left to do, nothing is done: of a
+    capture that has ended, the graph gives the pool back when it is freed, and to do that twice would end the process.
     """
     torch.cuda.set_stream(current)
-    for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-        with contextlib.suppress(RuntimeError):
-            end(device.index, pool)
+    with contextlib.suppress(RuntimeError):  # where the allocator no longer allocates to the pool
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
     try:
         torch.rand((), device=device)

@@ -1,12 +1,15 @@
 """The command `m2ae` of an installation: `m2ae COMMAND ...` runs the program of that name with the flags that follow."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
 from utils import __version__
-from utils.errors import say, suggest
+from utils.errors import UserError, run_command, suggest
+
+MAIN_FLAGS = "utils.config.cli:build_parser"
 
 
 class Command(NamedTuple):
@@ -15,12 +18,14 @@ class Command(NamedTuple):
     Args:
         module: its module in the repository; its function `main` takes the flags.
         flags: what stands in front of them, unless one of `instead` is among them.
+        parsers: modules and functions that build the parsers of its flags, for completion.
     """
 
     module: str
     help: str
     flags: tuple[str, ...] = ()
     instead: tuple[str, ...] = ()
+    parsers: tuple[str, ...] = (MAIN_FLAGS,)
 
 
 COMMANDS = {
@@ -40,39 +45,112 @@ COMMANDS = {
         ("--finetune_model",),
         ("--scratch_model", "--test"),
     ),
-    "segment": Command("segmentation.main", "train or test part segmentation, or name the parts of own clouds"),
+    "segment": Command(
+        "segmentation.main",
+        "train or test part segmentation, or name the parts of own clouds",
+        parsers=("tools.published.segmentation:build_parser", MAIN_FLAGS),
+    ),
     "run": Command("main", "whatever the flags of the main program ask for"),
-    "vis": Command("main_vis", "show what a pre-trained model rebuilds"),
-    "embed": Command("tools.embed", "features, and predictions of a classifier, of any clouds or meshes"),
-    "data": Command("datasets.prepare", "check, fetch, convert, draw data sets"),
-    "weights": Command("tools.weights", "keep the weights of a checkpoint alone"),
-    "export": Command("tools.export", "write a checkpoint in the published layout"),
-    "doctor": Command("tools.doctor", "check this installation on this machine"),
+    "vis": Command("main_vis", "show what a pre-trained model rebuilds", parsers=("main_vis:build_vis_parser",)),
+    "embed": Command(
+        "tools.embed",
+        "features, and predictions of a classifier, of any clouds or meshes",
+        parsers=("tools.embed:build_parser",),
+    ),
+    "data": Command(
+        "datasets.prepare", "check, fetch, convert, draw data sets", parsers=("datasets.prepare:build_parser",)
+    ),
+    "summary": Command("tools.summary", "one table of all runs below a folder"),
+    "compare": Command("tools.compare", "several runs on one page: curves, differences, statistics, galleries"),
+    "weights": Command("tools.weights", "keep the weights of a checkpoint alone", parsers=()),
+    "export": Command("tools.export", "write a checkpoint in the published layout", parsers=()),
+    "doctor": Command(
+        "tools.doctor", "check this installation on this machine", parsers=("tools.doctor:build_parser",)
+    ),
 }
+SHARED = ("main", "segmentation.main")  # programs that several commands run: they are told which one they are
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+COMPLETION, COMPLETION_HELP = "completion", f"print a script that completes commands and flags in {', '.join(SHELLS)}"
+# What stands for the values of flags in help texts -> a flag whose values are files or folders.
+FILES = ("PTH", "PATH", "YAML", "FILE", "FILE.py", "NPZ", "IN", "OUT", "DIR")
 _PREFIX = (__package__ or "tools").removesuffix("tools")  # of modules: "" in the repository, "m2ae." in an installation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 where there is no such command."""
-    name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> int:
+        try:
+            return _run(*(argv or ["--help"]))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # whoever read it may have gone, as `| head` does, also after --help, which exits
+
+    return run_command(run, debug="--debug" in argv)
+
+
+def _run(name: str, *flags: str) -> int:
     if name in ("--help", "-h"):
         print(_overview())
         return 0
     if name == "--version":
         print(f"m2ae {__version__}")
         return 0
+    if name == COMPLETION:
+        print(completion(*flags))
+        return 0
     if name not in COMMANDS:
-        say(f"error: m2ae {name}: is no command; {suggest(name, COMMANDS)} m2ae --help lists them")
-        return 2
+        raise UserError(f"m2ae {name}: is no command; {suggest(name, COMMANDS)} m2ae --help lists them")
     command = COMMANDS[name]
     given = {flag.partition("=")[0] for flag in flags}
     added = () if given & {*command.instead, "--help", "-h"} else command.flags
-    return import_module(_PREFIX + command.module).main([*added, *flags])
+    options = {"prog": f"m2ae {name}"} if command.module in SHARED else {}
+    return int(_imported(command.module).main([*added, *flags], **options))
+
+
+def completion(shell: str = "", *others: str) -> str:
+    """Return a script that completes commands and flags in a shell.
+
+    Raises:
+        UserError: no such shell, or shtab, which writes the script, is not installed.
+    """
+    if shell not in SHELLS or others:
+        raise UserError(f"m2ae {COMPLETION} {' '.join((shell, *others))}: give one shell of {', '.join(SHELLS)}")
+    try:
+        import shtab
+    except ImportError as error:
+        raise UserError(f"m2ae {COMPLETION}: needs shtab, which is not installed; pip install shtab") from error
+    return str(shtab.complete(_whole_parser(shtab.FILE), shell))
+
+
+def _whole_parser(files: object) -> argparse.ArgumentParser:
+    """Return a parser of all commands with their flags; `files` marks, for shtab, those whose values are files or folders."""
+    whole = argparse.ArgumentParser(prog="m2ae")
+    whole.add_argument("--version", action="version", version=__version__)
+    commands = whole.add_subparsers()
+    for name, command in COMMANDS.items():
+        parents = [
+            getattr(_imported(module), function)() for module, function in (path.split(":") for path in command.parsers)
+        ]
+        added = commands.add_parser(
+            name, help=command.help, parents=parents, add_help=False, conflict_handler="resolve"
+        )
+        for action in added._actions:
+            if action.metavar in FILES and not action.choices:
+                action.complete = files  # type: ignore[attr-defined]  # which shtab reads
+    commands.add_parser(COMPLETION, help=COMPLETION_HELP).add_argument("shell", choices=SHELLS)
+    return whole
+
+
+def _imported(module: str):
+    return import_module(_PREFIX + module)
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    width = max(map(len, (*COMMANDS, COMPLETION)))
+    helps = {name: command.help for name, command in COMMANDS.items()} | {COMPLETION: COMPLETION_HELP}
+    lines = [f"  {name:<{width}}  {text}" for name, text in helps.items()]
     return "\n".join(
         [
             "usage: m2ae COMMAND ...",

@@ -11,6 +11,7 @@ from torch import nn
 from datasets.batches import Batches
 from datasets.clouds import CloudSet
 from models import build_model
+from models.base import PretrainingModel
 from utils.config.merge import to_dict
 from utils.config.schema import RunConfig
 from utils.dist import rank, world_size
@@ -63,7 +64,7 @@ def build_pretraining_model(run: RunContext) -> nn.Module:
         UserError: the configuration names a classifier.
     """
     model = build_model(run.config.model)
-    if not hasattr(model, "encode"):
+    if not isinstance(model, PretrainingModel):
         raise UserError(
             f"model.NAME: {run.config.model.NAME} is no model of pre-training: add --finetune_model, --scratch_model or --test, "
             "or use a recipe of cfgs/pre-training/"

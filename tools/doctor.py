@@ -39,6 +39,7 @@ SAME, CLOSE, LOW = 1e-4, 2e-3, 5e-2
 OK, NOTE, WRONG = "ok", "note", "WRONG"
 LIMIT = 300  # seconds that a process may take
 COMMITTED = {"cpu": "ops-cpu.json", "cuda": "ops-gpu.json"}
+CONFIRMED = "confirmed for training"
 SIDE, BF16, FUSED = SIDE_STREAM, "bf16", "bf16, fused kernels"
 
 
@@ -61,14 +62,22 @@ class Probe:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run all checks and print the table; returns 1 where something disagrees, else 0."""
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if unknown := set(args.methods) - set(methods()):
+        parser.error(f"--methods: {', '.join(sorted(unknown))} is unknown; choose from {', '.join(methods())}")
+    return run_command(lambda: _run(args), debug=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="tools.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
     parser.add_argument("--methods", type=lambda text: text.split(","), default=methods(), help="default: all")
     parser.add_argument("--json", type=Path, help="write the rows to this file as well")
-    args = parser.parse_args(arguments)
-    return run_command(lambda: _run(args), debug=True)
+    return parser
 
 
 def methods() -> list[str]:
@@ -99,8 +108,10 @@ def _all_rows(device: torch.device, chosen: list[str]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         found = run_probes(probes(device, chosen), Path(folder), device)
     yield from comparisons(found, device)
-    if device.type == "cuda":
+    if device.type == "cuda" and set(chosen) == set(methods()):
         yield from confirmations(found, device)
+    elif device.type == "cuda":
+        yield Row(CONFIRMED, NOTE, "nothing is written down, because --methods leaves some out")
     yield from speed(found, device)
 
 
@@ -169,7 +180,13 @@ def run_probes(wanted: dict[str, Probe], folder: Path, device: torch.device) -> 
         command = [sys.executable, "-m", f"{__package__}.self_test", str(out), *probe.arguments]
         try:
             done = subprocess.run(
-                command, cwd=IMPORT_ROOT, env=environment, capture_output=True, text=True, errors="replace", timeout=LIMIT
+                command,
+                cwd=IMPORT_ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=LIMIT,
             )
         except subprocess.TimeoutExpired:
             return f"took longer than {LIMIT} s"
@@ -206,6 +223,9 @@ def compare(what: str, found: dict | str, expected: dict | str, part: str, bound
             yield Row(what, WRONG, f"{side}{result}")
             return
     for name, results in expected[part].items():
+        if isinstance(found[part][name], str):  # why it was not run
+            yield Row(f"{what}, {name}", NOTE, found[part][name])
+            continue
         apart = difference(found[part][name], results)
         outcome = OK if apart <= bound else WRONG
         yield Row(
@@ -227,14 +247,14 @@ def confirmations(found: dict[str, dict | str], device: torch.device) -> Iterato
     agreed = [
         name
         for name in (GRAPH, SIDE)
-        if all(row.outcome == OK for row in compare(name, found[name], found["kernels"], "methods", CLOSE))
+        if all(row.outcome != WRONG for row in compare(name, found[name], found["kernels"], "methods", CLOSE))
     ]
     try:
         confirm(agreed, device)
     except OSError as error:
-        yield Row("confirmed for training", NOTE, f"could not be written down: {error}")
+        yield Row(CONFIRMED, NOTE, f"could not be written down: {error}")
         return
-    yield Row("confirmed for training", OK if len(agreed) == 2 else NOTE, ", ".join(agreed) or "nothing")
+    yield Row(CONFIRMED, OK if len(agreed) == 2 else NOTE, ", ".join(agreed) or "nothing")
 
 
 def speed(found: dict[str, dict | str], device: torch.device) -> Iterator[Row]:

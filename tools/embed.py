@@ -15,6 +15,7 @@ import numpy as np
 from datasets.formats.cloud_files import BadFiles, cloud_files
 from datasets.formats.points import check_up
 from tools.embedder import Embedder, Embedding, embed_files, open_embedder
+from tools.launch import weights_file
 from utils.device import choose_device
 from utils.environment import settle_environment
 from utils.errors import UserError, run_command, stop_signals
@@ -28,13 +29,14 @@ _LOG = logging.getLogger("m2ae.embed")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 2 for bad input, which is one message on stderr, 128 + signal when stopped."""
-    args = _arguments(argv)
+    args = build_parser().parse_args(argv)
     settle_environment()
     with stop_signals(), console():
         return run_command(partial(_run, args), debug=args.debug)
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.embed",
         description="Features, and with a classifier predictions, of any clouds or meshes.",
@@ -73,7 +75,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
     parser.add_argument("--skip_bad", action="store_true", help="pass over files that cannot be read, and list them")
     parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    return parser.parse_args(argv)
+    return parser
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -94,8 +96,9 @@ def _run(args: argparse.Namespace) -> None:
     for file in args.imports:
         import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
     overrides = [*args.set, *([f"precision={args.precision}"] if args.precision else [])]
+    ckpts = str(weights_file(args.ckpts, args.config))
     embedder = open_embedder(
-        args.ckpts,
+        ckpts,
         config=args.config,
         overrides=overrides,
         normalize=args.normalize,
@@ -112,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
             "%d clouds have fewer points than the %d that the groups need, and their points were repeated; the first is %s",
             len(embedding.repeated), embedder.needed, embedding.repeated[0],
         )  # fmt: skip
-    _write(embedder, embedding, args.ckpts, out, table)
+    _write(embedder, embedding, ckpts, out, table)
 
 
 def _write(embedder: Embedder, embedding: Embedding, ckpts: str, out: Path, table: Path) -> None:

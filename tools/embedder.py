@@ -21,6 +21,7 @@ from datasets.formats.points import Notes, upright
 from datasets.transforms import normalize_unit_sphere
 from models import MODELS, build_model, load_weights
 from models.classifier import Classifier
+from models.segmenter import PartSegmenter
 from models.weights import method_of, state_dict_of
 from tools.launch import load_recipe
 from tools.sampling import farthest, points_needed, points_taken, repeat_points
@@ -106,11 +107,9 @@ def open_embedder(
     Raises:
         UserError: the checkpoint has no configuration and none is given, does not fit it, or is of a model without features.
     """
-    checkpoint = read_checkpoint(ckpts)
-    guess = _published_recipe(ckpts, checkpoint) if config is None and not _saved_config(checkpoint) else None
-    resolved = _configuration(ckpts, checkpoint, guess or config, overrides)
+    resolved, guess = configuration_of(ckpts, read_checkpoint(ckpts), config, overrides)
     model = build_model(resolved.model)
-    if not (hasattr(model, "encode") or isinstance(model, Classifier)):
+    if isinstance(model, PartSegmenter) or not hasattr(model, "encode"):
         raise UserError(
             f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
         )
@@ -126,7 +125,7 @@ def open_embedder(
             "give the recipe that it was trained with, one of cfgs/pre-training/ for a pre-trained model"
         )
     _LOG.info("%s: %s", ckpts, report)
-    placing = _placing(resolved) if normalize is None else ("sphere" if normalize else "stored")
+    placing = placing_of(resolved) if normalize is None else ("sphere" if normalize else "stored")
     device = torch.device(device)
     return Embedder(model.eval().to(device), resolved, device, placing)
 
@@ -230,18 +229,29 @@ def _published_recipe(ckpts: str | Path, checkpoint: dict) -> str:
     return recipe
 
 
-def _configuration(ckpts: str | Path, checkpoint: dict, path: str | Path | None, overrides: Sequence[str]) -> RunConfig:
-    """Load the recipe that is given, else the configuration that the checkpoint holds."""
-    if path is None:
-        saved = _saved_config(checkpoint)
-        return saved_config(saved, f"{ckpts}: config", overrides=overrides, models=MODELS, datasets=DATASETS)
-    saved = checkpoint.get("config")
-    config = load_recipe(path, overrides=overrides, method=method_of(checkpoint))
-    config.class_names = config.class_names or (saved.get("class_names") if isinstance(saved, dict) else None)
-    return config
+def configuration_of(
+    ckpts: str | Path, checkpoint: dict, path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[RunConfig, str | None]:
+    """Load the recipe that is given, else the configuration that the checkpoint holds, else the published recipe that its keys show.
+
+    Returns:
+        the configuration, and the recipe where it was taken by the keys.
+
+    Raises:
+        UserError: nothing says what the model is.
+    """
+    saved = _saved_config(checkpoint)
+    if path is None and saved is not None:
+        where = f"{ckpts}: config"
+        return saved_config(saved, where, overrides=overrides, models=MODELS, datasets=DATASETS), None
+    guess = _published_recipe(ckpts, checkpoint) if path is None else None
+    config = load_recipe(guess or path, overrides=overrides, method=method_of(checkpoint))
+    names = checkpoint.get("config")
+    config.class_names = config.class_names or (names.get("class_names") if isinstance(names, dict) else None)
+    return config, guess
 
 
-def _placing(config: RunConfig) -> str:
+def placing_of(config: RunConfig) -> str:
     """Say what the training set does to its clouds: ScanObjectNN's are as scanned, and own data may only be centred.
 
     The other sets are in the unit sphere as they are stored, whatever their key `normalize` says.

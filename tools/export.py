@@ -1,7 +1,11 @@
-"""Write a checkpoint in the published layout: the weights under `base_model` with the prefix `module.`, and the metrics.
+"""Write a checkpoint for other programs: in the published layout, or as a safetensors file.
 
     python -m tools.export --ckpts experiments/pre-training/point-m2ae/pre-train/ckpt-last.pth --out point-m2ae.pth
+    python -m tools.export --ckpts experiments/pre-training/point-m2ae/pre-train/ckpt-last.pth --out point-m2ae.safetensors
     python -m tools.export --ckpts experiments/pre-training/i2p-mae/pre-train/ckpt-last.pth --clip ViT-B-16.pt --out i2p-mae.pth
+
+The published layout has the weights under `base_model` with the prefix `module.`, and the metrics. A safetensors file has our names,
+and in its header the configuration, so that every command takes it as `--ckpts`; `--half` stores its matrices in half precision.
 
 Published programs load our checkpoints as they are; the file written here lacks the state of the run and is smaller. Only a
 pre-trained I2P-MAE has to be exported, because its published layout holds CLIP: `--clip` is OpenAI's archive, or any published
@@ -20,8 +24,11 @@ from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
+from tools.weights import resolve
+from utils.checkpoints import check_weights
 from utils.errors import UserError, run_command
-from utils.files import read_checkpoint, save_checkpoint
+from utils.files import read_checkpoint, save_checkpoint, save_tensors
+from utils.provenance import recorded
 
 PRE_TRAINED_I2P = "rec_head_3d."  # begins keys that only a pre-trained I2P-MAE has
 NAME = "vit_base_patch16_clip_quickgelu_224.openai"  # where a missing file is to be had
@@ -32,13 +39,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpts", required=True, help="our checkpoint")
     parser.add_argument("--clip", help="of a pre-trained I2P-MAE: OpenAI's archive or a published checkpoint")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--out", required=True, type=Path, help="file to write, .pth or .safetensors")
+    parser.add_argument("--half", action="store_true", help="store matrices in half precision, in .safetensors")
     args = parser.parse_args(argv)
     return run_command(lambda: _report(args))
 
 
 def _report(args: argparse.Namespace) -> None:
-    weights = export(args.ckpts, args.out, clip=args.clip)
+    ckpts = str(resolve(args.ckpts))
+    if args.out.suffix == ".safetensors":
+        if args.clip:
+            raise UserError("--clip: belongs to the published layout; leave it out, or name a .pth file with --out")
+        weights = export_tensors(ckpts, args.out, half=args.half)
+        print(f"{args.out}: {len(weights)} tensors, {args.out.stat().st_size:,} bytes")
+        return
+    if args.half:
+        raise UserError("--half: is for .safetensors files; name one with --out")
+    weights = export(ckpts, args.out, clip=args.clip)
     print(f"{args.out}: {len(weights)} tensors in the published layout")
     for prefix in _lacking(weights):
         print(
@@ -70,6 +87,23 @@ def export(ckpts: str, out: Path, *, clip: str | None = None) -> dict[str, Tenso
         weights = with_clip(weights, towers)
     kept = {key: saved[key] for key in ("epoch", "metrics", "best_metrics") if key in saved}
     save_checkpoint(out, {"base_model": {f"module.{key}": value for key, value in weights.items()}, **kept})
+    return weights
+
+
+def export_tensors(ckpts: str, out: Path, *, half: bool = False) -> dict[str, Tensor]:
+    """Write the weights of a checkpoint, and what it says of them, as a safetensors file; returns the weights.
+
+    Args:
+        half: store matrices in half precision.
+
+    Raises:
+        UserError: the checkpoint cannot be read or used, a value is too large for half precision, or the file cannot be written.
+    """
+    saved = read_checkpoint(ckpts)
+    weights = state_dict_of(saved)
+    check_weights(ckpts, weights, list(weights))
+    origin = saved.get("provenance") or recorded(Path(ckpts).parent)
+    save_tensors(out, weights, {**saved, **({"provenance": origin} if origin else {})}, half=half)
     return weights
 
 

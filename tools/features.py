@@ -32,6 +32,24 @@ class SVMResult:
     chosen_accuracy: float | None = None  # on the test features, with that C
 
 
+@dataclass
+class HeldOut:
+    """What clouds that are held out of the training set say of features: the best C, and the accuracy with it, a fraction.
+
+    Args:
+        test_accuracy: of all training clouds with that C on the test set; None where the test set is not evaluated.
+    """
+
+    C: float
+    accuracy: float
+    test_accuracy: float | None = None
+
+    def row(self) -> dict:
+        """Return what metrics.jsonl says of it."""
+        found = {"accuracy": self.accuracy, "C": self.C}
+        return found if self.test_accuracy is None else {**found, "test_accuracy": self.test_accuracy}
+
+
 def extract_features(
     model: nn.Module, clouds: CloudSet, *, batch_size: int, seed: int, device, precision: str = "fp32"
 ):
@@ -65,6 +83,24 @@ def linear_svm(train_x, train_y, test_x, test_y, *, C: float, choose: bool = Fal
         chosen = _fit(gram, train_y, result.chosen_C).predict(cross)
         result.chosen_accuracy = accuracy(chosen, test_y)
     return result
+
+
+def choose_held_out(features, labels, held_out: np.ndarray, C: float) -> HeldOut:
+    """Return the C, of C_GRID and the given one, with the best accuracy on held-out clouds; the smallest one on ties.
+
+    Args:
+        features, labels: of the whole training set.
+        held_out: bool, which of them are not fitted.
+    """
+    features = np.asarray(features, np.float64)
+    fitted = features[~held_out]
+    gram, cross = fitted @ fitted.T, features[held_out] @ fitted.T
+    found = {
+        value: accuracy(_fit(gram, labels[~held_out], value).predict(cross), labels[held_out])
+        for value in track(sorted({C, *C_GRID}), "choosing C on held-out clouds")
+    }
+    best = max(found, key=lambda value: (found[value], -value))
+    return HeldOut(float(best), found[best])
 
 
 def choose_c(gram: np.ndarray, labels: np.ndarray, grid: Sequence[float]) -> float:

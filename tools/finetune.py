@@ -13,7 +13,7 @@ from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report
 from tools.sampling import training_points
-from tools.supervised import Supervised, run_supervised, votes_after
+from tools.supervised import Sets, Supervised, run_supervised, votes_after
 from tools.train import Trainer, Values, last_epoch
 from utils.errors import UserError
 from utils.files import save_checkpoint
@@ -54,8 +54,8 @@ class Classification(Supervised):
     best_by, kept_as, best_name = "accuracy", "acc", "best epoch"
     build_model = staticmethod(build_classifier)
 
-    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, held_out: CloudSet):
-        super().__init__(run, model, clouds, held_out)
+    def __init__(self, run: RunContext, model: nn.Module, sets: Sets):
+        super().__init__(run, model, sets)
         self.frozen = run.config.transfer != "full"
         if self.frozen:
             for parameter in model.encoder_parameters():
@@ -77,7 +77,7 @@ class Classification(Supervised):
         """Say what is trained on, in one line."""
         config = self.run.config
         return (
-            f"{len(self.clouds)} clouds to train on, {len(self.held_out)} to evaluate on, {config.npoints} points, "
+            f"{len(self.clouds)} clouds to train on, {len(self.val)} to evaluate on, {config.npoints} points, "
             f"{steps} steps of {config.total_bs} an epoch, {self.run.device}"
         )
 
@@ -111,13 +111,13 @@ class Classification(Supervised):
         """Say whether the model is evaluated after an epoch: as published, epoch 0 is not; the last one always is."""
         return super().due(epoch) and (epoch > 0 or epoch == last_epoch(self.run.config))
 
-    def open_evaluation(self) -> None:
-        """Load what evaluates the classifier."""
-        self.evaluator = Evaluator(self.run, self.held_out)
+    def open_evaluator(self, clouds: CloudSet) -> Evaluator:
+        """Return what evaluates the classifier on a set."""
+        return Evaluator(self.run, clouds)
 
-    def score(self) -> dict[str, float]:
-        """Return the accuracy on the validation set."""
-        return {"accuracy": self.evaluator.evaluate(self.model)}
+    def score(self, evaluator: Evaluator) -> dict[str, float]:
+        """Return the accuracy."""
+        return {"accuracy": evaluator.evaluate(self.model)}
 
     def entries(self, scores: dict[str, float]) -> dict[str, float]:
         """Return the accuracy under its published name."""
@@ -133,10 +133,10 @@ class Classification(Supervised):
         vote = self.evaluator.vote(self.model, run.args.vote_rounds or 1)
         best = vote.mean > state.best_metrics.get("acc_vote", 0.0)
         writer.scalar("Metric/ACC_vote", 100 * vote.mean, epoch, split="test")
-        if best:
+        if best and not self.selects_held_out:  # else ckpt-best.pth is that of the only epoch that votes
             state.best_metrics = {**state.best_metrics, "acc_vote": vote.mean, "epoch_vote": epoch}
             save_checkpoint(run.folder / "ckpt-best_vote.pth", state.checkpoint(run.config_dict()))
-        writer.write({"kind": "vote", "epoch": epoch, "data": self.held_out.name, **vote.row(), "best": best})
+        writer.write({"kind": "vote", "epoch": epoch, "data": self.val.name, **vote.row(), "best": best})
         run.log.info(f"epoch {epoch}: with voting {vote}" + (" (best)" if best else ""))
 
     def results(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from tools.published.keys import OLD_NAMES
 from tools.published.paths import Recipe, find_recipe
 from tools.resume import check_resumed
 from tools.run_folder import check_folder, experiment_folder, is_training, lock_folder
+from tools.weights import resolve
 from utils import ROOT
 from utils.config.cli import FOLDS
 from utils.config.load import load_config, read_recipe
@@ -42,6 +43,7 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     """
     for file in args.imports:
         import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
+    _resolve_names(args)
     checkpoint = read_checkpoint(args.ckpts or args.start_ckpts) if args.ckpts or args.start_ckpts else None
     recipe = find_recipe(args.config, _method(args, checkpoint))
     if args.transfer and recipe.task == "segmentation":
@@ -67,6 +69,29 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     for note in [*notes, *args.notes]:
         run.log.info(note)
     return run
+
+
+def _resolve_names(args: argparse.Namespace) -> None:
+    """Replace names of weights in --ckpts and --start_ckpts by their files; `mini` is that of the recipe's method."""
+    for flag in ("ckpts", "start_ckpts"):
+        name = getattr(args, flag)
+        if name:
+            setattr(args, flag, str(weights_file(name, args.config, args.method)))
+
+
+def weights_file(name: str, config: str | Path | None, method: str | None = None) -> Path:
+    """Return the file that `--ckpts` means: `mini` is that of the method of the recipe `config`, where one is given.
+
+    Raises:
+        UserError: as `tools.weights.resolve`, or there is no such recipe.
+    """
+    return resolve(name, model=_model_of_recipe(config, method) if name == "mini" and config else None)
+
+
+def _model_of_recipe(config: str | Path, method: str | None) -> str | None:
+    """Return the method of a recipe, or the registered NAME of its model where its place does not say the method."""
+    recipe = find_recipe(config, method)
+    return recipe.method or (read_recipe(recipe.path, OLD_NAMES).get("model") or {}).get("NAME")
 
 
 def _open(args: argparse.Namespace, config: RunConfig, folder: Path, device: torch.device) -> RunContext:

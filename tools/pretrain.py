@@ -11,16 +11,17 @@ from datasets.transforms import augment
 from models import load_weights
 from models.teachers import collapsed
 from tools.context import RunContext, build_pretraining_model
-from tools.features import SVMResult
+from tools.features import HeldOut, SVMResult
 from tools.guides.base import Guide, build_guide, gallery_of
 from tools.optim import check_training
 from tools.report.page import write_report
+from tools.results import SELECTED_HELD_OUT, SELECTED_ON_TEST
 from tools.run_state import RunState
 from tools.session import Session, run_session
 from tools.svm import LinearProbe
 from tools.train import Display, Trainer, Values, last_epoch
 from utils.dist import is_main
-from utils.files import save_checkpoint
+from utils.files import read_checkpoint, save_checkpoint
 from utils.metrics_log import read_rows
 
 # What a model returns under these names is a scalar of the step and goes into the log.
@@ -96,6 +97,12 @@ class Pretraining(Session):
         if run.config.keep_from <= epoch and epoch % run.config.keep_every == 0 and is_main():
             save_checkpoint(run.folder / f"ckpt-epoch-{epoch:03d}.pth", trainer.state.checkpoint(run.config_dict()))
 
+    def due(self, epoch: int) -> bool:
+        """Say whether the model is evaluated after an epoch: only after the last one where no other can be selected."""
+        config = self.run.config
+        selects = config.select != "last" or config.held_out is not None
+        return super().due(epoch) and (selects or epoch == last_epoch(config))
+
     def evaluate(self, trainer: Trainer, epoch: int | None) -> None:
         """Evaluate the encoder as it is by a linear SVM and keep the best one; epoch None stands for the untrained weights.
 
@@ -105,32 +112,92 @@ class Pretraining(Session):
         probe, state, started = self.probe, trainer.state, time.perf_counter()
         if probe is None:
             return
-        features, choose = probe.features(self.model), epoch in (None, last_epoch(self.run.config))
+        select, final = self.run.config.select, epoch in (None, last_epoch(self.run.config))
+        tests = select == "best_test" or (select == "last" and final)
+        features = probe.features(self.model) if tests else probe.extract(self.model, probe.train)
         checkpoint, metrics = trainer.snapshot(), state.metrics
         spent = time.perf_counter() - started
 
-        def fit() -> tuple[SVMResult, float]:
+        def fit() -> tuple[SVMResult | None, HeldOut | None, float]:
             begun = time.perf_counter()
-            return probe.evaluate_features(features, choose=choose), spent + time.perf_counter() - begun
+            held_out = None if probe.held_out is None else probe.choose(features)
+            result = probe.evaluate_features(features, choose=final) if tests else None
+            return result, held_out, spent + time.perf_counter() - begun
 
-        def then(found: tuple[SVMResult, float]) -> None:
-            evaluated = {**metrics, "acc": found[0].accuracy}
+        def then(found: tuple[SVMResult | None, HeldOut | None, float]) -> None:
+            result, held_out, seconds = found
+            evaluated = metrics if result is None else {**metrics, "acc": result.accuracy}
             if epoch is not None and state.metrics is metrics:  # else a later epoch has its own by now
                 state.metrics = evaluated
-            self._write_evaluation(trainer, *found, epoch=epoch, checkpoint={**checkpoint, "metrics": evaluated})
+            saved = {**checkpoint, "metrics": evaluated}
+            if held_out is not None:
+                self._write_held_out(trainer, held_out, seconds, epoch=epoch, checkpoint=saved)
+            if result is not None:
+                self._write_evaluation(trainer, result, seconds, epoch=epoch, checkpoint=saved)
 
         trainer.start(fit, then)
+
+    def _write_held_out(
+        self, trainer: Trainer, result: HeldOut, seconds: float, *, epoch: int | None, checkpoint: dict
+    ) -> None:
+        """Write what held-out clouds say of an epoch, and keep its checkpoint where it is the best so far and that counts."""
+        run, state, name = self.run, trainer.state, self.probe.name
+        best = epoch is not None and result.accuracy > state.best_metrics.get("held_out", -1.0)
+        if best:
+            kept = {"held_out": result.accuracy, "held_out_epoch": epoch, "held_out_C": result.C}
+            state.best_metrics = {**state.best_metrics, **kept}
+            if run.config.select == "held_out":
+                save_checkpoint(run.folder / "ckpt-best.pth", {**checkpoint, "best_metrics": state.best_metrics})
+        if epoch is not None:
+            trainer.writer.scalar("HeldOut/ACC", result.accuracy, epoch, split="test")
+        row = {"kind": "held_out", "epoch": epoch, "data": name, **result.row(), "best": best, "seconds": seconds}
+        trainer.writer.write(row)
+        which = "random weights" if epoch is None else f"epoch {epoch}"
+        run.log.info(
+            f"{which}: {result.accuracy:.4f} at C {result.C:g} on held-out clouds of {name}"
+            + (" (best so far)" if best else "")
+        )
+
+    def finish(self, trainer: Trainer) -> None:
+        """Write what the test set says of the epoch and C that held-out clouds selected; where they count, evaluate it now, once."""
+        run, best, probe = self.run, trainer.state.best_metrics, self.probe
+        if probe is None or "held_out_epoch" not in best:
+            return
+        chosen = {"by": "held_out", "epoch": best["held_out_epoch"], "last_epoch": last_epoch(run.config)}
+        path, started = run.folder / "metrics.jsonl", time.perf_counter()
+        rows = [row for row in read_rows(path) if row.get("epoch") == chosen["epoch"]]
+        if any(row["kind"] == "selected" and chosen.items() <= row.items() for row in rows):
+            return  # a complete run that was resumed
+        if run.config.select == "held_out":
+            self.model.load_state_dict(read_checkpoint(run.folder / "ckpt-best.pth")["base_model"])
+            accuracy = probe.fit(probe.features(self.model), best["held_out_C"]).accuracy
+        else:
+            known = [row for row in rows if row["kind"] == "held_out" and row.get("test_accuracy") is not None]
+            if not known:
+                return
+            accuracy = known[-1]["test_accuracy"]
+        found = {
+            "data": probe.name,
+            "accuracy": accuracy,
+            "C": best["held_out_C"],
+            "seconds": time.perf_counter() - started,
+        }
+        trainer.writer.write({"kind": "selected", **chosen, **found})
+        run.log.info(
+            f"epoch {chosen['epoch']} and C {found['C']:g}, {SELECTED_HELD_OUT}: linear SVM {100 * accuracy:.2f} % on {probe.name}"
+        )
 
     def _write_evaluation(
         self, trainer: Trainer, result: SVMResult, seconds: float, *, epoch: int | None, checkpoint: dict
     ) -> None:
         """Write what a linear SVM found of an epoch, and keep its checkpoint where it is the best so far."""
         run, state, writer, probe = self.run, trainer.state, trainer.writer, self.probe
-        best = epoch is not None and result.accuracy > state.best_metrics.get("acc", 0.0)
+        selects = run.config.select == "best_test"
+        best = selects and epoch is not None and result.accuracy > state.best_metrics.get("acc", 0.0)
         if epoch is not None:
             writer.scalar("Metric/ACC", result.accuracy, epoch, split="test")
         if best:
-            state.best_metrics = {"acc": result.accuracy, "epoch": epoch}
+            state.best_metrics = {**state.best_metrics, "acc": result.accuracy, "epoch": epoch}
             save_checkpoint(run.folder / "ckpt-best.pth", {**checkpoint, "best_metrics": state.best_metrics})
         row = {"kind": "svm", "epoch": epoch, "data": probe.name, "accuracy": result.accuracy, "C": result.C}
         row["best"] = best
@@ -138,7 +205,7 @@ class Pretraining(Session):
             row.update(chosen_C=result.chosen_C, chosen_accuracy=result.chosen_accuracy)
         writer.write({**row, "seconds": seconds})
         name = "random weights" if epoch is None else f"epoch {epoch}"
-        run.log.info(f"{name}: {probe.describe(result)}" + (" (best)" if best else ""))
+        run.log.info(f"{name}: {probe.describe(result)}" + (f" (best so far, {SELECTED_ON_TEST})" if best else ""))
 
     def write_report(self) -> None:
         """Write report.html and gallery.png."""
@@ -175,7 +242,21 @@ class Pretraining(Session):
                     text += f", {100 * row['chosen_accuracy']:.1f} % at C {row['chosen_C']:g} (cross-validated on the training features)"
                     results[f"{name}, linear SVM on {row['data']}, cross-validated C"] = 100 * row["chosen_accuracy"]
                 self.run.log.info(text)
+        results |= _selected(rows)
+        if self.run.config.select == "best_test" and (
+            trained := [row for row in evaluated if row["epoch"] is not None]
+        ):
+            best = max(trained, key=lambda row: row["accuracy"])
+            results[f"best epoch ({SELECTED_ON_TEST}), linear SVM on {best['data']}, C {best['C']:g}"] = (
+                100 * best["accuracy"]
+            )
         return results
+
+
+def _selected(rows: list[dict]) -> dict[str, float]:
+    """Return the accuracy, in percent, at the epoch and C that held-out clouds selected; nothing where there is none."""
+    found = [row for row in rows if row["kind"] == "selected"][-1:]
+    return {f"linear SVM on {row['data']}, epoch and C {SELECTED_HELD_OUT}": 100 * row["accuracy"] for row in found}
 
 
 class GuidedPretraining(Pretraining):

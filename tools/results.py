@@ -1,6 +1,7 @@
 """Where an evaluation writes to, and what it found as a file that programs can read."""
 
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -10,6 +11,15 @@ from datasets import CloudSet
 from tools.context import RunContext
 from utils.files import write_atomic
 from utils.provenance import provenance
+
+# What names of results say of an epoch, or a C, that was chosen.
+SELECTED_ON_TEST = "selected on the test set"
+SELECTED_HELD_OUT = "selected on held-out clouds"
+
+
+def printable(results: Iterable[str]) -> list[str]:
+    """Return the names of the results that a table may print as they are: those that were not selected on the test set."""
+    return [name for name in results if SELECTED_ON_TEST not in name]
 
 
 def open_output(run: RunContext, what: str) -> Path:
@@ -41,6 +51,9 @@ def write_result(run: RunContext, results: dict[str, float]) -> Path:
     content = {
         "results": results,
         "unit": "percent, where a name says nothing else",
+        "for tables": printable(results),
+        "select": run.config.select,
+        "held_out": run.config.held_out,
         "model": model.NAME,
         "checkpoint": run.args.ckpts,
         "seed": run.seed,

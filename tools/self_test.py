@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 import extensions as ops
+from models import build_model
 from models.layers.embed import PatchEmbed
 from tools import accelerate, pretrain
-from tools.launch import open_run
+from tools.launch import load_recipe, open_run
 from utils import ROOT
 from utils.config.cli import parse_args
 from utils.seed import seed_everything
@@ -110,10 +111,16 @@ def run_ops(device: torch.device) -> dict[str, list[Tensor]]:
     return found
 
 
-def run_method(method: str, device: torch.device, flags: list[str]) -> list[Tensor]:
-    """Return the losses of a few steps of pre-training by the smallest recipe of a method; later ones depend on the updates before."""
+def run_method(method: str, device: torch.device, flags: list[str]) -> list[Tensor] | str:
+    """Return the losses of a few steps of pre-training by the smallest recipe of a method; later ones depend on the updates before.
+
+    Where the flags ask for a CUDA graph of steps that cannot be captured, say why instead.
+    """
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
-    argv = ["--config", str(RECIPES / f"{method}.yaml"), "--exp_name", "self-test", "--device", str(device)]
+    recipe = RECIPES / f"{method}.yaml"
+    argv = ["--config", str(recipe), "--exp_name", "self-test", "--device", str(device)]
+    if parse_args([*argv, *flags]).cuda_graph == "on" and (reason := why_never_captured(recipe)):
+        return reason
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         run = open_run(parse_args([*argv, *settings, *flags]), device)
         seed_everything(run.seed, run.args.deterministic)
@@ -121,6 +128,13 @@ def run_method(method: str, device: torch.device, flags: list[str]) -> list[Tens
             pretrain.run_pretrain(run)
         lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [torch.tensor([row["loss"] for row in map(json.loads, lines) if row["kind"] == "step"])]
+
+
+def why_never_captured(recipe: Path) -> str | None:
+    """Return why steps of a recipe can be captured on no device, or None."""
+    with torch.device("meta"):
+        model = build_model(load_recipe(recipe).model)
+    return accelerate.data_dependent(model, torch.device("meta"))
 
 
 def time_ops(device: torch.device) -> dict[str, list[Tensor]]:

@@ -28,6 +28,9 @@ class Session(Task):
         """Say what is trained on, in one line; `steps` an epoch."""
         raise NotImplementedError
 
+    def finish(self, trainer: Trainer) -> None:
+        """Do what comes after the last epoch, before the report, on all processes."""
+
     def write_report(self) -> None:
         """Write the report of the run."""
         raise NotImplementedError
@@ -71,6 +74,8 @@ def run_session(session: Session) -> dict[str, float]:
             trainer = trainer_class()(session, state, batches, writer=writer, stop=stop)
             with contextlib.closing(trainer):
                 trainer.train()
+                trainer.finish_pending()
+                session.finish(trainer)
     finally:
         if is_main():
             writer.close()

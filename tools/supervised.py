@@ -4,16 +4,19 @@ Weights to start from, the sets and their names, epochs, evaluation, the best ep
 """
 
 import time
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from datasets import CloudSet, build_dataset
+from datasets.fractions import split_held_out
 from models import load_weights
 from models.weights import averaged
 from tools.context import RunContext
 from tools.optim import check_training
 from tools.report.runlog import read_rows
+from tools.results import SELECTED_HELD_OUT, SELECTED_ON_TEST
 from tools.run_state import RunState
 from tools.session import Session, run_session
 from tools.train import Display, Trainer, last_epoch
@@ -23,11 +26,25 @@ from utils.errors import UserError
 from utils.files import read_checkpoint, save_checkpoint
 
 
+@dataclass
+class Sets:
+    """What a run is trained and evaluated on.
+
+    Args:
+        val: the set that results are from, the test set in published recipes.
+        held_out: the part of the training set that an epoch is selected on; None without one.
+    """
+
+    train: CloudSet
+    val: CloudSet
+    held_out: CloudSet | None = None
+
+
 class Supervised(Session):
     """Train on labels, evaluate on the validation set, and keep the best epoch.
 
     Args:
-        held_out: the validation set.
+        sets: what is trained and evaluated on.
 
     Attributes:
         named: what differs where two sets do not name the same things.
@@ -38,7 +55,9 @@ class Supervised(Session):
         kept_as: what checkpoints call that score.
         latest_best: whether a later epoch that is as good takes the place of the best one.
         best_name: what results call the best epoch.
-        evaluator: what evaluates on `held_out`; None on all processes but the first.
+        val: the set that it is evaluated on, the test set in published recipes.
+        held_out: a part of the training set that is not trained on, to select an epoch; None without one.
+        evaluator: what evaluates on `val`; None on all processes but the first.
     """
 
     display = Display(
@@ -54,9 +73,9 @@ class Supervised(Session):
     best_name: ClassVar[str]
     evaluator: Any = None
 
-    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet, held_out: CloudSet):
-        super().__init__(run, model, clouds)
-        self.held_out = held_out
+    def __init__(self, run: RunContext, model: nn.Module, sets: Sets):
+        super().__init__(run, model, sets.train)
+        self.val, self.held_out = sets.val, sets.held_out
 
     @classmethod
     def build_model(cls, run: RunContext) -> nn.Module:
@@ -73,7 +92,11 @@ class Supervised(Session):
         """Return what a set says of its labels, by key of the configuration."""
         raise NotImplementedError
 
-    def score(self) -> dict[str, float]:
+    def open_evaluator(self, clouds: CloudSet) -> Any:
+        """Return what evaluates the model on a set."""
+        raise NotImplementedError
+
+    def score(self, evaluator: Any) -> dict[str, float]:
         """Evaluate the model as it is; returns shares of 1."""
         raise NotImplementedError
 
@@ -92,31 +115,109 @@ class Supervised(Session):
     def vote(self, trainer: Trainer, epoch: int, scores: dict[str, float], *, best: bool) -> None:
         """Evaluate with voting, where that is asked for after this epoch."""
 
+    @property
+    def selects_held_out(self) -> bool:
+        """Say whether the epoch is selected on held-out clouds, and the test set evaluated once."""
+        return self.run.config.select == "held_out"
+
+    def open_evaluation(self) -> None:
+        """Load what evaluates the model."""
+        self.evaluator = self.open_evaluator(self.val)
+        self.selector = None if self.held_out is None else self.open_evaluator(self.held_out)
+
+    def due(self, epoch: int) -> bool:
+        """Say whether the model is evaluated after an epoch: only after the last one where no other can be selected."""
+        selects = self.run.config.select != "last" or self.held_out is not None
+        return super().due(epoch) and (selects or epoch == last_epoch(self.run.config))
+
     def evaluate(self, trainer: Trainer, epoch: int) -> None:
-        """Evaluate on the validation set, keep the best epoch, and vote where that is asked for."""
+        """Evaluate on held-out clouds and on the validation set, where each is due, and keep the best epoch."""
         if self.evaluator is None:
             return
-        run, state, writer, data = self.run, trainer.state, trainer.writer, self.held_out.name
+        if self.selector is not None:
+            self._evaluate_held_out(trainer, epoch)
+        if self.run.config.select == "best_test" or (
+            self.run.config.select == "last" and epoch == last_epoch(self.run.config)
+        ):
+            self._evaluate_val(trainer, epoch)
+
+    def _evaluate_val(self, trainer: Trainer, epoch: int) -> None:
+        """Evaluate on the validation set, keep the best epoch, and vote where that is asked for."""
+        run, state, data = self.run, trainer.state, self.val.name
         started = time.perf_counter()
-        scores = self.score()
-        entries, reached, kept = self.entries(scores), scores[self.best_by], state.best_metrics.get(self.kept_as, 0.0)
-        best = reached > kept or (self.latest_best and reached == kept)
+        scores = self.score(self.evaluator)
+        entries = self.entries(scores)
+        best = run.config.select == "best_test" and self._improves(scores, state.best_metrics.get(self.kept_as, 0.0))
         state.metrics = {**state.metrics, **entries}
         state.best_metrics = {**state.best_metrics, **self.running_best(scores, state.best_metrics)}
         if best:
             state.best_metrics = {**state.best_metrics, **entries, "epoch": epoch}
             save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
-        for name, tag in self.tags.items():
-            writer.scalar(f"Metric/{tag}", 100 * scores[name], epoch, split="test")
-        row = {"kind": self.row, "epoch": epoch, "data": data, **scores, "best": best}
-        writer.write({**row, "seconds": time.perf_counter() - started})
-        shown = ", ".join(f"{name} {100 * scores[key]:.2f} %" for key, name in self.scores.items())
-        run.log.info(f"epoch {epoch}: {shown} on {data}" + (" (best)" if best else ""))
+        self._write(trainer, self.row, epoch, {"data": data, **scores, "best": best}, time.perf_counter() - started)
+        mark = f" (best so far, {SELECTED_ON_TEST})" if best else ""
+        run.log.info(f"epoch {epoch}: {self._say(scores)} on {data}{mark}")
         self.vote(trainer, epoch, scores, best=best)
 
+    def _evaluate_held_out(self, trainer: Trainer, epoch: int) -> None:
+        """Evaluate on held-out clouds, and keep the best epoch where that is the one that counts."""
+        run, state, data = self.run, trainer.state, self.held_out.name
+        started = time.perf_counter()
+        scores = self.score(self.selector)
+        best = self._improves(scores, state.best_metrics.get("held_out", 0.0))
+        if best or "held_out_epoch" not in state.best_metrics:
+            state.best_metrics = {**state.best_metrics, "held_out": scores[self.best_by], "held_out_epoch": epoch}
+            if self.selects_held_out:
+                save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
+        self._write(trainer, "held_out", epoch, {"data": data, **scores, "best": best}, time.perf_counter() - started)
+        run.log.info(
+            f"epoch {epoch}: {self._say(scores)} on held-out clouds of {data}" + (" (best so far)" if best else "")
+        )
+
+    def _improves(self, scores: dict[str, float], best: float) -> bool:
+        reached = scores[self.best_by]
+        return reached > best or (self.latest_best and reached == best)
+
+    def _say(self, scores: dict[str, float]) -> str:
+        return ", ".join(f"{name} {100 * scores[key]:.2f} %" for key, name in self.scores.items())
+
+    def _write(self, trainer: Trainer, kind: str, epoch: int, row: dict[str, Any], seconds: float) -> None:
+        """Write a row of an evaluation, and its scores to TensorBoard."""
+        for name, tag in self.tags.items():
+            trainer.writer.scalar(
+                f"{'HeldOut' if kind == 'held_out' else 'Metric'}/{tag}", 100 * row[name], epoch, split="test"
+            )
+        trainer.writer.write({"kind": kind, "epoch": epoch, **row, "seconds": seconds})
+
+    def finish(self, trainer: Trainer) -> None:
+        """Write what the test set says of the epoch that was selected on held-out clouds; where that counts, evaluate it now, once."""
+        run, best = self.run, trainer.state.best_metrics
+        if self.evaluator is None or self.selector is None or "held_out_epoch" not in best:
+            return
+        chosen = {"by": "held_out", "epoch": best["held_out_epoch"], "last_epoch": last_epoch(run.config)}
+        path, started = run.folder / "metrics.jsonl", time.perf_counter()
+        if any(chosen.items() <= row.items() for row in read_rows(path, "selected")):
+            return  # a complete run that was resumed
+        known = [row for row in read_rows(path, self.row) if row["epoch"] == chosen["epoch"]]
+        if self.selects_held_out:
+            scores = self._evaluate_once(trainer, chosen["epoch"])
+        elif known:
+            scores = {name: known[-1][name] for name in self.scores}
+        else:
+            return
+        seconds = time.perf_counter() - started
+        trainer.writer.write({"kind": "selected", **chosen, "data": self.val.name, **scores, "seconds": seconds})
+        run.log.info(f"epoch {chosen['epoch']}, selected on held-out clouds: {self._say(scores)} on {self.val.name}")
+
+    def _evaluate_once(self, trainer: Trainer, epoch: int) -> dict[str, float]:
+        """Evaluate the weights of ckpt-best.pth on the validation set; the model keeps them."""
+        self.model.load_state_dict(read_checkpoint(self.run.folder / "ckpt-best.pth")["base_model"])
+        scores = self.score(self.evaluator)
+        self.vote(trainer, epoch, scores, best=True)
+        return scores
+
     def results(self) -> dict[str, float]:
-        """Return what the run was worth: last and best epoch, in percent."""
-        return self.last_and_best(self.row, self.scores, self.best_by)
+        """Return what the run was worth, in percent: last epoch, best one, and the one that was selected on held-out clouds."""
+        return self.last_and_best(self.row, self.scores, self.best_by) | self.selected(self.scores)
 
     def conclude(self, state: RunState) -> dict[str, float]:
         """Log and return the results."""
@@ -125,15 +226,21 @@ class Supervised(Session):
             self.run.log.info(f"{name}: {value:.2f} %")
         return results
 
+    def selected(self, scores: dict[str, str]) -> dict[str, float]:
+        """Return the scores of the epoch that was selected on held-out clouds, in percent; none where no epoch was."""
+        rows = read_rows(self.run.folder / "metrics.jsonl", "selected")[-1:]
+        return {f"{name}, epoch {SELECTED_HELD_OUT}": 100 * row[key] for row in rows for key, name in scores.items()}
+
     def last_and_best(self, kind: str, scores: dict[str, str], by: str) -> dict[str, float]:
-        """Return the scores of the last row of a kind and of the best one, in percent."""
-        rows = read_rows(self.run.folder / "metrics.jsonl", kind)
-        if not rows:
+        """Return the scores of the last row of a kind and, where it is selected by them, of the best one, in percent."""
+        rows, select = read_rows(self.run.folder / "metrics.jsonl", kind), self.run.config.select
+        if not rows or select == "held_out":
             return {}
         best, results = max(rows, key=lambda row: (row[by], row["epoch"])), {}
         for key, name in scores.items():
             results[f"{name}, last epoch"] = 100 * rows[-1][key]
-            results[f"{name}, {self.best_name} (selected on the test set)"] = 100 * best[key]
+            if select == "best_test":
+                results[f"{name}, {self.best_name} ({SELECTED_ON_TEST})"] = 100 * best[key]
         return results
 
 
@@ -150,9 +257,11 @@ def run_supervised(run: RunContext, kind: type[Supervised]) -> dict[str, float]:
     if entries.val is None:
         raise UserError("dataset.val: is missing, the model is evaluated on it while it trains; add the entry")
     _load_start(run, model)
-    clouds, held_out = build_dataset(entries.train), build_dataset(entries.val)
-    _check_sets(run, kind, clouds, held_out)
-    return run_session(kind(run, model, clouds, held_out))
+    clouds, val, held_out = build_dataset(entries.train), build_dataset(entries.val), None
+    _check_sets(run, kind, clouds, val)
+    if run.config.held_out is not None:
+        clouds, held_out = split_held_out(clouds, run.config.held_out, run.seed)
+    return run_session(kind(run, model, Sets(clouds, val, held_out)))
 
 
 def _load_start(run: RunContext, model: nn.Module) -> None:
@@ -168,15 +277,15 @@ def _load_start(run: RunContext, model: nn.Module) -> None:
         run.log.info("no --ckpts: training from random weights")
 
 
-def _check_sets(run: RunContext, kind: type[Supervised], clouds: CloudSet, held_out: CloudSet) -> None:
+def _check_sets(run: RunContext, kind: type[Supervised], clouds: CloudSet, val: CloudSet) -> None:
     """Check both sets, and put what they say of their labels into the configuration, and so into every checkpoint."""
-    for part in (clouds, held_out):
+    for part in (clouds, val):
         kind.check_set(run, part)
-    if kind.names(clouds) != kind.names(held_out):
+    if kind.names(clouds) != kind.names(val):
         raise UserError(
-            f"dataset: train ({clouds.name}) and val ({held_out.name}) have other {kind.named}; use two splits of one set"
+            f"dataset: train ({clouds.name}) and val ({val.name}) have other {kind.named}; use two splits of one set"
         )
-    if (clouds.source, clouds.subset) == (held_out.source, held_out.subset) and clouds.source:
+    if (clouds.source, clouds.subset) == (val.source, val.subset) and clouds.source:
         run.log.warning(f"dataset.val is the split that is trained on, {clouds.subset} of {clouds.source}")
     for key, value in kind.names(clouds).items():
         if value:

@@ -4,13 +4,14 @@ import time
 
 import numpy as np
 
-from datasets import build_dataset
+from datasets import CloudSet, build_dataset
+from datasets.fractions import held_out_rows
 from models import MODELS, load_weights
 from tools.context import RunContext, build_pretraining_model
-from tools.features import SVMResult, extract_features, linear_svm
+from tools.features import HeldOut, SVMResult, choose_held_out, extract_features, linear_svm
 from tools.probes import PROBES
 from tools.report.page import write_report
-from tools.results import open_output, write_predictions
+from tools.results import SELECTED_HELD_OUT, open_output, write_predictions
 from utils.config.schema import DatasetsConfig, SVMDatasets
 from utils.errors import UserError
 from utils.log import track
@@ -48,6 +49,8 @@ class LinearProbe:
                     f"dataset.svm: {clouds.name} has no labels; use a labelled set such as ModelNet40_SVM or Synthetic"
                 )
         self._check()
+        share = run.config.held_out
+        self.held_out = None if share is None else held_out_rows(self.train, share, run.seed)
 
     def _check(self) -> None:
         """Raise where there is nothing to tell apart, or the two sets number their classes otherwise."""
@@ -78,6 +81,10 @@ class LinearProbe:
 
     def features(self, model) -> tuple:
         """Return training features and labels, test features and labels."""
+        return *self.extract(model, self.train), *self.extract(model, self.test)
+
+    def extract(self, model, clouds: CloudSet) -> tuple:
+        """Return features and labels of a set."""
         config = self.run.config.svm
         options = {
             "batch_size": config.batch_size,
@@ -85,11 +92,24 @@ class LinearProbe:
             "device": self.run.device,
             "precision": self.run.config.precision,
         }
-        return *extract_features(model, self.train, **options), *extract_features(model, self.test, **options)
+        return extract_features(model, clouds, **options)
 
     def evaluate_features(self, features: tuple, *, choose: bool) -> SVMResult:
         """Fit and evaluate the linear SVM on what `features` returned."""
         result = linear_svm(*features, C=self.C, choose=choose and self.run.config.svm.cross_validate)
+        self._predictions = result.predictions
+        return result
+
+    def choose(self, features: tuple) -> HeldOut:
+        """Choose C on the held-out clouds of the training set; with test features, evaluate it on them as well."""
+        found = choose_held_out(*features[:2], self.held_out, self.C)
+        if len(features) > 2:
+            found.test_accuracy = linear_svm(*features, C=found.C).accuracy
+        return found
+
+    def fit(self, features: tuple, C: float) -> SVMResult:
+        """Fit on all training features with a C that was chosen, and evaluate on the test features."""
+        result = linear_svm(*features, C=C)
         self._predictions = result.predictions
         return result
 
@@ -143,6 +163,10 @@ def run_svm(run: RunContext) -> dict[str, float]:
         run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
     _write(run, probe, result, others, time.perf_counter() - started)
     results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
+    if probe.held_out is not None:
+        found = probe.choose(features)
+        results[f"linear SVM on {probe.name}, C {SELECTED_HELD_OUT}"] = 100 * found.test_accuracy
+        run.log.info(f"C {found.C:g}, {SELECTED_HELD_OUT}: {100 * found.test_accuracy:.2f} % on {probe.name}")
     if result.chosen_C is not None:
         results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
     return results | {name: 100 * value for name, value in others.items()}

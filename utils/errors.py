@@ -47,7 +47,9 @@ def run_command(run: Callable[[], int | None], *, debug: bool = False, stopped: 
         # Whoever read the output has gone, as `| head` does. Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
-    except (ValueError, OSError, MemoryError, RecursionError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, (ValueError, OSError, MemoryError, RecursionError, ImportError, *_of_devices())):
+            raise
         if debug:
             traceback.print_exc()
         hint = "" if isinstance(error, UserError) or debug else " (--debug shows where)"
@@ -55,7 +57,16 @@ def run_command(run: Callable[[], int | None], *, debug: bool = False, stopped: 
         return 2
 
 
+def _of_devices() -> tuple[type[Exception], ...]:
+    """Return what PyTorch raises where a device has no memory left; nothing where PyTorch is not imported."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.OutOfMemoryError,)
+
+
 def _cause(error: Exception) -> str:
+    if isinstance(error, _of_devices()):
+        used = str(error).partition(" If reserved but unallocated")[0]  # what follows is advice for programmers
+        return f"{used} End what else uses the device (nvidia-smi lists it), ask for less, or use --device cpu"
     if isinstance(error, MemoryError):
         return f"not enough memory{f' ({error})' if str(error) else ''}; close other programs, or ask for less"
     if isinstance(error, RecursionError):

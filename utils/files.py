@@ -5,12 +5,15 @@ import errno
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from utils.errors import UserError, printable
 from utils.reading import check_file, explain_read, reading, reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AGAIN = "call the command again"
 RESUME = "start again with --resume"
@@ -92,6 +95,22 @@ def save_checkpoint(path: str | Path, state: dict, again: str = RESUME) -> None:
     write_atomic(path, lambda file: _save(state, file), again)
 
 
+def save_tensors(path: str | Path, weights: Mapping[str, "Tensor"], entries: Mapping, *, half: bool = False) -> None:
+    """Write weights and what is known of them as a safetensors file, atomically (`utils.tensor_files`).
+
+    Args:
+        entries: plain data: the configuration, epoch and metrics of a checkpoint, and where it comes from.
+        half: store matrices in float16; `read_checkpoint` returns float32.
+
+    Raises:
+        UserError: a value is too large for float16, or the file cannot be written.
+    """
+    from utils.tensor_files import pack_tensors
+
+    data = pack_tensors(path, weights, entries, half=half)
+    write_atomic(path, lambda file: file.write(data))
+
+
 def _save(state: dict, file: BinaryIO) -> None:
     import torch  # Here, because what writes other files does without it.
 
@@ -108,7 +127,8 @@ def _save(state: dict, file: BinaryIO) -> None:
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU, as plain data: code that a file may carry is never executed.
 
-    Objects besides plain data, such as the flags of another program, are left out, which is said. Files of `safetensors` are read too.
+    Objects besides plain data, such as the flags of another program, are left out, which is said. Files of `safetensors` are read too
+    (`utils.tensor_files`).
 
     Raises:
         UserError: the file is missing, cut short, damaged, no checkpoint at all, or asks for what runs programs.
@@ -116,7 +136,7 @@ def read_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     kind = _check_kind(path)
     with reading(path, "a checkpoint"):
-        saved = _load_safetensors(path) if kind == "safetensors" else _load(path)
+        saved = _load_tensors(path) if kind == "safetensors" else _load(path)
     if not isinstance(saved, dict):
         raise UserError(
             f"{path}: holds a {type(saved).__name__}, expected a dict with weights; is it a checkpoint? Save model.state_dict()"
@@ -124,10 +144,10 @@ def read_checkpoint(path: str | Path) -> dict:
     return saved
 
 
-def _load_safetensors(path: Path) -> dict:
-    from safetensors.torch import load_file
+def _load_tensors(path: Path) -> dict:
+    from utils.tensor_files import read_tensors
 
-    return dict(load_file(path))
+    return read_tensors(path)
 
 
 def _load(path: Path) -> dict:
@@ -171,7 +191,8 @@ def _check_kind(path: Path) -> str:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a checkpoint file in it, for example {path / 'ckpt-best.pth'}")
     if not os.path.lexists(path):
-        others = sorted(entry.name for entry in path.parent.glob("*.pth")) if path.parent.is_dir() else []
+        entries = path.parent.iterdir() if path.parent.is_dir() else ()
+        others = sorted(entry.name for entry in entries if entry.suffix in (".pth", ".safetensors"))
         hint = f"checkpoints there: {', '.join(others[:8])}" if others else "there is no .pth file in that folder"
         raise UserError(f"{path}: checkpoint does not exist; {hint}")
     size = check_file(path)
@@ -195,6 +216,8 @@ def _check_kind(path: Path) -> str:
         _check_archive(path, again)
     elif _is_text(head):
         raise UserError(f"{path}: is a text file, not a checkpoint; give a .pth file")
+    elif path.suffix == ".safetensors":  # whose header is damaged
+        return "safetensors"
     return "torch"
 
 

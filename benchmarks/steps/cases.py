@@ -15,6 +15,7 @@ from models.layers.gated import GatedPatchEmbed
 from models.layers.transformer import Block
 from segmentation.runner import PartSegmentation
 from tools.context import RunContext, build_pretraining_model
+from tools.doctor import methods
 from tools.finetune import Classification
 from tools.guides.base import Guide, build_guide
 from tools.launch import load_recipe
@@ -25,7 +26,7 @@ from tools.train import StopRequest, Trainer
 from utils.config.merge import to_dict
 from utils.provenance import ROOT
 
-METHODS = ("point-mae", "point-m2ae", "i2p-mae", "inter-mae", "gm3d", "gm3d-point-m2ae")
+METHODS = tuple(methods())
 TEACHERS = {"gm3d": "Point_MAE", "gm3d-point-m2ae": "Point_M2AE"}
 STORED_POINTS = 8192  # of a cloud, as in ShapeNet-55 and ModelNet40; a step draws some of them
 FEWEST_CLOUDS = 20  # one a class of the built-in set

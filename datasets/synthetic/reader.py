@@ -7,6 +7,7 @@ import numpy as np
 
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
+from datasets.fractions import FractionKeys
 from datasets.registry import DATASETS
 from datasets.synthetic.categories import CATEGORIES, PART_IDS, PART_NAMES
 from datasets.synthetic.generate import Style, draw_chunks, source_version
@@ -17,7 +18,7 @@ DEFAULT_CLOUDS = {"train": 4000, "test": 1000}
 
 
 @dataclass
-class SyntheticConfig:
+class SyntheticConfig(FractionKeys):
     """Keys of Synthetic. Up is y; clouds lie in the unit sphere, their mean at the origin."""
 
     NAME: str = "Synthetic"

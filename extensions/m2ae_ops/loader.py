@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .building import BuildError
-from .building.installing import find_finished
+from .building.installing import built_for, find_finished
 from .private.library import CSRC, build, present_devices
 
 HOW_TO_BUILD = "build with `python -m extensions.m2ae_ops.build --{half} --verbose` (or `python -m m2ae_ops.build`)"
@@ -83,6 +83,10 @@ def _load_finished(half: str) -> Path | None:
     devices = present_devices() if half == "cuda" else ()
     path = find_finished(FINISHED, CSRC, half, torch.__version__, devices)
     if path is None:
+        other = built_for(FINISHED)
+        if other not in (None, torch.__version__):
+            line = "the kernels that were installed are for PyTorch %s and not for this %s; kernels compiled at first use serve instead"
+            logger.warning(line, other, torch.__version__)
         return None
     try:
         torch.ops.load_library(path)

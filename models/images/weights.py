@@ -90,16 +90,6 @@ def read_file(path: Path, digest: str) -> dict[str, Tensor]:
     Raises:
         UserError: it is damaged, unsafe, or none of the formats of `read_weights`.
     """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: is damaged or no safetensors file ({error}); copy or download it again"
-            ) from error
     if _is_torchscript(path):
         # Such an archive holds a program. It is opened only where it is known to be OpenAI's, and then only for its tensors.
         if digest not in ARCHIVES:

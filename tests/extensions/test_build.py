@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 
 from extensions.m2ae_ops import backend, loader
 from extensions.m2ae_ops.building import BuildError, cache_folder
@@ -206,6 +207,39 @@ def test_many_at_once_compile_once(small_sources, caplog):
         paths = {pool.submit(build) for _ in range(4)}
     assert len({path.result() for path in paths}) == 1
     assert sum("compiling the CPU kernels" in record.message for record in caplog.records) == 1
+
+
+def test_who_waits_for_another_build_says_so(small_sources, monkeypatch, caplog):
+    """And takes what the other one has made; one that never ends is named."""
+    path = build()
+    lock, kept = FileLock(path.parent / "build.lock"), path.rename(path.with_name("kept"))
+    monkeypatch.setattr(library, "LOCK_TIMEOUT", 0.2)
+    with lock, pytest.raises(BuildError, match=r"another process holds .*build\.lock for over 0\.2 s"):
+        build()
+    said = [record.getMessage() for record in caplog.records][-1]
+    assert said == "another process builds the CPU kernels; waiting until they are there"
+    monkeypatch.setattr(library, "LOCK_TIMEOUT", 60)
+    caplog.clear()
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            waiting = pool.submit(build)
+            while not caplog.records:
+                time.sleep(0.01)
+            kept.rename(path)
+        assert waiting.result() == path
+    assert len(caplog.records) == 1
+
+
+def test_installed_kernels_for_another_pytorch_are_told(small_sources, tmp_path, monkeypatch, caplog):
+    """As after an update of PyTorch next to an installed wheel."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "stamp.json").write_text(json.dumps({"torch": "2.9.0", "halves": {}}))
+    monkeypatch.setattr(loader, "FINISHED", tmp_path / "lib")
+    assert loader._load_finished("cpu") is None
+    (record,) = caplog.records
+    assert (
+        f"installed are for PyTorch 2.9.0 and not for this {torch.__version__}; kernels compiled" in record.getMessage()
+    )
 
 
 def test_objects_that_nobody_uses_are_removed(small_sources):

@@ -288,12 +288,19 @@ def raising(error):
     raise error
 
 
+FULL = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 9.99 GiB of which 118.75 MiB is free. "
+    "If reserved but unallocated memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True."
+)  # before anything is trained: weights or clouds do not fit next to what others keep there
+
+
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
         (UserError("a: is bad; mend it"), 2, "error: a: is bad; mend it"),
         (PermissionError(13, "Permission denied", "a/b"), 2, "a/b: Permission denied; check the path"),
         (MemoryError(), 2, "not enough memory"),
+        (torch.OutOfMemoryError(FULL), 2, "118.75 MiB is free. End what else uses the device"),
         (RecursionError(), 2, "nested too deeply"),
         (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
     ],
@@ -301,6 +308,11 @@ def raising(error):
 def test_errors_are_one_message(capsys, error, status, words):
     assert run_command(lambda: raising(error)) == status
     assert words in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_command(lambda: raising(RuntimeError("shapes do not match")))
 
 
 def test_k15_commands_end_by_signals_with_their_number(capsys):

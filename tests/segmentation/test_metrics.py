@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.part_table import SHAPENET_PARTS, owned_parts, shapenet_table
-from segmentation.metrics import restricted_argmax, score_parts
+from models.segmenter import restricted_argmax
+from segmentation.metrics import score_parts
 from utils.errors import UserError
 
 MIOU = Path(__file__).parent.parent / "parity" / "data" / "point-mae" / "miou.npz"

@@ -13,9 +13,9 @@ import main
 from datasets import build_dataset
 from datasets.formats.cloud_files import read_cloud
 from datasets.formats.ply import write_ply
+from models.segmenter import restricted_argmax
 from segmentation import runner
 from segmentation.evaluate import load_segmenter
-from segmentation.metrics import restricted_argmax
 from segmentation.predict import segment_cloud
 from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
 from tools.launch import open_run

@@ -224,6 +224,30 @@ def test_a_device_that_a_capture_has_broken_ends_the_run():
         train(graph_of(refuse, trouble=trouble))
 
 
+@pytest.mark.parametrize("invalidated", [True, False])
+def test_a_pool_is_given_back_once(invalidated, monkeypatch):
+    """Where memory ran out inside, the capture has ended by itself, and its graph gives the pool back; a second time would abort."""
+    done = []
+
+    def end(index, pool):
+        if not invalidated:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        done.append("end")
+
+    def draw(size, device):
+        if invalidated:
+            raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
+
+    generator = SimpleNamespace(clone_state=lambda: "clone", graphsafe_set_state=done.append)
+    monkeypatch.setattr(torch.cuda, "set_stream", done.append)
+    monkeypatch.setattr(torch.cuda, "default_generators", [generator])
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda index, pool: done.append("release"))
+    monkeypatch.setattr(torch, "rand", draw)
+    accelerate._leave_capture(torch.device("cuda", 0), "the stream before", (0, 1))
+    assert done == ["the stream before", *(["end", "release", "clone"] if invalidated else [])]
+
+
 class Stale(Again):
     """Forgets to take one step of the optimizer over, as a graph would that holds other weights."""
 
@@ -421,7 +445,7 @@ def test_asking_for_what_cannot_be(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "recipe",
     [
-        *(f"debug/{method}" for method in ("point-mae", "i2p-mae", "inter-mae", "gm3d-point-m2ae")),
+        *(f"debug/{method}" for method in ("point-mae", "pcp-mae", "i2p-mae", "inter-mae", "gm3d-point-m2ae")),
         *(f"fine-tuning/{method}/debug" for method in ("point-mae", "i2p-mae", "gm3d-point-m2ae")),
         *RUNS,
     ],

@@ -15,7 +15,7 @@ from extensions.m2ae_ops.building.compile import compile_half
 from extensions.m2ae_ops.building.recipe import recipe
 from extensions.m2ae_ops.building.torch_files import torch_files
 from extensions.m2ae_ops.private.library import CSRC
-from tools import doctor, self_test
+from tools import doctor, launch, self_test
 from tools.confirmed import GRAPH, SIDE_STREAM, is_confirmed
 from tools.doctor import NOTE, OK, WRONG, compare, difference
 
@@ -74,12 +74,43 @@ def test_what_agrees_on_a_gpu_is_written_down(tmp_path, monkeypatch):
     assert is_confirmed(GRAPH, CPU) and not is_confirmed(SIDE_STREAM, CPU)
 
 
+def test_some_methods_confirm_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2AE_CACHE", str(tmp_path))
+    cuda = torch.device("cuda")
+    alike = {"reference": found(), "kernels": found(), GRAPH: found(), SIDE_STREAM: found(), "bf16": found()}
+    monkeypatch.setattr(doctor, "run_probes", lambda *args: alike | {"bf16, fused kernels": found()})
+    monkeypatch.setattr(doctor, "installation", lambda device: [])
+    monkeypatch.setattr(doctor, "confirmations", lambda found, device: [doctor.Row(doctor.CONFIRMED, OK, "all")])
+    last = [list(doctor._all_rows(cuda, chosen))[-1] for chosen in (["point-mae"], doctor.methods())]
+    assert [(row.outcome, row.what) for row in last] == [(NOTE, doctor.CONFIRMED), (OK, doctor.CONFIRMED)]
+
+
+def test_an_unknown_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        doctor.main(["--methods", "point-mea"])
+    assert "--methods: point-mea is unknown; choose from gm3d, " in capsys.readouterr().err
+
+
+def test_what_cannot_be_captured_keeps_no_graph_from_being_confirmed(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2AE_CACHE", str(tmp_path))
+    reason = self_test.run_method("point-jepa", CPU, ["--cuda_graph", "on"])
+    assert reason == "the blocks have another length in each step"
+    plain, captured = found(), found()
+    plain["methods"]["point-jepa"], captured["methods"]["point-jepa"] = [torch.tensor([1.0])], reason
+    assert [row.outcome for row in compare(GRAPH, captured, plain, "methods", 1e-3)] == [OK, NOTE]
+    (row,) = doctor.confirmations({"kernels": plain, GRAPH: captured, SIDE_STREAM: plain}, CPU)
+    assert row.outcome == OK and is_confirmed(GRAPH, CPU)
+    assert not any(
+        self_test.why_never_captured(self_test.RECIPES / f"{m}.yaml") for m in ("pcp-mae", "gm3d", "i2p-mae")
+    )
+
+
 def test_every_public_op_and_every_method_is_tested():
     import extensions
 
     calls = {name.partition(",")[0] for name in self_test.op_calls()}
     assert set(extensions.__all__) - calls == {"near_first"}  # an order for speed, which has no reference
-    assert len(doctor.methods()) >= 6
+    assert set(launch.methods()) == set(doctor.methods()) >= {"point-jepa", "pcp-mae"}
     probes = doctor.probes(torch.device("cuda"), ["point-mae"])
     assert set(probes) == {"reference", "kernels", GRAPH, SIDE_STREAM, "bf16", "bf16, fused kernels"}
 

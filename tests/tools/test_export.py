@@ -1,9 +1,16 @@
 """`python -m tools.export`: checkpoints in the published layout. I2P-MAE's stands in tests/test_image_guided_runs.py."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from tools import export
+import api
+from tools import embed, export
+from utils.files import read_checkpoint
+
+BEFORE = Path(__file__).parent.parent / "fixtures" / "before" / "ckpt-last.pth"
 
 
 def write(path, *keys):
@@ -38,3 +45,48 @@ def test_clip_belongs_to_a_pre_trained_i2p_mae(tmp_path, monkeypatch, capsys, ke
     write("own.pth", *keys)
     assert export.main(["--ckpts", "own.pth", "--out", "out.pth", *options]) == 2
     assert remedy in capsys.readouterr().err
+
+
+def test_a_safetensors_file_is_a_checkpoint(tmp_path, monkeypatch, capsys):
+    """It brings its model, to the API and to commands, and goes back to the published layout."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "provenance.yaml").write_text("Command: main.py --seed 3\n")
+    (tmp_path / "run.pth").write_bytes(BEFORE.read_bytes())
+    before, points = read_checkpoint(BEFORE), np.random.default_rng(0).normal(size=(300, 3)).astype(np.float32)
+    np.save("cloud.npy", points)
+    assert export.main(["--ckpts", "run.pth", "--out", "a.safetensors"]) == 0
+    assert export.main(["--ckpts", "run.pth", "--out", "half.safetensors", "--half"]) == 0
+    assert export.main(["--ckpts", "a.safetensors", "--out", "back.pth"]) == 0
+    saved = read_checkpoint(Path("a.safetensors"))
+    assert saved["config"] == before["config"] and saved["metrics"] == before["metrics"]
+    assert saved["provenance"] == {"Command": "main.py --seed 3"}
+    back = torch.load("back.pth", weights_only=True)["base_model"]
+    assert all(torch.equal(back[f"module.{key}"], value) for key, value in before["base_model"].items())
+    assert Path("half.safetensors").stat().st_size < 0.7 * Path("a.safetensors").stat().st_size
+
+    features = {}
+    for name in ("run.pth", "a.safetensors", "half.safetensors"):
+        assert (
+            embed.main(["--ckpts", name, "--input", "cloud.npy", "--out", "f.npz", "--device", "cpu", "--overwrite"])
+            == 0
+        )
+        features[name] = np.load("f.npz")["features"]
+    assert np.array_equal(features["run.pth"], features["a.safetensors"])
+    assert np.allclose(features["run.pth"], features["half.safetensors"], rtol=0.02, atol=0.01)
+    model = api.create_model("point_m2ae.pretrain", weights="a.safetensors")
+    assert all(torch.equal(before["base_model"][key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "remedy"),
+    [
+        (["--out", "a.pth", "--half"], "--half: is for .safetensors"),
+        (["--out", "a.safetensors", "--clip", "c.pt"], "--clip: belongs to the published layout"),
+        (["--out", "nowhere/a.safetensors"], "the folder does not exist"),
+    ],
+)
+def test_safetensors_messages(tmp_path, monkeypatch, capsys, flags, remedy):
+    monkeypatch.chdir(tmp_path)
+    write("own.pth", "h_encoder.x")
+    assert export.main(["--ckpts", "own.pth", *flags]) == 2
+    assert remedy in capsys.readouterr().err and [path.name for path in tmp_path.iterdir()] == ["own.pth"]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from utils import ROOT
-from utils.config.cli import Parser
+from utils.config.cli import PROG, Parser
 from utils.errors import UserError
 
 MODULES = {"Point_M2AE_SEG": "point-m2ae", "pt": "point-mae"}  # published values of --model
@@ -20,9 +20,9 @@ KEYS = {
 }
 
 
-def translate(argv: Sequence[str]) -> list[str]:
+def translate(argv: Sequence[str], prog: str | None = None) -> list[str]:
     """Return the flags of the repository's `main.py` that stand for the published ones; others pass as they are."""
-    args, others = _parser().parse_known_args(argv)
+    args, others = build_parser(prog).parse_known_args(argv)
     flags = []
     if not any(flag == "--config" or flag.startswith("--config=") for flag in others):
         flags += ["--config", str(ROOT / "cfgs" / "segmentation" / "shapenet_part.yaml")]
@@ -56,10 +56,11 @@ def _device(args: argparse.Namespace, others: Sequence[str]) -> list[str]:
     return ["--device", f"cuda:{args.gpu}"]
 
 
-def _parser() -> Parser:
+def build_parser(prog: str | None = None) -> Parser:
+    """Return the parser of the published flags; `prog` is what the program is called, where that is not `main.py`."""
     parser = Parser(
-        prog="main.py",
-        description="Part segmentation, with the published flags. Those of ../main.py work as well (../main.py --help).",
+        prog=prog or PROG,
+        description="Part segmentation, with the published flags. All flags of the main program work as well.",
         allow_abbrev=False,
     )
     parser.add_argument("--model", metavar="NAME", help=f"{' or '.join(MODULES)} (default: what the checkpoint says)")

@@ -8,9 +8,7 @@ from tools.report.markup import MISSING, Section, cards, duration, short, table
 from tools.report.runlog import RunLog, SvmCurve, curve, is_untrained, number, percent, step_curve, svm_curves
 
 PART_SCORES = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
-PICKED = (
-    "The best epoch is selected on the clouds that it is reported on, which favours it; the last epoch is not selected."
-)
+PICKED = "The best epoch is selected on the test set that it is reported on, which favours it; the last epoch is not selected."
 LONG_TABLE = 40  # rows; longer tables are folded
 
 
@@ -21,7 +19,7 @@ def summary_cards(log: RunLog, *, seed: object = None, summary: Mapping[str, obj
     curves = svm_curves(log.svm)
     for svm in curves[:1]:
         entries += _svm_cards(svm)
-    entries += _accuracy_cards(log)
+    entries += _accuracy_cards(log) + _selected_cards(log)
     epochs, losses = curve(log.epochs, "loss")
     if losses:
         entries.append(("Final loss", short(losses[-1]), f"mean of epoch {epochs[-1]:.0f}"))
@@ -48,7 +46,7 @@ def curves_section(log: RunLog) -> Section:
         charts.insert(0, _parts_chart(log))
     if svm:
         charts.append(_svm_chart(svm))
-    if log.val:
+    if log.val or (log.held_out and not (log.svm or log.parts)):
         charts.append(_accuracy_chart(log))
     rate = step_curve(log.steps, "lr")
     rate = rate if rate[0] else curve(log.epochs, "lr")
@@ -160,7 +158,8 @@ def _svm_cards(svm: SvmCurve) -> list[tuple[str, str, str]]:
     entries = []
     if svm.best:
         gain = "" if svm.random is None else f", {svm.best[1] - svm.random:+.2f} over random"
-        entries.append(("Best linear SVM", f"{svm.best[1]:.2f} %", f"{svm.name}, epoch {svm.best[0]:.0f}{gain}"))
+        remark = f"{svm.name}, epoch {svm.best[0]:.0f}, selected on the test set{gain}"
+        entries.append(("Best linear SVM", f"{svm.best[1]:.2f} %", remark))
         entries.append(("Last linear SVM", f"{svm.accuracies[-1]:.2f} %", f"{svm.name}, epoch {svm.epochs[-1]:.0f}"))
     if svm.random is not None:
         entries.append(("Random weights", f"{svm.random:.2f} %", f"{svm.name}, same SVM"))
@@ -176,7 +175,7 @@ def _parts_cards(log: RunLog) -> list[tuple[str, str, str]]:
     epochs, values = curve(log.parts, "instance_miou")
     if values:
         place = values.index(max(values))
-        remark = f"epoch {epochs[place]:.0f}, selected on the clouds that it is reported on"
+        remark = f"epoch {epochs[place]:.0f}, selected on the test set"
         entries.insert(1, ("Best instance mIoU", f"{100 * values[place]:.2f} %", remark))
     return entries
 
@@ -187,10 +186,19 @@ def _accuracy_cards(log: RunLog) -> list[tuple[str, str, str]]:
         epochs, values = curve(rows, key)
         if values:
             place = values.index(max(values))
-            best = f"{epochs[place]:.0f}, selected on the clouds that it is reported on"
+            best = f"{epochs[place]:.0f}, selected on the test set"
             entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
             entries.append((f"Best {name}", f"{100 * values[place]:.2f} %", f"epoch {best}"))
     return entries
+
+
+def _selected_cards(log: RunLog) -> list[tuple[str, str, str]]:
+    """Return the score on the test set of the epoch that held-out clouds selected."""
+    for row in log.selected[-1:]:
+        key = "instance_miou" if "instance_miou" in row else "accuracy"
+        remark = f"epoch {row.get('epoch', MISSING)}" + (f", C {row['C']:g}" if number(row, "C") is not None else "")
+        return [("Test set, epoch selected on held-out clouds", f"{_percent(number(row, key))} %", remark)]
+    return []
 
 
 def _parts_chart(log: RunLog) -> str:
@@ -208,8 +216,9 @@ def _parts_chart(log: RunLog) -> str:
 def _accuracy_chart(log: RunLog) -> str:
     shown = {
         "training, augmented": (log.epochs, "accuracy"),
-        "held out": (log.val, "accuracy"),
-        "held out, with voting": (log.vote, "mean"),
+        "test set": (log.val, "accuracy"),
+        "test set, with voting": (log.vote, "mean"),
+        "held-out clouds": (log.held_out, "accuracy"),
     }
     series = []
     for color, (name, (rows, key)) in enumerate(shown.items()):

@@ -21,6 +21,7 @@ from tools.report.confusion import confusion_section
 from tools.report.figure import gallery_figure
 from tools.report.markup import Section, asset, escape, facts, portable
 from tools.report.runlog import RunLog, counted, read_metrics
+from tools.report.selection import selection_section
 from tools.report.viewer import gallery_section
 from utils.errors import UserError
 from utils.files import write_atomic
@@ -97,10 +98,10 @@ def write_report(
 
 def overview_sections(log: RunLog) -> list[Section]:
     """Return what the rows of a run give: curves and tables of its evaluations."""
-    if not (log.steps or log.epochs or log.svm or log.val or log.parts):
+    if not (log.steps or log.epochs or log.svm or log.val or log.parts or log.selected):
         return []
     tables = (overview.parts_section(log), overview.svm_section(log), overview.accuracy_section(log))
-    return [overview.curves_section(log), *filter(None, tables)]
+    return [overview.curves_section(log), *filter(None, (selection_section(log), *tables))]
 
 
 def _shown(rows: list[Row], about: tuple[str, str], confusion: tuple | None) -> list[Section]:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = ("step", "epoch", "svm", "val", "vote", "parts", "parts_vote")
+KINDS = ("step", "epoch", "svm", "val", "vote", "parts", "parts_vote", "held_out", "selected")
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class RunLog:
     vote: list[dict] = field(default_factory=list)  # those by voting
     parts: list[dict] = field(default_factory=list)  # evaluations of a part segmenter, and
     parts_vote: list[dict] = field(default_factory=list)  # those by voting
+    held_out: list[dict] = field(default_factory=list)  # evaluations on clouds that are held out of the training set, and
+    selected: list[dict] = field(default_factory=list)  # what the test set says of the epoch that they selected
     skipped: int = 0
 
 
@@ -114,7 +116,7 @@ def is_untrained(row: dict) -> bool:
 def counted(log: RunLog) -> str:
     """Return how many rows of each kind there are, "" without any."""
     kinds = {"step": log.steps, "epoch": log.epochs, "SVM": log.svm, "validation": log.val, "vote": log.vote}
-    kinds |= {"part": log.parts, "part vote": log.parts_vote}
+    kinds |= {"part": log.parts, "part vote": log.parts_vote, "held-out": log.held_out, "selected": log.selected}
     text = ", ".join(f"{len(rows):,} {name}" for name, rows in kinds.items() if rows)
     return f"{text} rows" if text else ""
 

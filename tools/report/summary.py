@@ -16,6 +16,7 @@ CURVES = (
     ("svm", "accuracy", "Linear SVM accuracy, %", True),
     ("val", "accuracy", "Accuracy, %", True),
     ("parts", "instance_miou", "Instance mIoU, %", True),
+    ("held_out", "accuracy", "Accuracy on held-out clouds, %", True),
 )
 COLORS = 6
 
@@ -38,7 +39,7 @@ def write_summary(folder: Path, results: Mapping[str, Mapping], runs: list[str],
         title,
         subtitle=f"{len(runs)} runs: {', '.join(runs)}",
         cards=cards(shown),
-        sections=[_table(folder, results, runs), *_curves(logs)],
+        sections=[_table(folder, results, runs), *curve_sections(logs)],
     )
     try:
         write_atomic(folder / "summary.html", lambda file: file.write(text.encode("utf-8")))
@@ -61,7 +62,8 @@ def _table(folder: Path, results: Mapping[str, Mapping], runs: list[str]) -> Sec
     return Section("Results", f'<div class="panel">{table(("run", *names), rows)}</div>', lead)
 
 
-def _curves(logs: Mapping[str, RunLog]) -> list[Section]:
+def curve_sections(logs: Mapping[str, RunLog]) -> list[Section]:
+    """Return the curves of several runs, by name, over each other; none where no run has any."""
     charts = []
     for kind, key, title, shares in CURVES:
         series = []

@@ -8,10 +8,13 @@ from typing import NoReturn
 from utils import __version__
 from utils.errors import UserError, suggest
 
+PROG = "main.py"
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
+SELECTIONS = ("best_test", "last", "held_out")
 FOLDS = 10  # of few-shot classification
 SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic", "own")
+OVERRIDES = ("seed", "precision", "transfer", "select", "held_out")  # flags that are keys of the recipe
 # Published flags that change nothing here: destination -> why.
 NO_EFFECT = {
     "loss": "the loss is the key model.loss: --set model.loss=cdl1",
@@ -47,10 +50,10 @@ class Parser(argparse.ArgumentParser):
         return f"{name}: is no flag; {close}"
 
 
-def build_parser() -> Parser:
-    """Return the parser of `main.py`, its flags in groups."""
+def build_parser(prog: str | None = None) -> Parser:
+    """Return the parser of `main.py`, its flags in groups; `prog` is what it is called, where that is not `main.py`."""
     parser = Parser(
-        prog="main.py",
+        prog=prog or PROG,
         description="Pre-train, evaluate and fine-tune masked autoencoders of point clouds.",
         epilog="Example: python main.py --config cfgs/debug/point-m2ae.yaml --exp_name first",
         allow_abbrev=False,
@@ -138,6 +141,15 @@ def _add_run(group) -> None:
     group.add_argument(
         "--seeds", nargs="+", metavar="SEED", help="run once for each seed, report mean and spread: --seeds 0,1,2"
     )
+    group.add_argument(
+        "--select", choices=SELECTIONS,
+        help="which epoch counts, and which C of the linear SVM: the best on the test set (best_test, the default, as published), the last "
+        "one, or the best on clouds of the training set that are held out; these two evaluate the test set once",
+    )  # fmt: skip
+    group.add_argument(
+        "--held_out", type=float, metavar="SHARE",
+        help="hold out this share of each class of the training set (default: 0.1 with --select held_out, else none)",
+    )  # fmt: skip
     group.add_argument("--val_freq", type=int, default=1, metavar="N", help="epochs between evaluations (default: 1)")
     group.add_argument("--debug", action="store_true", help="show the traceback of errors")
 
@@ -212,7 +224,7 @@ def _add_ignored(group) -> None:
     group.add_argument("--num_workers", type=int, metavar="N", help="there are no workers")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Parse and check the command line.
 
     Flags that are also keys of the recipe become overrides in `args.set`, besides what `--set` gave: the resolved
@@ -221,13 +233,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Raises:
         UserError: flags that contradict each other or lack another one.
     """
-    args = build_parser().parse_args(argv)
+    args = build_parser(prog).parse_args(argv)
     args.notes = [
         f"--{name} has no effect: {why}" for name, why in NO_EFFECT.items() if getattr(args, name) is not None
     ]
     _check(args)
     first = ["legacy=true", "model.legacy=true"] if args.as_published else []
-    last = [f"{key}={value}" for key in ("seed", "precision", "transfer") if (value := getattr(args, key)) is not None]
+    last = [f"{key}={value}" for key in OVERRIDES if (value := getattr(args, key)) is not None]
     if args.transfer:
         last.append(f"model.head={'linear' if args.transfer == 'linear' else 'mlp3'}")
     args.set = [*first, *args.set, *last]
@@ -261,6 +273,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("transfer", "vote", "vote_rounds"):
         if getattr(args, name) and not classifies:
             raise UserError(f"--{name} goes with a classifier: add --finetune_model, --scratch_model or --test")
+    for name in ("select", "held_out"):
+        if getattr(args, name) is not None and (args.test or args.predict):
+            raise UserError(f"--{name}: is for training and --test_svm; an evaluation selects nothing, leave it out")
     if args.corruptions and not args.test:
         raise UserError(
             f"--corruptions {args.corruptions}: evaluates a fine-tuned classifier; add --test and --ckpts PATH"

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +323,9 @@ def _build_datasets(tree: Any, where: str, datasets: Registry, data_root: str | 
         if name in HELD_OUT and isinstance(entry, Mapping) and entry.get("NAME") in datasets.names():
             keys = {field.name for field in fields(datasets.entry(entry["NAME"]).config)}
             entry = {**({"subset": "test"} if "subset" in keys else {}), **entry}
+        if isinstance(entry, Mapping) and isinstance(entry.get("sets"), list):  # The parts of a mixture.
+            parts = [build(part, f"{name}.sets[{i}]") for i, part in enumerate(entry["sets"])]
+            entry = {**entry, "sets": [asdict(part) for part in parts]}
         return with_root(datasets.config(entry, f"{where}.{name}"), data_root)
 
     if not isinstance(tree, Mapping):

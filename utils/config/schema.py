@@ -186,6 +186,10 @@ class RunConfig:
     part_names: list[str] | None = None
     category_parts: dict[str, list[int]] | None = None
     svm: SVMConfig = field(default_factory=SVMConfig)
+    # Which epoch counts, and which C of a linear SVM: the last one, the best on the test set, as published, or the best on clouds of the
+    # training set that are held out; then the test set is evaluated once, in the end.
+    select: Literal["best_test", "last", "held_out"] = "best_test"
+    held_out: float | None = None  # share of each class that is held out; None: 0.1 with select: held_out, else none
     legacy: bool | list[str] = (
         False  # bugs of published runners to repeat (RUNNER_LEGACY); true = all; the model has its own
     )
@@ -213,6 +217,10 @@ class RunConfig:
             value = getattr(self, key)
             if value is not None and value < low:
                 raise ValueError(f"{key}: is {value}; it must be at least {low}")
+        if self.select == "held_out" and self.held_out is None:
+            self.held_out = 0.1
+        if self.held_out is not None and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out: is {self.held_out}; it must lie above 0 and below 1, for example 0.1")
         if self.grad_norm_clip is not None and self.grad_norm_clip <= 0:
             raise ValueError(
                 f"grad_norm_clip: is {self.grad_norm_clip}; it must be above 0, leave it out to switch clipping off"

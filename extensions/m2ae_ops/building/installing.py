@@ -66,6 +66,14 @@ def find_finished(
         return None
 
 
+def built_for(folder: Path) -> str | None:
+    """Return the version of PyTorch that finished libraries were made for, or None where there are none."""
+    try:
+        return str(json.loads((folder / STAMP).read_text())["torch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _output(target: Path) -> str:
     """Return the end of the compiler's output, because the folder of an installation is removed after it."""
     log_file = target / "build.log"

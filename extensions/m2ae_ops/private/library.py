@@ -1,7 +1,8 @@
 """The libraries of compiled kernels: in the cache folder, compiled when they are not there yet."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     Raises:
         BuildError: no compiler, or the compiler failed.
     """
-    from filelock import FileLock, Timeout  # comes with PyTorch
+    from filelock import Timeout  # comes with PyTorch
 
     devices = present_devices() if name == "cuda" else ()
     half = recipe(name, CSRC, torch_files(Path(torch.__file__).parent), " ".join(architectures), devices)
@@ -39,7 +40,7 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     lock = target.parent / "build.lock"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=LOCK_TIMEOUT):
+        with _alone(lock, f"another process builds the {name.upper()} kernels; waiting until they are there"):
             if not target.exists():
                 where, how_long = target.parent, DURATION[name]
                 logger.warning("compiling the %s kernels into %s (once, %s)", name.upper(), where, how_long)
@@ -49,6 +50,23 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
     except OSError as error:
         raise BuildError(f"cannot write to the cache: {error}; set M2AE_CACHE to another folder") from error
     return target
+
+
+@contextlib.contextmanager
+def _alone(path: Path, waiting: str) -> Iterator[None]:
+    """Hold a lock; who has to wait for it says so."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(waiting)
+        lock.acquire(timeout=LOCK_TIMEOUT)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def present_devices() -> list[tuple[int, int]]:

@@ -148,7 +148,8 @@ def _declare() -> torch.library.Library:
 
 def _key(variant: Variant, flags: list[str]) -> str:
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout.splitlines()[0]
-    digest = hashlib.sha256(repr((version, variant, flags)).encode())
+    anywhere = [flag.replace(str(HERE), "") for flag in flags]  # other checkouts of the same sources have the same key
+    digest = hashlib.sha256(repr((version, variant, anywhere)).encode())
     ours = [*sorted(HERE.rglob("*.h")), HERE / "runtime.cpp", HERE / "rewrite.py"]
     for path in [*ours, *sorted((CSRC / "cuda").iterdir())]:
         digest.update(path.name.encode() + path.read_bytes())

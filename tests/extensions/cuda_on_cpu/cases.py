@@ -230,8 +230,9 @@ def _returned(rows_: int, channels: int, dtype: torch.dtype, *shape: int) -> tup
     return values(2, *shape, channels, dtype=dtype), indices(rows_, 2, *shape), rows_ + 1
 
 
-def _grouped(dtype: torch.dtype) -> tuple:
-    return cloud("normal", 2, 50, dtype=dtype), cloud("normal", 2, 9, seed=1, dtype=dtype), indices(50, 2, 9, 7)
+def _grouped(dtype: torch.dtype, count: int = 50, queries: int = 9, k: int = 7) -> tuple:
+    centers = cloud("normal", 2, queries, seed=1, dtype=dtype)
+    return cloud("normal", 2, count, dtype=dtype), centers, indices(count, 2, queries, k)
 
 
 def _weights(points: int) -> Tensor:
@@ -455,6 +456,9 @@ def _many_indices() -> Iterator[Case]:
         yield Case("gather", name, "gather", partial(_gathered, rows_, channels, dtype, entries))
         arguments = partial(_interpolated_back, rows_, channels, entries, dtype)
         yield Case("interpolate", f"backward {name}", "three_interpolate_backward", arguments)
+    for count, queries, k, dtype in itertools.product((1, 33, 2100), (1, 9, 300), (1, 7, 33), FLOATS):
+        grouped = partial(_grouped, dtype, count, queries, k)
+        yield Case("group", f"{queries} x {k} of {count}, {dtype}", "group", grouped)
     for rows_, channels, dtype in itertools.product((1, 2047, 2048, 2049, 5000), (1, 7, 130), FLOATS):
         yield Case("rows", f"{rows_} x {channels}", "row_sums", partial(_summed, rows_, channels, dtype))
 

@@ -141,7 +141,9 @@ def test_sanitizers_find_nothing(variant, arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("families", ["fps", "knn", "three_nn,ball_query", "chamfer", "gather,interpolate,rows", "emd"])
+@pytest.mark.parametrize(
+    "families", ["fps", "knn", "three_nn,ball_query", "chamfer", "gather,group,interpolate,rows", "emd"]
+)
 def test_many_sizes_agree(families):
     needs("plain")
     outcome = run_cases(Variant("plain"), "--large", "--families", families)

@@ -1,0 +1,49 @@
+"""Several data sets as one: order, axes, points, and what cannot be mixed."""
+
+import h5py
+import numpy as np
+import pytest
+
+from datasets import DATASETS, build_dataset
+from tools.launch import load_recipe
+from utils.errors import UserError
+
+OBJECTS = {"NAME": "Synthetic", "clouds": 20, "N_POINTS": 64}
+
+
+@pytest.fixture
+def modelnet(tmp_path):
+    points = np.random.default_rng(0).normal(size=(3, 48, 3)).astype("f4")
+    with h5py.File(tmp_path / "ply_data_train0.h5", "w") as file:
+        file["data"], file["label"] = points, np.zeros((3, 1), "u1")
+    return points, {"NAME": "ModelNet10", "DATA_DIR": str(tmp_path), "N_POINTS": 48}
+
+
+def test_clouds_follow_each_other_and_stand_along_one_axis(modelnet):
+    points, keys = modelnet
+    mixture = build_dataset({"NAME": "Mixture", "sets": [keys, OBJECTS], "npoints": 32})
+    alone = build_dataset(OBJECTS)
+    assert mixture.points.shape == (23, 48, 3) and mixture.labels is None and mixture.up_axis == "y"
+    np.testing.assert_array_equal(mixture.points[:3], points[:, :, [1, 2, 0]])  # z, which was up, is second: along y
+    np.testing.assert_array_equal(mixture.points[3:], alone.points[:, :48])
+    assert mixture.names[3] == f"Synthetic/{alone.names[0]}"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ([], "sets is empty"),
+        ([OBJECTS], "1024 points a sample are asked, but the clouds of Synthetic hold 64; set npoints to 64 or less"),
+        ([{"NAME": "Synthetc"}], "data set 'Synthetc' is unknown; did you mean Synthetic"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(sets, message):
+    with pytest.raises(UserError, match=message):
+        build_dataset({"NAME": "Mixture", "sets": sets})
+
+
+def test_the_folder_of_data_moves_for_the_parts_too():
+    recipe = load_recipe("cfgs/pre-training/point-m2ae/mini.yaml", data_root="elsewhere")
+    train = recipe.dataset.train
+    assert train.sets[0]["DATA_DIR"] == "elsewhere/modelnet10_hdf5_1024"
+    assert DATASETS.config(train) is train

@@ -1,0 +1,7 @@
+"""`python -m tools.weights`."""
+
+import sys
+
+from tools.weights.command import main
+
+sys.exit(main())
