@@ -129,16 +129,45 @@ def run_recipe(args: argparse.Namespace) -> int:
 
 def run_fetch(args: argparse.Namespace) -> int:
     """Download, check and unpack a set."""
-    from datasets.preparing.fetch import fetch
-    from datasets.preparing.layouts import find
+    from datasets.preparing.fetch import Order, fetch, fetch_archive
+    from datasets.preparing.layouts import find, is_known
+    from datasets.preparing.mirrors import mirrors
 
-    layouts = find(args.name)
+    if args.list:
+        return _list_mirrors(args.name)
+    if args.name is None:
+        raise UserError("fetch: NAME is missing; --list shows what there is")
     known_hash = f"sha256:{args.sha256}" if args.sha256 else f"md5:{args.md5}" if args.md5 else None
-    archive, digest, added = fetch(layouts[0], args.data_root, url=args.url, known_hash=known_hash)
-    print(f"{archive}: sha256 {digest}" + ("" if known_hash else " (nothing to compare it with; --sha256 does)"))
-    print(f"{added:,} files added to {layouts[0].folder(args.data_root)}; the archive may be deleted")
+    order = Order(args.url, args.mirror, known_hash)
+    if not is_known(args.name) and args.name in mirrors():  # no reader takes it as it is
+        archive = fetch_archive(args.name, order)
+        _tell(archive)
+        print("no reader takes it as it is: unpack it; meshes go on with python -m datasets.prepare convert")
+        return 0
+    layout = find(args.name)[0]
+    archive, added = fetch(layout, args.data_root, order)
+    _tell(archive)
+    print(f"{added:,} files added to {layout.folder(args.data_root)}; the archive may be deleted")
     args.any_count = args.read = False
     return run_check(args)
+
+
+def _tell(archive) -> None:
+    compared = f" (compared with {archive.compared.partition(':')[0]} of {archive.stated_by or 'yours'})"
+    print(
+        f"{archive.path}: sha256 {archive.sha256}"
+        + (compared if archive.compared else " (nothing to compare it with; --sha256 does)")
+    )
+
+
+def _list_mirrors(name: str | None) -> int:
+    from datasets.preparing.mirrors import listed, mirrors
+
+    if name is not None and name not in mirrors():
+        raise UserError(f"{name}: no place is known; {suggest(name, mirrors())}")
+    for each in [name] if name else mirrors():
+        print(f"{each}\n{listed(each)}")
+    return 0
 
 
 def run_fixtures(args: argparse.Namespace) -> int:

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.preparing.progress import Progress
@@ -16,8 +18,21 @@ from utils.files import explain_write
 BLOCK = 1 << 16
 TIMEOUT = (20, 60)  # seconds to connect, and between two pieces
 LATER = {408, 425, 429, 500, 502, 503, 504}  # states that pass
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR)
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR)
 FINAL = {401: "needs a login", 403: "is forbidden", 404: "does not exist", 410: "is gone"}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a download is tried.
+
+    Args:
+        attempts: in one call, without a byte in between; each that brought something counts as the first.
+        wait: seconds before the second attempt, twice as long before each further one.
+    """
+
+    attempts: int = 5
+    wait: float = 1.0
 
 
 class ResumingDownloader:
@@ -28,19 +43,17 @@ class ResumingDownloader:
 
     Args:
         part: where the unfinished file is kept.
-        attempts: in one call, without a byte in between; each that brought something counts as the first.
-        wait: seconds before the second attempt, twice as long before each further one.
     """
 
-    def __init__(self, part: Path, *, attempts: int = 5, wait: float = 1.0):
-        self.part, self.attempts, self.wait = part, attempts, wait
+    def __init__(self, part: Path, patience: Patience | None = None):
+        self.part, self.patience = part, patience or Patience()
         self._note = part.with_name(part.name + ".json")
 
     def __call__(self, url: str, output_file: str, pooch=None, check_only: bool = False) -> None:
         """Download `url` whole and move it to `output_file`.
 
         Raises:
-            UserError: the server refuses, or the connection was cut more often than `attempts` allows.
+            UserError: the server refuses, the disk is full, or the connection was cut more often than the patience allows.
         """
         failures = 0
         while True:
@@ -52,12 +65,12 @@ class ResumingDownloader:
                 if getattr(error, "errno", None) in DISK:
                     raise UserError(explain_write(self.part, error)) from error
                 failures = 1 if self._size() > before else failures + 1
-                if failures >= self.attempts:
+                if failures >= self.patience.attempts:
                     raise UserError(
                         f"{url}: the connection failed after {self._size():,} bytes ({error}); call it again, it goes on from there, "
                         "or give another mirror with --url"
                     ) from error
-                time.sleep(self.wait * 2 ** (failures - 1))
+                time.sleep(self.patience.wait * 2 ** (failures - 1))
         os.replace(self.part, output_file)
         self._note.unlink(missing_ok=True)
 
@@ -92,6 +105,9 @@ class ResumingDownloader:
     def _store(self, answer, have: int) -> None:
         length = int(answer.headers.get("Content-Length", 0))
         whole = have + length
+        free = shutil.disk_usage(self.part.parent).free
+        if length > free:
+            raise OSError(errno.ENOSPC, f"{length:,} bytes are to come, {free:,} are free")
         with (
             self.part.open("r+b" if have else "wb") as file,
             Progress(whole, self.part.stem, done=have, unit="B") as progress,

@@ -2,55 +2,76 @@
 
 import os
 import re
+import shlex
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.cache import cache_folder
-from datasets.preparing.download import ResumingDownloader
+from datasets.preparing.download import Patience
 from datasets.preparing.layouts import Layout
+from datasets.preparing.mirrors import choose, listed, mirrors
+from datasets.preparing.sources import Source, checked_hash, compare, obtain, source_of
 from datasets.preparing.unpack import unpack
 from utils.errors import UserError
 
-LENGTHS = {"sha256": 64, "md5": 32}
 
-
-def fetch(
-    layout: Layout,
-    data_root: Path,
-    *,
-    url: str | None = None,
-    known_hash: str | None = None,
-    downloader: ResumingDownloader | None = None,
-) -> tuple[Path, str, int]:
-    """Fetch a data set into `data_root`. Files that are there already stay as they are.
+@dataclass(frozen=True)
+class Order:
+    """What to fetch from where.
 
     Args:
-        url: a link, or an archive on this machine; the publisher's link without it.
-        known_hash: "sha256:..." or "md5:...", without which any content is accepted.
+        url: a link, or an archive on this machine; None = `mirror`.
+        mirror: name of a place in `mirrors.yaml`; None = the official one.
+        known_hash: "sha256:..." or "md5:..."; None = the one that the table or the host states, if any.
+    """
+
+    url: str | None = None
+    mirror: str | None = None
+    known_hash: str | None = None
+    patience: Patience | None = None
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive on this machine."""
+
+    path: Path
+    sha256: str
+    compared: str  # the hash that it was compared with, "" where there is none
+    stated_by: str = ""  # who states that hash, where it is from the table
+
+
+def fetch(layout: Layout, data_root: Path, order: Order) -> tuple[Archive, int]:
+    """Fetch a data set into `data_root`. Files that are there already stay as they are.
 
     Returns:
-        the archive, its SHA-256, and the number of files that were added.
+        the archive, and the number of files that were added.
 
     Raises:
         UserError: there is no link, the download fails, the hash is another one, or the archive does not hold this data set.
     """
-    link = url or layout.url
-    if link is None or not layout.landmarks:
-        raise UserError(f"{layout.name}: there is no link that can be fetched without you. {layout.remedy(data_root)}")
-    archive, digest = _archive(link, known_hash, downloader)
+    name = layout.name if layout.name in mirrors() or not layout.root else layout.root
+    if not layout.landmarks or (order.url is None and choose(name, order.mirror) is None):
+        places = listed(name)
+        raise UserError(
+            f"{layout.name}: there is no link that can be fetched without you. {layout.remedy(data_root)}"
+            + (f". Places that are taken only when asked for by name:\n{places}" if places else "")
+        )
+    archive = fetch_archive(name, order)
     staging = data_root / f".unpacking-{layout.name}"
     shutil.rmtree(staging, ignore_errors=True)
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        unpack(archive, staging)
-        added = _move(_find_root(staging, layout, archive), layout.folder(data_root))
+        unpack(archive.path, staging)
+        added = _move(_find_root(staging, layout, archive.path), layout.folder(data_root))
     except OSError as error:
         raise UserError(
             f"{data_root}: cannot be written ({error.strerror or error}); give another --data_root or free space"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return archive, digest, added
+    return archive, added
 
 
 def downloads_folder() -> Path:
@@ -58,58 +79,31 @@ def downloads_folder() -> Path:
     return cache_folder() / "downloads"
 
 
-def _archive(link: str, known_hash: str | None, downloader: ResumingDownloader | None) -> tuple[Path, str]:
-    """Return the local file of a link and its SHA-256, checked."""
-    import pooch
+def fetch_archive(name: str, order: Order) -> Archive:
+    """Bring the archive of a data set to this machine, and check it; one that was fetched before is taken where its hash is known.
 
-    pooch.get_logger().setLevel("WARNING")
-    known_hash = _checked_form(known_hash)
-    if Path(link).is_file():
-        path = Path(link)
-        _compare(path, known_hash)
-        return path, pooch.file_hash(str(path))
-    name = re.sub(r"[^\w.-]", "_", link.partition("?")[0].rstrip("/").rpartition("/")[2]) or "archive"
-    folder = downloads_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / name).is_file() and known_hash is None:
-            (folder / name).unlink()  # nothing says that it is what the link has today
-        downloader = downloader or ResumingDownloader(folder / f"{name}.part")
-        path = Path(pooch.retrieve(link, known_hash, fname=name, path=folder, downloader=downloader))
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); point M2AE_CACHE to another folder"
-        ) from error
-    except ValueError as error:  # pooch says so where the hash differs
-        got = re.findall(r"\b[0-9a-f]{32,64}\b", str(error))
-        raise UserError(
-            f"{link}: has another hash than {known_hash}"
-            + (f" (got {got[-1]})" if got else "")
-            + "; nothing was kept. "
-            "The file or the hash is not the one that was meant: give the right one, or another mirror"
-        ) from error
-    return path, pooch.file_hash(str(path))
+    Raises:
+        UserError: as `sources.obtain`, or the set is unknown.
+    """
+    mirror = choose(name, order.mirror) if order.url is None else None
+    if order.url is None and mirror is None:
+        raise UserError(f"{name}: has no official link; places that are taken when asked for by name:\n{listed(name)}")
+    source = mirror.source if mirror else source_of(order.url)
+    known = checked_hash(order.known_hash) or (mirror.known_hash if mirror else None)
+    stated_by = mirror.stated_by if mirror and not order.known_hash else ""
+    if source.via == "file":
+        return Archive(Path(source.address), compare(Path(source.address), known), known or "")
+    target = downloads_folder() / _file_name(source)
+    if known and target.is_file():
+        return Archive(target, compare(target, known), known, stated_by)
+    by_hand = f"python -m datasets.prepare fetch {shlex.quote(name)} --url FILE"
+    digest, compared = obtain(source, target, known_hash=known, by_hand=by_hand, patience=order.patience)
+    return Archive(target, digest, compared, stated_by or ("its host" if compared and not known else ""))
 
 
-def _checked_form(known_hash: str | None) -> str | None:
-    if known_hash is None:
-        return None
-    kind, _, value = known_hash.partition(":")
-    if kind not in LENGTHS or not re.fullmatch(f"[0-9a-f]{{{LENGTHS[kind]}}}", value.lower()):
-        raise UserError(f"--{kind} {value}: is no {kind} hash of {LENGTHS.get(kind, 64)} hexadecimal digits")
-    return known_hash.lower()
-
-
-def _compare(path: Path, known_hash: str | None) -> None:
-    import pooch
-
-    if known_hash is not None:
-        kind, _, value = known_hash.partition(":")
-        got = pooch.file_hash(str(path), alg=kind)
-        if got != value:
-            raise UserError(f"{path}: has another hash than {known_hash} (got {got}); give the right file or hash")
+def _file_name(source: Source) -> str:
+    last = source.file or source.address.partition("?")[0].rstrip("/")
+    return re.sub(r"[^\w.-]", "_", last.rpartition("/")[2]) or "archive"
 
 
 def _find_root(staging: Path, layout: Layout, archive: Path) -> Path:

@@ -18,19 +18,6 @@ STANFORD = (
     "checksum. Ask those who have it, or give the link of a copy that you trust: "
     "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
 )
-PAGE = (
-    "The files are given out after a form (terms of use): https://hkust-vgd.github.io/scanobjectnn/ leads to it and answers with a link to "
-    "h5_files.zip. Copy main_split/ and main_split_nobg/ of that archive into {root}"
-)
-STANFORD = (
-    "Its host, shapenet.cs.stanford.edu ({archive}), has refused connections since 2024, and its authors publish no mirror or "
-    "checksum. Ask those who have it, or give the link of a copy that you trust: "
-    "python -m datasets.prepare fetch {name} --url LINK_TO_THE_ZIP --sha256 HASH; its content belongs into {root}"
-)
-MESHES = (
-    "Or make the same shapes yourself, with other points, from the meshes at https://modelnet.cs.princeton.edu: "
-    "python -m datasets.prepare convert {meshes} --up z --to {to} --out {root}"
-)
 PAGE = "Follow https://github.com/Pang-Yatian/Point-MAE/blob/main/DATASET.md"
 
 
@@ -46,7 +33,6 @@ class Layout:
         tree: the files below `root`, for messages.
         source: where the files are to be had; {root} and {name} are filled in.
         landmarks: names in `root` that tell it from other folders of an archive.
-        url: a link that its publisher maintains, if there is one.
     """
 
     name: str
@@ -57,7 +43,6 @@ class Layout:
     config: dict = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     landmarks: tuple[str, ...] = ()
-    url: str | None = None
 
     def folder(self, data_root: Path) -> Path:
         """Return the folder of the set below a data root."""
@@ -104,7 +89,8 @@ LAYOUTS = [
         "shapenet_pc/<taxonomy>-<model>.npy         float array (8192, 3)",
         source="The clouds are shared for download in a browser, under the terms of ShapeNet: "
         "https://github.com/yuxumin/PoinTr/blob/master/DATASET.md, ShapeNet-55/34. Unpack them so that "
-        "ShapeNet-55/ and shapenet_pc/ are in {root}",
+        "shapenet_pc/ is in {root}. The lists train.txt and test.txt are not in that archive: copy data/ShapeNet55-34/ShapeNet-55/ of "
+        "https://github.com/Julie-tang00/Point-BERT there",
         landmarks=("ShapeNet-55", "shapenet_pc"),
     ),
     Layout(
@@ -211,10 +197,9 @@ LAYOUTS = [
         counts={"files": 75},
         tree="data_<corruption>_<1..5>.npy               float array (2468, points, 3), 15 corruptions\n"
         "label.npy                                  (2468,) or (2468, 1)",
-        source="https://zenodo.org/records/6017834 (CC BY 4.0), modelnet40_c.zip: python -m datasets.prepare fetch ModelNet40-C "
-        "--md5 HASH, with the hash that the page shows; its content belongs into {root}",
+        source="https://zenodo.org/records/6017834 (CC BY 4.0), modelnet40_c.zip: python -m datasets.prepare fetch ModelNet40-C; "
+        "its content belongs into {root}",
         landmarks=("label.npy",),
-        url="https://zenodo.org/records/6017834/files/modelnet40_c.zip",
     ),
     Layout(
         name="Folder",

@@ -143,10 +143,17 @@ def add_fetch(commands: Commands, run: Runner) -> None:
     """Add the flags of `fetch`."""
     example = "fetch ModelNet40_SVM --url https://HOST/modelnet40_ply_hdf5_2048.zip"
     command = commands.add("fetch", run, "download, check and unpack a data set", example)
-    command.add_argument("name", metavar="NAME", help=NAMES)
-    command.add_argument("--url", metavar="MIRROR", help="link to the archive, or the archive itself on this machine")
+    command.add_argument("name", metavar="NAME", help=f"{NAMES}, or an archive that --list shows", nargs="?")
+    places = command.add_mutually_exclusive_group()
+    places.add_argument("--url", metavar="LINK", help="link to the archive, or the archive itself on this machine")
+    places.add_argument("--mirror", metavar="PLACE", help="a place of the table, which is not taken unless asked for")
+    places.add_argument(
+        "--list", action="store_true", help="print the places of NAME, or of all sets, and fetch nothing"
+    )
     hashes = command.add_mutually_exclusive_group()
-    hashes.add_argument("--sha256", metavar="HASH", help="of the archive; another one is refused")
+    hashes.add_argument(
+        "--sha256", metavar="HASH", help="of the archive, over that of the table; another one is refused"
+    )
     hashes.add_argument("--md5", metavar="HASH", help="the same, as some hosts state it")
     add_root(command)
 

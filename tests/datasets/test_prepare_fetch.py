@@ -1,73 +1,26 @@
 """`fetch` against a server on this machine: whole, cut and gone on with, refused, wrong hashes; unpacking of hostile archives."""
 
 import hashlib
-import http.server
 import io
 import tarfile
-import threading
 import zipfile
 
 import pytest
 
 from datasets.prepare import main
-from datasets.preparing.download import ResumingDownloader
-from datasets.preparing.fetch import downloads_folder, fetch
+from datasets.preparing.download import Patience
+from datasets.preparing.fetch import Order, downloads_folder, fetch
 from datasets.preparing.layouts import find
 from datasets.preparing.recognise import PUBLISHED_POINTS
 from datasets.preparing.unpack import unpack
+from tests.serving import serving
 from utils.errors import UserError
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serve `server.files`; `server.cuts` are bytes after which the connections of the coming requests break off."""
-
-    def do_GET(self):
-        server, name = self.server, self.path.partition("?")[0].lstrip("/")
-        self.server.asked.append(self.headers.get("Range"))
-        if name in server.states:
-            self.send_error(
-                server.states[name].pop(0) if isinstance(server.states[name], list) else server.states[name]
-            )
-            if server.states[name] == []:
-                del server.states[name]
-            return
-        content = server.files[name]
-        start = 0
-        wanted = self.headers.get("Range")
-        if wanted and server.ranges and self.headers.get("If-Range") == server.tag:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(content):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(content)}")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", server.tag)
-        self.send_header("Content-Type", "text/html; charset=utf-8" if name.endswith(".html") else "application/zip")
-        self.end_headers()
-        cut = server.cuts.pop(0) if server.cuts else len(content)
-        self.wfile.write(content[start : start + cut])
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        running.files, running.states, running.cuts, running.asked = {}, {}, [], []
-        running.tag, running.ranges = '"v1"', True
-        running.address = f"http://127.0.0.1:{running.server_port}"
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as running:
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -100,14 +53,10 @@ def go(server, root, *flags, name="set.zip"):
     )
 
 
-def downloader(name="set.zip", **keys):
-    return ResumingDownloader(downloads_folder() / f"{name}.part", **{"wait": 0.0, **keys})
-
-
-def fetch_with(server, root, digest=None, **keys):
-    return fetch(
-        find("ModelNet10")[0], root, url=f"{server.address}/set.zip", known_hash=digest, downloader=downloader(**keys)
-    )
+def fetch_with(server, root, digest=None, attempts=5):
+    order = Order(f"{server.address}/set.zip", known_hash=digest, patience=Patience(attempts, wait=0.0))
+    archive, added = fetch(find("ModelNet10")[0], root, order)
+    return archive.path, archive.sha256, added
 
 
 def test_a_set_is_fetched_unpacked_and_checked(server, archive, tmp_path, capsys, published):
@@ -197,15 +146,13 @@ def test_states_that_pass_are_waited_for_and_others_are_final(server, archive, t
         assert len(server.asked) == 1
 
 
-def test_wrong_hashes_keep_nothing(server, archive, tmp_path, capsys):
+def test_a_file_of_another_hash_is_kept_aside(server, archive, tmp_path, capsys):
     server.files["set.zip"] = archive
     assert go(server, tmp_path, "--sha256", "0" * 64) == 2
     err = capsys.readouterr().err
     assert "has another hash than sha256:0000" in err and hashlib.sha256(archive).hexdigest() in err
-    assert (
-        not any(path.suffix == ".zip" for path in downloads_folder().iterdir())
-        and not (tmp_path / "modelnet10_hdf5_1024").exists()
-    )
+    assert [path.name for path in downloads_folder().iterdir()] == ["set.zip.other-hash"]
+    assert str(downloads_folder() / "set.zip.other-hash") in err and not (tmp_path / "modelnet10_hdf5_1024").exists()
     assert go(server, tmp_path, "--sha256", "123") == 2
     assert "is no sha256 hash of 64" in capsys.readouterr().err
 

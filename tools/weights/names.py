@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tools.weights.table import MINI, PACKAGED, entries
+from tools.weights.table import MINI, PACKAGED, Entry, entries
 from utils.errors import UserError, suggest
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".tar", ".npz")
@@ -27,17 +27,26 @@ def resolve(name_or_path: str | Path, *, model: str | None = None) -> Path:
         return Path(name)
     if name == "mini" or name in MINI:
         return _packaged(name if name in MINI else _mini_of(model))
-    entry = entries().get(name)
-    if entry is None:
-        raise UserError(
-            f"{name}: is neither a file nor the name of weights; {suggest(name, ['mini', *MINI, *entries()])}"
-        )
+    entry = entry_of(name)
     if not entry.place.is_file():
         raise UserError(
             f"{name}: is not on this machine ({entry.place}); fetch it: python -m tools.weights fetch {name}"
-            + ("" if entry.via != "page" else f" says where a person gets it: {entry.link}")
+            + ("" if entry.via != "page" else f" says where a person gets it: {entry.source.link}")
         )
     return entry.place
+
+
+def entry_of(name: str) -> Entry:
+    """Return what the table says about a name.
+
+    Raises:
+        UserError: it is not in the table, with close names.
+    """
+    if name not in entries():
+        close = suggest(name, ["mini", *MINI, *entries()])
+        hint = close if close.startswith("did you mean") else "python -m tools.weights list names them"
+        raise UserError(f"{name}: is neither a file nor the name of weights; {hint}")
+    return entries()[name]
 
 
 def _is_path(name: str) -> bool:

@@ -3,15 +3,14 @@
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 from datasets.cache import cache_folder
+from datasets.preparing.sources import Source
 from utils import ROOT
 from utils.config.yaml import read_yaml
 from utils.errors import UserError
 
 FILE = Path(__file__).with_name("table.yaml")
-TRANSPORTS = ("https", "hf", "drive", "page")
 _API = ROOT / "api" if (ROOT / "api").is_dir() else ROOT  # an installation has the content of api/ at its top
 PACKAGED = _API / "weights"
 # Name -> the method whose pre-training it is of; the first is what `mini` alone stands for.
@@ -58,13 +57,9 @@ class Entry:
     note: str = ""
 
     @property
-    def link(self) -> str:
-        """Return the address as a browser takes it."""
-        if self.via == "drive":
-            return f"https://drive.google.com/uc?id={self.address}"
-        if self.via == "hf":
-            return f"https://huggingface.co/{self.address}/resolve/{self.revision or 'main'}/{quote(self.file)}"
-        return self.address
+    def source(self) -> Source:
+        """Return how it is fetched."""
+        return Source(self.via, self.address, file=self.file, revision=self.revision)
 
     @property
     def place(self) -> Path:

@@ -71,14 +71,14 @@ def test_names_of_the_table(tmp_path):
 
 def test_the_table_is_whole():
     found = table.entries()
-    assert {entry.via for entry in found.values()} <= set(table.TRANSPORTS)
+    assert {entry.via for entry in found.values()} <= {"https", "hf", "drive", "page"}
     for name, entry in found.items():
         assert not names._is_path(name) and name not in table.MINI, name
         assert entry.sha256 == "" or (re.fullmatch("[0-9a-f]{64}", entry.sha256) and entry.stated_by), name
         assert not entry.recipe or (ROOT / "cfgs" / entry.recipe).is_file(), name
-        assert entry.link.startswith("https://"), name
+        assert entry.source.link.startswith("https://"), name
         assert re.fullmatch("[0-9a-f]{40}", entry.revision) if entry.via == "hf" else not entry.revision, name
-    addresses = [entry.link + entry.file for entry in found.values()]
+    addresses = [entry.source.link + entry.file for entry in found.values()]
     assert len(set(addresses)) == len(addresses)
 
 
