@@ -2,16 +2,21 @@
 
 Here the code is in folders of common names, so that `python main.py` works. An installation has them all below `m2ae`, where they
 meet no other package: `api/` becomes the package itself, the other folders and the programs become parts of it, and their imports of
-each other get the prefix `m2ae.`. Nothing else in the files changes but the commands that texts name.
+each other get the prefix `m2ae.`. Nothing else in the files changes but the commands that texts name. Where there are a compiler and
+a PyTorch to compile for, the CPU kernels are compiled too; only then the wheel belongs to a platform.
 """
 
 import ast
+import importlib.util
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
-from setuptools import setup
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 NAME = "m2ae"
@@ -20,7 +25,9 @@ API = "api"  # becomes the package itself
 FOLDERS = ("models", "datasets", "tools", "utils", "segmentation", "detection", "extensions")
 PROGRAMS = ("main", "main_vis", "main_pretrain", "main_finetune")
 RECIPES = "cfgs"
-SUFFIXES = {".py", ".typed", ".yaml", ".html", ".css", ".js", ".md", ".cpp", ".h", ".cu", ".cuh"}
+OPS = "extensions/m2ae_ops"
+SETUP_OF_OPS = "extensions/setup.py"
+SUFFIXES = {".py", ".typed", ".yaml", ".html", ".css", ".js", ".md", ".safetensors", ".cpp", ".h", ".cu", ".cuh"}
 # They install a part of the repository on its own.
 LEFT_OUT = {f"extensions/{file}" for file in ("setup.py", "install_beside.py", "emd/setup.py", "chamfer_dist/setup.py")}
 # What texts call the programs here -> in an installation; neither is Python, so no code is hit.
@@ -99,6 +106,27 @@ def _renamed(tree: ast.AST, lines: list[bytes], file: str) -> Iterator[tuple[int
                     yield alias.lineno - 1, alias.col_offset, alias.name, new + added
 
 
+def setup_of_ops() -> ModuleType:
+    """Return `extensions/setup.py`, which knows how to compile without importing PyTorch."""
+    spec = importlib.util.spec_from_file_location("setup_of_ops", ROOT / SETUP_OF_OPS)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compile_kernels(package: Path) -> bool:
+    """Compile the CPU kernels into an installation's folder of the ops, and say so; return whether that was possible."""
+    installing, torch_files, objects = setup_of_ops().load_building()
+    torch = torch_files.find_torch()
+    if torch is None:
+        lines = ["no PyTorch in this environment to compile for; the kernels are compiled at first use"]
+    else:
+        lines = installing.compile_installed(package / "csrc", torch, package / "lib", objects)
+    for line in lines:
+        print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+    return (package / "lib" / installing.STAMP).is_file()
+
+
 class BuildPackage(build_py):
     """Write the package into the build folder, with its names."""
 
@@ -120,15 +148,40 @@ class BuildPackage(build_py):
                 target.write_text(rewrite(source, path.relative_to(ROOT).as_posix()), encoding="utf-8")
             else:
                 shutil.copyfile(path, target)
+        self.distribution.has_kernels = compile_kernels(Path(self.build_lib) / NAME / OPS)
 
     def get_source_files(self) -> list[str]:
         """Return the files of the repository that a source distribution needs."""
-        return [path.relative_to(ROOT).as_posix() for path, _ in files()]
+        return [*(path.relative_to(ROOT).as_posix() for path, _ in files()), SETUP_OF_OPS]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         """Return the files that are written."""
         return [str(Path(self.build_lib) / name) for _, name in files()]
 
 
+class Package(Distribution):
+    """A package that belongs to a platform once it holds kernels."""
+
+    has_kernels = False
+
+    def has_ext_modules(self) -> bool:
+        """Return whether the build compiled kernels."""
+        return self.has_kernels
+
+
+class Wheel(bdist_wheel):
+    """Name the platform where the wheel holds kernels, but no Python version or ABI: the libraries have none."""
+
+    def run(self) -> None:
+        """Build first: only then it is known whether the wheel holds kernels."""
+        self.run_command("build")
+        self.root_is_pure = not self.distribution.has_ext_modules()
+        super().run()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return Python, ABI and platform of the name."""
+        return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
+
+
 if __name__ == "__main__":
-    setup(cmdclass={"build_py": BuildPackage})
+    setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": Wheel}, distclass=Package)

@@ -87,4 +87,5 @@ if bdist_wheel is not None:
 
     commands["bdist_wheel"] = PlatformWheel
 
-setup(cmdclass=commands, distclass=PlatformDistribution)
+if __name__ == "__main__":  # setup.py of the repository imports this file
+    setup(cmdclass=commands, distclass=PlatformDistribution)

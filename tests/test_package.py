@@ -141,7 +141,7 @@ def site(build, tmp_path_factory) -> Path:
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for path in [
         *(path for path, _ in build.files()),
-        *map(ROOT.joinpath, ("setup.py", "pyproject.toml", "README.md", "LICENSE")),
+        *map(ROOT.joinpath, ("setup.py", "extensions/setup.py", "pyproject.toml", "README.md", "LICENSE")),
     ]:
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -259,7 +259,7 @@ def test_objects_that_nobody_uses_are_removed(small_sources):
 def test_clang_takes_the_kernels_too(isa, tmp_path):
     """Compilers differ in what they know about vectors."""
     source = library.CSRC / "cpu" / f"isa_{isa}.cpp"
-    command = ["clang++", *CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), "-O0", "-c", str(source)]
+    command = ["clang++", "-std=c++20", *CPU_FLAGS, *ISA_FLAGS.get(source.name, ()), "-O0", "-c", str(source)]
     done = subprocess.run([*command, "-o", str(tmp_path / "kernels.o")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

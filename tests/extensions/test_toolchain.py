@@ -46,14 +46,14 @@ def make_toolkit(folder: Path, version: str = "13.0") -> Path:
     return folder
 
 
-def make_torch(folder: Path, cuda: str | None = "13.0", abi: str = "") -> torch_files.TorchFiles:
+def make_torch(folder: Path, cuda: str | None = "13.0", cmake_text: str = "") -> torch_files.TorchFiles:
     """Write the files of a PyTorch that matter to a build, and read them."""
     (folder / "torch" / "include").mkdir(parents=True)
     lines = ["from typing import Optional", "__version__ = '2.9.0+x'", f"cuda: Optional[str] = {cuda!r}"]
     (folder / "torch" / "version.py").write_text("\n".join(lines))
     cmake = folder / "torch" / "share" / "cmake" / "Torch"
     cmake.mkdir(parents=True)
-    (cmake / "TorchConfig.cmake").write_text(abi)
+    (cmake / "TorchConfig.cmake").write_text(cmake_text)
     return torch_files.torch_files(folder / "torch")
 
 
@@ -90,7 +90,7 @@ def test_pytorch_is_found_through_a_pth_file_without_importing_it(tmp_path, monk
 
 
 def test_the_string_abi_is_read_where_it_is_named(tmp_path):
-    assert make_torch(tmp_path / "a", abi='set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=0")').cxx11_abi == 0
+    assert make_torch(tmp_path / "a", cmake_text='set(TORCH_CXX_FLAGS "-D_GLIBCXX_USE_CXX11_ABI=0")').cxx11_abi == 0
     assert make_torch(tmp_path / "b").cxx11_abi == 1
 
 
@@ -235,6 +235,15 @@ def test_a_key_holds_all_that_decides_the_result(tmp_path, monkeypatch):
     (tmp_path / "cpu" / "b.h").write_text("int changed;")
     changed.add(cpu_half(tmp_path, one, gcc).key)
     assert len(changed) == 5 and cpu not in changed
+
+
+@pytest.mark.parametrize(("cmake_text", "standard"), [("", 17), ("    CXX_STANDARD 20\n", 20)])
+def test_kernels_are_compiled_for_the_c_plus_plus_of_the_headers(tmp_path, cmake_text, standard):
+    """The headers of PyTorch 2.14 need C++20, which earlier compilers do not have."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "a.cpp").write_text("")
+    half = cpu_half(tmp_path, make_torch(tmp_path, cmake_text=cmake_text), Compiler("g++", "g++ 12", False))
+    assert f"-std=c++{standard}" in half.objects[0].command
 
 
 def test_a_finished_library_must_fit(tmp_path):

@@ -28,9 +28,9 @@ from .torch_files import TorchFiles
 LIBRARY_NAMES = {"cpu": "libm2ae_ops.so", "cuda": "libm2ae_ops_cuda.so"}
 # The squared distance must not be contracted to fused multiply-adds: see reference/distance.py.
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-w")
-CPU_FLAGS = ("-O3", "-std=c++17", *HOST_FLAGS)
+CPU_FLAGS = ("-O3", *HOST_FLAGS)
 FOR_HOST = f"-Xcompiler={','.join(HOST_FLAGS)}"
-CUDA_FLAGS = ("-O3", "-std=c++17", "--fmad=false", "--expt-relaxed-constexpr", "-w", FOR_HOST)
+CUDA_FLAGS = ("-O3", "--fmad=false", "--expt-relaxed-constexpr", "-w", FOR_HOST)
 ISA_FLAGS = {
     "isa_avx2.cpp": ("-mavx2", "-mfma", "-mbmi", "-mpopcnt"),
     "isa_avx512.cpp": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mbmi", "-mpopcnt"),
@@ -123,7 +123,7 @@ def _sources(folder: Path, pattern: str) -> list[Path]:
 
 
 def _object(source: Path, tool: Sequence[str], flags: Sequence[str], torch: TorchFiles, facts, last=()) -> Object:
-    flags = (*flags, f"-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}")
+    flags = (*flags[:1], f"-std=c++{torch.standard}", *flags[1:], f"-D_GLIBCXX_USE_CXX11_ABI={torch.cxx11_abi}")
     digest = hashlib.sha256("\0".join([torch.version, *facts, *flags]).encode())
     for path in _with_headers(source):
         digest.update(b"\0" + path.name.encode() + b"\0" + path.read_bytes())

@@ -15,12 +15,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TorchFiles:
-    """A PyTorch installation: its folder, version, CUDA version (None without), and the ABI of its C++ strings."""
+    """A PyTorch installation: its folder, version, CUDA version (None without), ABI of its C++ strings, C++ standard of its headers."""
 
     folder: Path
     version: str
     cuda: str | None
     cxx11_abi: int
+    standard: int
 
     @property
     def includes(self) -> tuple[Path, ...]:
@@ -40,10 +41,18 @@ def torch_files(folder: Path) -> TorchFiles:
         FileNotFoundError: there is no version.py.
     """
     facts = dict(re.findall(r"^(\w+)\b.*= '(.*)'$", (folder / "version.py").read_text(), re.MULTILINE))
-    flags = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    path = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+    text = path.read_text() if path.exists() else ""
     # Wheels up to 2.6 came with either ABI and name it there; later ones have the new one and no longer do.
-    abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", flags.read_text()) if flags.exists() else None
-    return TorchFiles(folder, facts["__version__"], facts.get("cuda"), int(abi[1]) if abi else 1)
+    abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", text)
+    standard = re.search(r"CXX_STANDARD (\d+)", text)  # 17, and 20 from about PyTorch 2.12 on
+    return TorchFiles(
+        folder,
+        facts["__version__"],
+        facts.get("cuda"),
+        cxx11_abi=int(abi[1]) if abi else 1,
+        standard=int(standard[1]) if standard else 17,
+    )
 
 
 def find_torch() -> TorchFiles | None:

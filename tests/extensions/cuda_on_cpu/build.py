@@ -21,7 +21,7 @@ from tests.extensions.cuda_on_cpu.rewrite import rewrite_folder
 HERE = Path(__file__).parent
 NAMESPACE = "m2ae_emulated"
 # Squared distances must not be contracted, as in the build of the kernels.
-FLAGS = ("-std=c++17", "-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing", f"-I{HERE / 'stubs'}")
+FLAGS = ("-fPIC", "-w", "-ffp-contract=off", "-fno-strict-aliasing", f"-I{HERE / 'stubs'}")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def build(variant: Variant = Variant()) -> Path:
     files = torch_files(Path(torch.__file__).parent)
     includes = [part for path in files.includes for part in ("-isystem", str(path))]
     compile_flags, link_flags = OPTIONS[variant.name]
-    flags = [*FLAGS, f"-DEMULATED_ARCH={variant.arch}", f"-D_GLIBCXX_USE_CXX11_ABI={files.cxx11_abi}", *includes]
+    defined = (f"-DEMULATED_ARCH={variant.arch}", f"-D_GLIBCXX_USE_CXX11_ABI={files.cxx11_abi}")
+    flags = [f"-std=c++{files.standard}", *FLAGS, *defined, *includes]
     target = cache_folder() / "cuda-on-cpu" / f"{_key(variant, [*flags, *compile_flags, files.version])}.so"
     if target.exists():
         return target
