@@ -22,6 +22,7 @@ test-slow: $(VENV)/.installed-dev native
 
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 # Compiles the CPU kernels, and the CUDA kernels where there is a CUDA device; says so where there is no compiler. Everything
 # runs either way. That the CUDA kernels compile wherever nvcc is found is one of the tests.

@@ -2,17 +2,77 @@
 
 Legend: B batch, N points.
 
-    >>> points = transforms.sample(transforms.scale(transforms.turn_up(points, "z")), 2048)
+    >>> points = transforms.for_checkpoint("mini", model="point_m2ae.pretrain")(scans, up="z")
+    >>> points = transforms.sample(transforms.scale(transforms.turn_up(scans, "z")), 2048)
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.formats.points import upright
 from datasets.transforms import normalize_unit_sphere, sample_points
-from tools.sampling import farthest
+from tools.sampling import farthest, points_needed, points_taken, repeat_points
 
-__all__ = ["centre", "sample", "scale", "turn_up"]
+__all__ = ["Expected", "centre", "for_checkpoint", "sample", "scale", "turn_up"]
+AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a checkpoint expects of clouds, as a transform: turn, place, sample.
+
+    Args:
+        up: the axis that points up in the clouds that it was trained on.
+        placing: where they are: "sphere" = centred, in the unit sphere; "centre" = centred; "stored" = not moved.
+        points: how many points each has; None = any number.
+        least: fewest points of a cloud that the groups of the model can be made of.
+    """
+
+    up: str = "y"
+    placing: Literal["sphere", "centre", "stored"] = "sphere"
+    points: int | None = 1024
+    least: int = 1
+
+    def __call__(self, points: Tensor, up: str = "y") -> Tensor:
+        """Bring clouds (B, N, 3) of any extent and number of points, whose axis `up` points up, to what the checkpoint expects.
+
+        More points than `points` are thinned by farthest point sampling. Fewer are taken as they are, and repeated where they are
+        fewer than `least`.
+
+        Raises:
+            ValueError: no such clouds, or no such axis.
+        """
+        points = turn_up(points, up, to=self.up)
+        if self.placing != "stored":
+            points = scale(points) if self.placing == "sphere" else centre(points)
+        if self.points is not None and points.shape[1] > self.points:
+            points = sample(points, self.points)
+        return points if points.shape[1] >= self.least else repeat_points(points, self.least)
+
+
+def for_checkpoint(weights: str | Path, *, model: str | None = None) -> Expected:
+    """Return what a checkpoint expects of clouds: as its own configuration says, else the published recipe.
+
+    Args:
+        weights: path or name, as in `create_model`.
+        model: name of the model that takes them, as in `create_model`; "published" and "mini" depend on it.
+
+    Raises:
+        ValueError: there are no such weights, or nothing says what they were trained on: then build an `Expected`.
+    """
+    from api.published import locate
+    from tools.embedder import configuration_of, placing_of
+    from utils.files import read_checkpoint
+
+    found = locate(weights, model)
+    config, _ = configuration_of(found.path, read_checkpoint(found.path), found.recipe)
+    up = getattr(config.dataset.train, "UP_AXIS", "y")
+    return Expected(up, placing_of(config), points_taken(config), points_needed(config.model))
 
 
 def centre(points: Tensor) -> Tensor:
@@ -39,17 +99,21 @@ def sample(points: Tensor, count: int, *, generator: torch.Generator | None = No
     return farthest(points, count) if generator is None else sample_points(points, count, generator=generator)
 
 
-def turn_up(points: Tensor, axis: str) -> Tensor:
-    """Turn clouds (B, N, 3) so that their axis `axis` ("x" | "y" | "z") becomes y, which is up in all sets here.
+def turn_up(points: Tensor, axis: str, to: str = "y") -> Tensor:
+    """Turn clouds (B, N, 3) so that their axis `axis` ("x" | "y" | "z") becomes `to`; y is up in all sets here but ModelNet10.
 
     Raises:
         ValueError: no such axis.
     """
     points = _checked("turn_up", points)
-    if axis not in ("x", "y", "z"):
-        raise ValueError(f"turn_up: axis {axis!r} is unknown; choose x, y or z")
-    turned = upright(points.detach().cpu().reshape(-1, 3).numpy(), axis)
-    return torch.from_numpy(turned).to(points).view_as(points)
+    for given in (axis, to):
+        if given not in AXES:
+            raise ValueError(f"turn_up: axis {given!r} is unknown; choose x, y or z")
+    units = np.eye(3)
+    turn = upright(units, axis) @ upright(units, to).T  # a row is where an axis goes
+    order = np.abs(turn).argmax(0)
+    signs = torch.tensor(turn[order, range(3)], dtype=points.dtype, device=points.device)
+    return points[..., order.tolist()] * signs
 
 
 def _checked(who: str, points: Tensor) -> Tensor:

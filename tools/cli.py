@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import NamedTuple
 
 from utils import __version__
@@ -143,7 +144,7 @@ def _whole_parser(files: object) -> argparse.ArgumentParser:
     return whole
 
 
-def _imported(module: str):
+def _imported(module: str) -> ModuleType:
     return import_module(_PREFIX + module)
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from utils.errors import UserError, printable
 from utils.files import read_checkpoint
 
 SURFACE_POINTS = 8192  # drawn of a mesh, or as many as the model sees where that is more
+Placing = Literal["sphere", "centre", "stored"]
 REPORT_SECONDS = 10.0  # between two lines of progress
 _LOG = logging.getLogger("m2ae.embed")
 
@@ -43,7 +45,7 @@ class Embedder:
     model: nn.Module
     config: RunConfig
     device: torch.device
-    placing: str = "sphere"  # where clouds are put: "sphere" = centred, in the unit sphere; "centre" = centred; "stored" = not moved
+    placing: Placing = "sphere"  # where clouds are put: "sphere" = centred, in the unit sphere; "centre" = centred; "stored" = not moved
 
     def __post_init__(self):
         self.classifies = isinstance(self.model, Classifier)
@@ -251,7 +253,7 @@ def configuration_of(
     return config, guess
 
 
-def placing_of(config: RunConfig) -> str:
+def placing_of(config: RunConfig) -> Placing:
     """Say what the training set does to its clouds: ScanObjectNN's are as scanned, and own data may only be centred.
 
     The other sets are in the unit sphere as they are stored, whatever their key `normalize` says.
