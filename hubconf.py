@@ -6,8 +6,9 @@
     ...     tokens = model.patch_tokens(points)  # (B, 64, 384), one a coarsest group
 
 All take `ckpts`, the path of a checkpoint, "published", "mini" or another name of `python -m tools.weights list`, or None for random
-weights, and keys that replace those of the checkpoint, for example `group_sizes=[32, 16, 16]` or `legacy=True`. A checkpoint of ours says which model it holds; of a published one, and without one, the
-published keys are taken. A `UserError` (a ValueError) says that a key is unknown, or that the checkpoint cannot be read or does not fit.
+weights, and keys that replace those of the checkpoint, for example `group_sizes=[32, 16, 16]` or `legacy=True`. A checkpoint of ours
+says which model it holds; of a published one, and without one, the published keys are taken. A `UserError` (a ValueError) says that a
+key is unknown, or that the checkpoint cannot be read or does not fit.
 """
 
 dependencies = ["torch", "numpy"]
