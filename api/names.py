@@ -6,15 +6,19 @@ from typing import Any
 from models import MODELS
 from models.base import PretrainingModel
 from models.classifier import Classifier
+from models.detr import Detector
 from models.segmenter import PartSegmenter
 from models.weights import method_of, state_dict_of
 from utils.errors import UserError, suggest
 
-TASKS = {"pretrain": PretrainingModel, "classify": Classifier, "segment": PartSegmenter}
+TASKS = {"pretrain": PretrainingModel, "classify": Classifier, "segment": PartSegmenter, "detect": Detector}
 
 
 def registered() -> dict[str, str]:
-    """Return name -> registered NAME. Where a method has several models for a task, what sets their NAMEs apart is added."""
+    """Return name -> registered NAME. Where a method has several models for a task, what sets their NAMEs apart is added.
+
+    A NAME that the others begin with has nothing to add.
+    """
     groups: dict[str, list[str]] = {}
     for name in MODELS.names():
         target = MODELS.entry(name).target
@@ -22,7 +26,8 @@ def registered() -> dict[str, str]:
     names = {}
     for group, members in groups.items():
         for member in members:
-            names[group if len(members) == 1 else f"{group}.{member.rpartition('_')[2].lower()}"] = member
+            plain = all(other.startswith(member) for other in members)
+            names[group if plain else f"{group}.{member.rpartition('_')[2].lower()}"] = member
     return names
 
 
