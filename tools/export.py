@@ -24,7 +24,7 @@ from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
 from models.weights import method_of, state_dict_of
-from tools.weights import resolve
+from tools.weights.names import resolve
 from utils.checkpoints import check_weights
 from utils.errors import UserError, run_command
 from utils.files import read_checkpoint, save_checkpoint, save_tensors

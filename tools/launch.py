@@ -19,7 +19,7 @@ from tools.published.keys import OLD_NAMES
 from tools.published.paths import Recipe, find_recipe
 from tools.resume import check_resumed
 from tools.run_folder import check_folder, experiment_folder, is_training, lock_folder
-from tools.weights import resolve
+from tools.weights.names import resolve
 from utils import ROOT
 from utils.config.cli import FOLDS
 from utils.config.load import load_config, read_recipe

@@ -8,9 +8,11 @@ from pathlib import Path
 from datasets.preparing.download import Patience
 from datasets.preparing.sources import checked_hash, obtain, source_of
 from tools.weights.names import entry_of
+from tools.weights.pyg import is_converted, published_layout
 from tools.weights.table import Entry
+from utils.checkpoints import find_weights
 from utils.errors import UserError
-from utils.files import explain_write
+from utils.files import explain_write, read_checkpoint, save_tensors
 
 _LOG = logging.getLogger("m2ae.weights")
 
@@ -44,24 +46,33 @@ def fetch(
         return target
     if entry.note:
         _LOG.info("%s: %s", name, entry.note)
+    source = source_of(url) if url else entry.source
+    by_hand = f"python -m tools.weights fetch {name} --url FILE"
+    by_hand += f" --out {shlex.quote(str(out))}" if out else ""
     digest, compared = obtain(
-        source_of(url) if url else entry.source,
-        target,
-        known_hash=known,
-        by_hand=f"python -m tools.weights fetch {name} --url FILE{f' --out {shlex.quote(str(out))}' if out else ''}",
-        patience=patience,
+        source, target, known_hash=known, by_hand=f"{by_hand}, which puts it at {target}", patience=patience
     )
-    who = entry.stated_by if compared == f"sha256:{entry.sha256}" and not sha256 else "yours" if sha256 else "its host"
-    _LOG.info(
-        "%s: %d bytes, sha256 %s, %s",
-        target,
-        target.stat().st_size,
-        digest,
-        f"as stated by {who}" if compared else "which nobody states: compare it with --sha256 if you know better",
-    )
-    if entry.size and target.stat().st_size != entry.size:
-        _LOG.warning("%s: %d bytes are stated", target, entry.size)
+    who = "yours" if sha256 else entry.stated_by if entry.sha256 else "its host"
+    remark = f"compared with {who}" if compared else "which nobody states: compare it with --sha256 if you know better"
+    size = target.stat().st_size
+    _LOG.info("%s: %s bytes, sha256 %s, %s", target, f"{size:,}", digest, remark)
+    if entry.size and size != entry.size:
+        _LOG.warning("%s: %s bytes are stated for %s", target, f"{entry.size:,}", name)
+    if entry.via == "hf" and entry.recipe:
+        _bring_back(target, {"from": source.link, "sha256": digest})
     return target
+
+
+def _bring_back(path: Path, provenance: dict[str, str]) -> None:
+    """Rewrite a file of torch-pointcloud in the published layout; one of another layout stays as it is."""
+    try:
+        weights = find_weights(read_checkpoint(path))
+        if is_converted(weights):
+            save_tensors(path, published_layout(weights), {"provenance": provenance})
+            _LOG.info("%s: keys of torch-pointcloud are brought back to the published ones", path)
+    except UserError:
+        path.unlink()
+        raise
 
 
 def _target(entry: Entry, out: Path | None) -> Path:

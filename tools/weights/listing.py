@@ -1,0 +1,62 @@
+"""Print the table of published weights."""
+
+import dataclasses
+import json
+
+from tools.weights.names import entry_of
+from tools.weights.table import MINI, PACKAGED, Entry, entries
+
+
+def as_table(words: list[str]) -> str:
+    """Return the names of the table, one a line: all, or those in whose name, method, task or system every word occurs."""
+    chosen = [entry for entry in entries().values() if all(_holds(entry, word.lower()) for word in words)]
+    rows = [("name", "task", "published, %", "sha256", "here")]
+    if not words:
+        rows += [
+            (name, "pretrain", "docs/weights.md", "-", _here((PACKAGED / f"{name}.safetensors").is_file()))
+            for name in MINI
+        ]
+    rows += [
+        (
+            entry.name,
+            entry.task,
+            entry.published or "-",
+            "stated" if entry.sha256 else "-",
+            _here(entry.place.is_file()),
+        )
+        for entry in chosen
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", "python -m tools.weights list NAME says more, fetch NAME fetches it"])
+
+
+def _here(there: bool) -> str:
+    return "yes" if there else "no"
+
+
+def _holds(entry: Entry, word: str) -> bool:
+    return word in " ".join((entry.name, entry.method, entry.task, entry.system)).lower()
+
+
+def in_full(name: str) -> str:
+    """Return all that is known of one name.
+
+    Raises:
+        UserError: it is not in the table.
+    """
+    entry = entry_of(name)
+    keys = {key: value for key, value in dataclasses.asdict(entry).items() if value and key not in ("name", "address")}
+    keys |= {
+        "address": entry.source.link,
+        "place": str(entry.place) + ("" if entry.place.is_file() else " (not there)"),
+    }
+    if entry.recipe:
+        keys["recipe"] = f"cfgs/{entry.recipe}"
+    width = max(map(len, keys))
+    return "\n".join([name, *(f"  {key:<{width}}  {value}" for key, value in keys.items())])
+
+
+def as_json() -> str:
+    """Return the whole table as JSON, by name."""
+    return json.dumps({name: dataclasses.asdict(entry) for name, entry in entries().items()}, indent=1)
