@@ -59,8 +59,8 @@ def run_command(run: Callable[[], int | None], *, debug: bool = False, stopped: 
 
 def _of_devices() -> tuple[type[Exception], ...]:
     """Return what PyTorch raises where a device has no memory left; nothing where PyTorch is not imported."""
-    torch = sys.modules.get("torch")
-    return () if torch is None else (torch.OutOfMemoryError,)
+    kind = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    return () if kind is None else (kind,)
 
 
 def _cause(error: Exception) -> str:
