@@ -104,6 +104,18 @@ def _renamed(tree: ast.AST, lines: list[bytes], file: str) -> Iterator[tuple[int
                 if new:
                     added = "" if alias.asname else f" as {alias.name}"
                     yield alias.lineno - 1, alias.col_offset, alias.name, new + added
+        elif isinstance(node, ast.Call) and node.args and (module := _named_module(node)):
+            raise ValueError(
+                f"{file}, line {node.lineno}: the module {module!r} has another name in an installation; begin it with __name__"
+            )
+
+
+def _named_module(call: ast.Call) -> str | None:
+    """Return the module of this repository that a call of `import_module` or `find_spec` names by its first letters."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    name = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) and call.args[0].values else call.args[0]
+    given = name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
+    return given if function in ("import_module", "find_spec") and installed_name(given) else None
 
 
 def setup_of_ops() -> ModuleType:

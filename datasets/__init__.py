@@ -26,13 +26,13 @@ _READERS = (
 def __getattr__(name: str) -> Any:
     """Import on demand what needs torch, so that the workers of a conversion start without it."""
     if name in _READERS:
-        return import_module(f"datasets.{name}")
+        return import_module(f"{__name__}.{name}")
     if name in ("Batch", "Batches", "Samples"):
-        return getattr(import_module("datasets.batches"), name)
+        return getattr(import_module(f"{__name__}.batches"), name)
     if name == "DATASETS":
         for reader in _READERS:
-            import_module(f"datasets.{reader}")
-        return import_module("datasets.registry").DATASETS
+            import_module(f"{__name__}.{reader}")
+        return import_module(f"{__name__}.registry").DATASETS
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

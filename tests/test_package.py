@@ -50,6 +50,14 @@ def test_an_import_that_binds_no_name_of_an_installation_is_refused(build):
         build.rewrite("import os\nimport models.base", "tools/x.py")
 
 
+@pytest.mark.parametrize("call", ['import_module("datasets.x")', 'importlib.import_module(f"models.{x}")'])
+def test_a_module_that_is_named_by_text_is_refused(build, call):
+    """In an installation it would be a package of others."""
+    with pytest.raises(ValueError, match=r"tools/x\.py, line 1: the module '(datasets\.x|models\.)' has another name"):
+        build.rewrite(call, "tools/x.py")
+    build.rewrite('import_module(f"{__name__}.x")\nimport_module("timm.models")', "tools/x.py")
+
+
 def test_every_file_is_rewritten_and_none_is_missing(build):
     installed = {name for _, name in build.files()}
     for path, name in build.files():
