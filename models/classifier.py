@@ -4,7 +4,7 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels, `F` channels of the poo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -139,6 +139,14 @@ class HierarchicalClassifierConfig(HierarchyConfig, ClassifierKeys):
     def __post_init__(self):
         super().__post_init__()
         self.check_classifier()
+
+
+@dataclass
+class HierarchicalScanObjectNNConfig(HierarchicalClassifierConfig):
+    """The same keys with what is published for ScanObjectNN, whose pool is a method's own."""
+
+    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
+    cls_dim: int = 15
 
 
 class HierarchicalClassifier(Classifier):

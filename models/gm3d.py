@@ -26,8 +26,7 @@ from models.layers.packing import Packing, Rows, plan_packing
 from models.layers.transformer import DecoderBlocks
 from models.losses import MeanLoss, RankingLoss, feature_distance, rank_correlation, regression_loss
 from models.masking import curriculum, guided_mask
-from models.point_m2ae import PointM2AE, PointM2AEConfig
-from models.point_mae import PointMAEConfig
+from models.point_m2ae import PointM2AE
 from models.registry import MODELS
 from models.single_scale import (
     POSITION_HIDDEN,
@@ -161,9 +160,10 @@ class Targets:
     spread: Spread | None = None
 
 
-def base_keys(config: Any, kind: type) -> Any:
-    """Return the keys of the base method alone, as its dataclass `kind`."""
-    return kind(**{entry.name: getattr(config, entry.name) for entry in fields(kind) if entry.name != "NAME"})
+def base_keys(config: Any, name: str) -> Any:
+    """Return the keys that the base method called `name` has, as its dataclass."""
+    kind = MODELS.entry(name).config
+    return kind(**{entry.name: getattr(config, entry.name) for entry in fields(kind)} | {"NAME": name})
 
 
 class GuidedMAE(MaskedAutoencoder):
@@ -309,9 +309,9 @@ class GM3DConfig(SingleScaleMAEConfig):
         if self.transformer_config.mask_type != "rand":
             raise ValueError("model.transformer_config.mask_type: GM3D chooses patches one by one; set it to rand")
 
-    def base(self) -> PointMAEConfig:
+    def base(self) -> SingleScaleMAEConfig:
         """Return the keys of the base method alone."""
-        return base_keys(self, PointMAEConfig)
+        return base_keys(self, "Point_MAE")
 
 
 class GM3DEncoder(SingleScaleEncoder):
@@ -431,9 +431,9 @@ class GM3DPointM2AEConfig(HierarchicalMAEConfig):
         self.guidance.check(self.num_groups[-1], self.mask_ratio)
         super().__post_init__()
 
-    def base(self) -> PointM2AEConfig:
+    def base(self) -> HierarchicalMAEConfig:
         """Return the keys of the base method alone."""
-        return base_keys(self, PointM2AEConfig)
+        return base_keys(self, "Point_M2AE")
 
 
 @MODELS.register("GM3D_Point_M2AE", config=GM3DPointM2AEConfig)

@@ -13,10 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.classifier import HierarchicalClassifier, HierarchicalClassifierConfig
+from models.classifier import HierarchicalClassifier, HierarchicalClassifierConfig, HierarchicalScanObjectNNConfig
 from models.hierarchical import HierarchicalMAE, HierarchicalMAEConfig
 from models.images.projection import VIEWS, Depth, draw_depth, find_pixels, fit_frame, lift, turn_to_views
-from models.images.teacher import Seen, TeacherConfig
+from models.images.teacher import ImageFeatures, TeacherConfig
 from models.layers.group import Pyramid
 from models.layers.norm import PointwiseConv
 from models.layers.packing import Packing, Rows, rows_of
@@ -137,17 +137,17 @@ class I2PMAE(HierarchicalMAE):
         return self.patch_tokens(points).amax(1)
 
 
-def look(points: Tensor, teacher: nn.Module, *, size: int, depth: Depth) -> Seen:
-    """Show depth maps of points (B, N, 3) to a teacher: what it says of each of the W * B views (Zhang et al. 2023, Sec. 3.2)."""
+def encode_views(points: Tensor, teacher: nn.Module, *, size: int, depth: Depth) -> ImageFeatures:
+    """Let a teacher encode depth maps of points (B, N, 3): its features of each of the W * B views (Zhang et al. 2023, Sec. 3.2)."""
     frame = fit_frame(turn_to_views(points), size)
     return teacher(draw_depth(points, frame, depth))
 
 
-def guide(points: Tensor, pyramid: Pyramid, seen: Seen, *, size: int, scale: int) -> Guidance:
+def guide(points: Tensor, pyramid: Pyramid, views: ImageFeatures, *, size: int, scale: int) -> Guidance:
     """Carry what a teacher said of the views of points (B, N, 3) back to their groups.
 
     Args:
-        seen: of the views of these points, drawn `size` pixels large.
+        views: of these points, drawn `size` pixels large.
         scale: the decoded one.
 
     Returns:
@@ -155,9 +155,9 @@ def guide(points: Tensor, pyramid: Pyramid, seen: Seen, *, size: int, scale: int
         the scale below (points below scale 0), the views' channels one after the other.
     """
     frame = fit_frame(turn_to_views(points), size)
-    salient = lift(seen.saliency.unsqueeze(1), find_pixels(pyramid.centers[-1], frame), size)  # (W * B, G, 1)
+    salient = lift(views.saliency.unsqueeze(1), find_pixels(pyramid.centers[-1], frame), size)  # (W * B, G, 1)
     members = pyramid.centers[scale - 1] if scale > 0 else points
-    features = lift(seen.features, find_pixels(members, frame), size)  # (W * B, G, C)
+    features = lift(views.features, find_pixels(members, frame), size)  # (W * B, G, C)
     saliency = torch.stack(salient.squeeze(-1).chunk(len(VIEWS))).mean(0)
     return Guidance(saliency, torch.cat(features.chunk(len(VIEWS)), dim=-1))
 
@@ -173,16 +173,14 @@ class I2PMAEModelNet40Config(HierarchicalClassifierConfig):
 
 
 @dataclass
-class I2PMAEScanObjectNNConfig(HierarchicalClassifierConfig):
+class I2PMAEScanObjectNNConfig(HierarchicalScanObjectNNConfig):
     """The same keys with the defaults published for ScanObjectNN; the pool takes all tokens."""
+
+    NAME: str = "I2P_MAE_ScanObjectNN"
+    pooling: str = "mean,max"
 
     # The published program chooses by the name of the model how clouds are augmented.
     published_augmentation: ClassVar[str] = "batch_rotate"
-
-    NAME: str = "I2P_MAE_ScanObjectNN"
-    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
-    cls_dim: int = 15
-    pooling: str = "mean,max"
 
 
 @MODELS.register("I2P_MAE_ModelNet40", config=I2PMAEModelNet40Config)

@@ -26,7 +26,6 @@ from models.registry import MODELS
 from models.segmenter import SingleScaleSegmenter, SingleScaleSegmenterConfig
 from models.single_scale import (
     MaskedTransformerConfig,
-    SingleScaleConfig,
     SingleScaleEncoder,
     SingleScaleMAE,
     SingleScaleMAEConfig,
@@ -79,12 +78,10 @@ class CenterEmbed(nn.Sequential):
         return super().forward(embedding)
 
 
-def check_width(config: SingleScaleConfig) -> None:
-    """Raise a ValueError unless the width of the tokens holds sines and cosines of three axes."""
-    if config.trans_dim % 6:
-        raise ValueError(
-            f"trans_dim: {config.trans_dim} does not divide by 6, as the embedding of the centres needs; change it"
-        )
+def check_width(width: int) -> None:
+    """Raise a ValueError unless the width of the tokens, `trans_dim`, holds sines and cosines of three axes."""
+    if width % 6:
+        raise ValueError(f"trans_dim: {width} does not divide by 6, as the embedding of the centres needs; change it")
 
 
 # Compare predicted embeddings with those of the true centres, both (L, C): (L,).
@@ -108,7 +105,7 @@ class PCPMAEConfig(SingleScaleMAEConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_width(self.transformer_config)
+        check_width(self.transformer_config.trans_dim)
         for key in ("ita", "pred_pos_transformer_layer"):
             if getattr(self, key) < 0:
                 raise ValueError(f"model.{key}: {getattr(self, key)} must not be negative")
@@ -125,7 +122,7 @@ class PCPParts(SingleScaleParts):
 class PCPEncoder(PCPParts, SingleScaleEncoder):
     """Point-MAE's encoder for the visible patches, with a second stream for the hidden ones."""
 
-    def __init__(self, config: SingleScaleConfig):
+    def __init__(self, config: MaskedTransformerConfig):
         super().__init__(config)
         self.mask_pos_token = nn.Parameter(torch.zeros(1, 1, config.trans_dim))
         nn.init.trunc_normal_(self.mask_pos_token, std=0.02, a=-2.0, b=2.0)
@@ -233,7 +230,7 @@ class PCPClassifierConfig(SingleScaleClassifierConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_width(self)
+        check_width(self.trans_dim)
 
 
 @MODELS.register("PCP_MAE_Classifier", config=PCPClassifierConfig)
@@ -262,7 +259,7 @@ class PCPSegmenterConfig(SingleScaleSegmenterConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        check_width(self)
+        check_width(self.trans_dim)
 
 
 @MODELS.register("PCP_MAE_SEG", config=PCPSegmenterConfig)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.point_m2ae import PointM2AEConfig
+from models.hierarchical import HierarchicalMAEConfig
 
 NEAR_ORIGIN = 1e-3  # squared radius in which the published sampling chooses no points
 
@@ -21,7 +21,7 @@ NEAR_ORIGIN = 1e-3  # squared radius in which the published sampling chooses no 
 class PlainPointM2AE(nn.Module):
     """Hide patches at every scale, encode what is visible from fine to coarse, rebuild what is hidden from coarse to fine."""
 
-    def __init__(self, config: PointM2AEConfig):
+    def __init__(self, config: HierarchicalMAEConfig):
         super().__init__()
         self.config = config
         dims = config.decoder_dims
@@ -94,7 +94,7 @@ class PlainPointM2AE(nn.Module):
 class PlainEncoder(nn.Module):
     """Embed all groups of each scale, run the visible ones through a transformer, hand them to the scale above."""
 
-    def __init__(self, config: PointM2AEConfig):
+    def __init__(self, config: HierarchicalMAEConfig):
         super().__init__()
         dims, widths = config.encoder_dims, config.embed_widths
         self.token_embed = nn.ModuleList(

@@ -6,12 +6,12 @@ Shapes: `B` batch, `G` groups, `V` visible groups, `K` neighbours per group, `C`
 0 = finest.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from models.classifier import HierarchicalClassifier, HierarchicalClassifierConfig
+from models.classifier import HierarchicalClassifier, HierarchicalClassifierConfig, HierarchicalScanObjectNNConfig
 from models.hierarchical import HierarchicalMAE, HierarchicalMAEConfig
 from models.layers.group import Pyramid
 from models.layers.norm import PointwiseConv
@@ -24,14 +24,7 @@ METHOD = "point-m2ae"
 COMPLEXITY_KEYS = ("mask_token_loss_pred", "MAE_decoder_loss_pred.", "increase_dim_2.")
 
 
-@dataclass
-class PointM2AEConfig(HierarchicalMAEConfig):
-    """Keys of Point-M2AE pre-training; defaults as published."""
-
-    NAME: str = "Point_M2AE"
-
-
-@MODELS.register("Point_M2AE", config=PointM2AEConfig)
+@MODELS.register("Point_M2AE", config=HierarchicalMAEConfig)
 class PointM2AE(HierarchicalMAE):
     """Hide patches at every scale, encode what is visible from fine to coarse, rebuild what is hidden."""
 
@@ -40,7 +33,7 @@ class PointM2AE(HierarchicalMAE):
     shared_keys = ("h_encoder.",)
     svm_C: ClassVar = {"modelnet40": 0.012}
 
-    def __init__(self, config: PointM2AEConfig):
+    def __init__(self, config: HierarchicalMAEConfig):
         super().__init__(config)
         # As published: 3 * K of the finest scale, though the targets are patches of a coarser one. Chamfer does not mind.
         self.rec_head = PointwiseConv(config.decoder_dims[-1], 3 * config.group_sizes[0])
@@ -72,12 +65,10 @@ class PointM2AEModelNet40Config(HierarchicalClassifierConfig):
 
 
 @dataclass
-class PointM2AEScanObjectNNConfig(HierarchicalClassifierConfig):
+class PointM2AEScanObjectNNConfig(HierarchicalScanObjectNNConfig):
     """The same keys with the defaults published for ScanObjectNN."""
 
     NAME: str = "Point_M2AE_ScanObjectNN"
-    group_sizes: list[int] = field(default_factory=lambda: [32, 16, 16])
-    cls_dim: int = 15
     pooling: str = "mean,max[1:]"
 
 
@@ -94,14 +85,7 @@ class PointM2AEClassifier(HierarchicalClassifier):
     renamed_keys = (("base.", ""),)
 
 
-@dataclass
-class PointM2AESegmenterConfig(HierarchicalSegmenterConfig):
-    """Keys of Point-M2AE's part segmenter; defaults as published for ShapeNetPart."""
-
-    NAME: str = "Point_M2AE_SEG"
-
-
-@MODELS.register("Point_M2AE_SEG", config=PointM2AESegmenterConfig)
+@MODELS.register("Point_M2AE_SEG", config=HierarchicalSegmenterConfig)
 class PointM2AESegmenter(HierarchicalSegmenter):
     """Fine-tune Point-M2AE's encoder to segment parts (Zhang et al. 2022, Sec. 4.2); I2P-MAE's part segmenter is this one, as published."""
 

@@ -3,8 +3,6 @@
 Shapes: `B` batch, `G` groups, `V` visible and `M` hidden groups of a sample, `K` points per patch, `C` channels.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from models.classifier import SingleScaleClassifier, SingleScaleClassifierConfig
@@ -19,21 +17,14 @@ METHOD = "point-mae"
 DECODER_KEYS = ("mask_token", "decoder_pos_embed.", "MAE_decoder.", "increase_dim.")
 
 
-@dataclass
-class PointMAEConfig(SingleScaleMAEConfig):
-    """Keys of Point-MAE pre-training; defaults as published."""
-
-    NAME: str = "Point_MAE"
-
-
-@MODELS.register("Point_MAE", config=PointMAEConfig)
+@MODELS.register("Point_MAE", config=SingleScaleMAEConfig)
 class PointMAE(SingleScaleMAE):
     """Hide patches, encode the visible ones, rebuild the hidden ones from mask tokens."""
 
     method = METHOD
     shared_keys = ("MAE_encoder.",)
 
-    def __init__(self, config: PointMAEConfig):
+    def __init__(self, config: SingleScaleMAEConfig):
         super().__init__(config)
         self.increase_dim = nn.Sequential(PointwiseConv(config.transformer_config.trans_dim, 3 * config.group_size))
 
@@ -55,14 +46,7 @@ class PointMAE(SingleScaleMAE):
         return self.increase_dim(self.MAE_decoder.norm(tokens)).unflatten(-1, (-1, 3))
 
 
-@dataclass
-class PointTransformerConfig(SingleScaleClassifierConfig):
-    """Keys of Point-MAE's classifier; defaults as published for ModelNet40."""
-
-    NAME: str = "PointTransformer"
-
-
-@MODELS.register("PointTransformer", config=PointTransformerConfig)
+@MODELS.register("PointTransformer", config=SingleScaleClassifierConfig)
 class PointMAEClassifier(SingleScaleClassifier):
     """Fine-tune Point-MAE's encoder to classify (Pang et al. 2022, Sec. 4.2)."""
 
@@ -72,14 +56,7 @@ class PointMAEClassifier(SingleScaleClassifier):
     ignored_keys = DECODER_KEYS
 
 
-@dataclass
-class PointMAESegmenterConfig(SingleScaleSegmenterConfig):
-    """Keys of Point-MAE's part segmenter; defaults as published for ShapeNetPart."""
-
-    NAME: str = "Point_MAE_SEG"
-
-
-@MODELS.register("Point_MAE_SEG", config=PointMAESegmenterConfig, aliases=("pt", "get_model"))
+@MODELS.register("Point_MAE_SEG", config=SingleScaleSegmenterConfig, aliases=("pt", "get_model"))
 class PointMAESegmenter(SingleScaleSegmenter):
     """Fine-tune Point-MAE's encoder to segment parts (Pang et al. 2022, Sec. 4.2); `pt` is the name of its published module.
 

@@ -1,6 +1,7 @@
 """The packages and the direction of imports (`docs/architecture.md`)."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -33,6 +34,11 @@ COMMANDS = [
 PACKAGES = set(MAY_IMPORT) | {"main", "tests", "benchmarks"}
 SOURCES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 MOST_PARAMETERS = 10
+# Questions about the device, the compiler or the instruction set.
+PLACE = re.compile(
+    r"is_cuda|device\.type *(==|!=|in\b)|\bcuda\.|is_compiling|is_available|capability|torch\.backends|has_kernel|"
+    r"\bbackend\(|[\"']cuda[\"']|platform"
+)
 
 
 def read(path: Path) -> ast.AST:
@@ -102,6 +108,13 @@ def test_functions_have_few_parameters():
                 names = [arg.arg for arg in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
                 count = len(names) - (names[:1] in (["self"], ["cls"]))
                 assert count <= MOST_PARAMETERS, f"{path.relative_to(ROOT)}: {node.name} has {count} parameters"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "models").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_models_do_not_ask_where_they_run(path):
+    """Device, backend, instruction set and compiler are questions of `extensions` and of `utils.device`."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if PLACE.search(line)]
+    assert not lines
 
 
 def test_top_level():

@@ -40,6 +40,13 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return "fp32", "bf16" or "fp16" as it is; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    if precision == "auto":
+        return "fp16" if device.type == "cuda" else "fp32"
+    return precision
+
+
 def check_precision(precision: str, device: torch.device) -> None:
     """Raise where a device cannot compute in a precision.
 

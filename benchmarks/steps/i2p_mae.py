@@ -56,9 +56,9 @@ def run_side(side: str, batch: int, steps: int, teacher_keys: dict, model_keys: 
         times = [time.process_time()]
         pyramid = model.group(points)
         times.append(time.process_time())
-        seen = i2p_mae.look(points, teacher, size=keys.image_size, depth=keys.depth)
+        views = i2p_mae.encode_views(points, teacher, size=keys.image_size, depth=keys.depth)
         times.append(time.process_time())
-        guidance = i2p_mae.guide(points, pyramid, seen, size=keys.image_size, scale=model.decoded_scale)
+        guidance = i2p_mae.guide(points, pyramid, views, size=keys.image_size, scale=model.decoded_scale)
         masked = model.mask_by_saliency(guidance.saliency, generator=torch.Generator().manual_seed(0))
         times.append(time.process_time())
         out = model(points, masked, pyramid=pyramid, targets=guidance.targets)

@@ -23,8 +23,8 @@ from datasets import build_dataset
 from datasets.transforms import augment
 from extensions.m2ae_ops import backend
 from models import build_model
+from models.hierarchical import HierarchicalMAEConfig
 from models.plain import PlainPointM2AE
-from models.point_m2ae import PointM2AEConfig
 from tools.optim import build_optimizer, parameter_groups
 from tools.train import update
 from utils.config.schema import OptimizerConfig, OptimizerKwargs
@@ -96,7 +96,7 @@ def build_sides(names: list[str]) -> dict[str, Side]:
             kwargs = OptimizerKwargs(lr=RATE, weight_decay=WEIGHT_DECAY)
             optimizer = build_optimizer(model, OptimizerConfig(type="AdamW", kwargs=kwargs))
         else:
-            model = PlainPointM2AE(PointM2AEConfig())
+            model = PlainPointM2AE(HierarchicalMAEConfig())
             optimizer = torch.optim.AdamW(parameter_groups(model, WEIGHT_DECAY), lr=RATE)
         model.load_state_dict(weights)
         sides[name] = Side(model, optimizer, precision)
@@ -105,7 +105,7 @@ def build_sides(names: list[str]) -> dict[str, Side]:
 
 def operations(points: Tensor) -> dict[str, float]:
     """Count GFLOP of a step, forward and backward, of both sides."""
-    config = PointM2AEConfig()
+    config = HierarchicalMAEConfig()
     model = PlainPointM2AE(config).train()
     with FlopCounterMode(display=False) as counter:
         model(points).backward()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.images.projection import Depth
 from models.images.weights import load_tower, read_weights
+from utils.device import AUTOCAST_DTYPES, resolve_precision
 from utils.errors import UserError, suggest
 
 CLIP_TAG = "openai"  # timm's default of the same architectures is the weights of another group
@@ -39,15 +40,15 @@ class TeacherConfig:
     cache: bool = False  # keep features on disk; needs augmentation: none and fixed points
 
 
-class Seen(NamedTuple):
-    """What the teacher says of images."""
+class ImageFeatures(NamedTuple):
+    """What the teacher returns for images."""
 
     features: Tensor  # (I, C, P, P) fp32
     saliency: Tensor  # (I, P, P) fp32, attention of the class token in the last block, mean over heads
 
 
 class ImageTeacher(nn.Module):
-    """Look at depth maps with a Vision Transformer of timm; always in evaluation mode and without gradient.
+    """Encode depth maps with a Vision Transformer of timm; always in evaluation mode and without gradient.
 
     CLIP's features are projected as its class token is; those of others are the normed tokens.
 
@@ -82,8 +83,8 @@ class ImageTeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, depth_maps: Tensor) -> Seen:
-        """Look at depth maps (I, S, S) in [0, 1], shown as grey images."""
+    def forward(self, depth_maps: Tensor) -> ImageFeatures:
+        """Encode depth maps (I, S, S) in [0, 1] as grey images."""
         images = (depth_maps.unsqueeze(1) - self.mean) / self.std  # (I, 3, S, S)
         dtype = self.dtype(images.device)
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
@@ -95,7 +96,7 @@ class ImageTeacher(nn.Module):
             features = self.tower.fc_norm(self.tower.norm(patches))
             features = self.tower.head(features) if self.projects else features
         shape = (len(images), -1, self.patches, self.patches)
-        return Seen(features.float().transpose(1, 2).reshape(shape), saliency.float().view(shape)[:, 0])
+        return ImageFeatures(features.float().transpose(1, 2).reshape(shape), saliency.float().view(shape)[:, 0])
 
     def _embed(self, images: Tensor) -> Tensor:
         tower = self.tower
@@ -104,7 +105,7 @@ class ImageTeacher(nn.Module):
     def _attention(self, block: nn.Module, tokens: Tensor) -> Tensor:
         """Return how much attention a block pays to each patch (I, P * P): that of the class token, mean over heads.
 
-        Towers without a class token: the mean over all patches that look.
+        Towers without a class token: the mean over all patches.
         """
         attention = block.attn
         I, T, _ = tokens.shape  # noqa: E741
@@ -117,9 +118,7 @@ class ImageTeacher(nn.Module):
 
     def dtype(self, device: torch.device) -> torch.dtype | None:
         """Return what products are computed in on a device; None = fp32."""
-        if self.precision == "auto":
-            return torch.float16 if device.type == "cuda" else None
-        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return AUTOCAST_DTYPES[resolve_precision(self.precision, device)]
 
 
 def build_teacher(config: TeacherConfig) -> ImageTeacher:

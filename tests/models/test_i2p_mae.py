@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import build_model, load_weights
-from models.i2p_mae import VISUAL_ENCODERS, guide, look
+from models.i2p_mae import VISUAL_ENCODERS, encode_views, guide
 from models.images.teacher import build_teacher
 from tests.models.small import SMALL
 from utils.errors import UserError
@@ -31,8 +31,8 @@ def points():
 
 def guidance_of(model, points):
     pyramid = model.group(points)
-    seen = look(points, build_teacher(model.config.teacher), size=64, depth="signed_sum")
-    return pyramid, guide(points, pyramid, seen, size=64, scale=model.decoded_scale)
+    views = encode_views(points, build_teacher(model.config.teacher), size=64, depth="signed_sum")
+    return pyramid, guide(points, pyramid, views, size=64, scale=model.decoded_scale)
 
 
 def test_outputs_with_a_teacher(points):

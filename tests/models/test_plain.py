@@ -5,8 +5,8 @@ import torch
 
 from extensions import fps, knn
 from models import build_model
+from models.hierarchical import HierarchicalMAEConfig
 from models.plain import PlainPointM2AE, nearest, sample
-from models.point_m2ae import PointM2AEConfig
 from tests.models.small import SMALL
 
 # Batch statistics take these away: what the plain form has there is rounding.
@@ -23,7 +23,7 @@ BEFORE_NORM = (
 def test_same_weights_give_the_same_loss_and_gradients():
     torch.manual_seed(0)
     model = build_model({**SMALL, "encoder_depths": [2, 1, 1]}).train()
-    plain = PlainPointM2AE(PointM2AEConfig(**{**SMALL, "encoder_depths": [2, 1, 1]})).train()
+    plain = PlainPointM2AE(HierarchicalMAEConfig(**{**SMALL, "encoder_depths": [2, 1, 1]})).train()
     report = plain.load_state_dict(model.state_dict())
     assert not report.missing_keys and not report.unexpected_keys
     points = torch.randn(4, 100, 3) * 0.4
@@ -55,7 +55,7 @@ def test_the_vectorised_ops_choose_as_ours_do():
 
 def test_a_changed_weight_changes_the_loss():
     torch.manual_seed(0)
-    plain = PlainPointM2AE(PointM2AEConfig(**SMALL)).eval()
+    plain = PlainPointM2AE(HierarchicalMAEConfig(**SMALL)).eval()
     points, masked = torch.randn(2, 100, 3) * 0.4, torch.arange(8).expand(2, 8) >= 2
     before = plain(points, masked)
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models import build_model, load_weights
-from models.i2p_mae import guide, look
+from models.i2p_mae import encode_views, guide
 from models.images.clip_layout import PREFIX, clip_keys, find_clip, with_clip
 from models.images.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from models.images.teacher import TeacherConfig, build_teacher
@@ -75,10 +75,10 @@ def test_projection_and_lifting():
 
 def test_image_tower(teacher):
     ref = read("clip_image_tower_a")
-    seen = look(torch.from_numpy(ref["points"]), teacher, **LOOKS)
-    np.testing.assert_allclose(seen.features[:, ::32].numpy(), ref["features__c32"], atol=2e-5)
-    np.testing.assert_allclose(seen.features.mean((2, 3)).numpy(), ref["features_channel_mean"], atol=5e-6)
-    np.testing.assert_allclose(seen.saliency.flatten(1).numpy(), ref["cls_attention"], atol=2e-8)
+    views = encode_views(torch.from_numpy(ref["points"]), teacher, **LOOKS)
+    np.testing.assert_allclose(views.features[:, ::32].numpy(), ref["features__c32"], atol=2e-5)
+    np.testing.assert_allclose(views.features.mean((2, 3)).numpy(), ref["features_channel_mean"], atol=5e-6)
+    np.testing.assert_allclose(views.saliency.flatten(1).numpy(), ref["cls_attention"], atol=2e-8)
 
 
 def test_guided_mask():
@@ -98,7 +98,7 @@ def test_pretraining_forward_and_backward(teacher, model):
     ref = read("pretrain_eval_a")
     points = torch.from_numpy(ref["points"])
     pyramid = model.group(points)
-    guidance = guide(points, pyramid, look(points, teacher, **LOOKS), size=224, scale=model.decoded_scale)
+    guidance = guide(points, pyramid, encode_views(points, teacher, **LOOKS), size=224, scale=model.decoded_scale)
     np.testing.assert_allclose(guidance.saliency.numpy(), ref["saliency"], atol=2e-8)
     torch.manual_seed(int(ref["torch_seed"]))
     masked = model.mask_by_saliency(guidance.saliency)

@@ -62,7 +62,7 @@ def test_the_mask_follows_the_teacher(folder, monkeypatch):
     """Cold masks keep the most salient groups; at the published temperature others stay as well."""
     guide, batch = guided(folder, "model.mask_temperature=1e-7")
     pyramid = guide.model.group(batch.points)
-    saliency = guide.guide(batch.points, pyramid, guide.look(batch.points)).saliency
+    saliency = guide.guide(batch.points, pyramid, guide.encode_views(batch.points)).saliency
     kept = ~prepare(guide, batch)["masked"]
     best = torch.zeros_like(kept).scatter_(1, saliency.topk(2).indices, True)
     assert torch.equal(kept, best)
@@ -87,25 +87,25 @@ def test_the_teacher_is_no_part_of_the_model(folder):
 
 
 def test_features_are_kept_in_half_precision(folder, monkeypatch):
-    """One row a cloud and view; the second run does not look again; what is read agrees with what is seen."""
+    """One row a cloud and view; the second run encodes nothing; what is read agrees with what was encoded."""
     guide, batch = guided(folder, *FIXED)
     assert guide.store["features"].dtype == np.float16 and guide.store["features"].shape == (40, 3, 24, 4, 4)
     assert guide.store["saliency"].shape == (40, 3, 4, 4)
     kept = prepare(guide, batch)
     guide.store = None
-    seen = prepare(guide, batch)
-    torch.testing.assert_close(kept["targets"], seen["targets"], rtol=2e-3, atol=2e-3)
-    assert not torch.equal(kept["targets"], seen["targets"])
+    encoded = prepare(guide, batch)
+    torch.testing.assert_close(kept["targets"], encoded["targets"], rtol=2e-3, atol=2e-3)
+    assert not torch.equal(kept["targets"], encoded["targets"])
 
     def refuse(*args, **kwargs):
-        raise AssertionError("looked again")
+        raise AssertionError("encoded again")
 
-    monkeypatch.setattr(module, "look", refuse)
+    monkeypatch.setattr(module, "encode_views", refuse)
     again, batch = guided(folder, *FIXED)
     assert torch.equal(prepare(again, batch)["targets"], kept["targets"])
-    with pytest.raises(AssertionError, match="looked again"):
+    with pytest.raises(AssertionError, match="encoded again"):
         guided(folder, *FIXED, "model.teacher.depth=nearest")
-    with pytest.raises(AssertionError, match="looked again"):
+    with pytest.raises(AssertionError, match="encoded again"):
         guided(folder, *FIXED, "dataset.train.clouds=41")
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from datasets.batches import Batch, Batches
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
-from models.i2p_mae import I2PMAE, Guidance, guide, look
+from models.i2p_mae import I2PMAE, Guidance, encode_views, guide
 from models.images.projection import VIEWS
-from models.images.teacher import ImageTeacher, Seen, build_teacher
+from models.images.teacher import ImageFeatures, ImageTeacher, build_teacher
 from models.layers.group import Pyramid
 from tools.context import RunContext
 from tools.guides.base import Guide
@@ -87,23 +87,23 @@ class ImageGuide(Guide):
         # Which pixel a point falls into is decided in fp32, whatever the model computes in.
         with torch.autocast(points.device.type, enabled=False):
             pyramid = self.model.group(points) if pyramid is None else pyramid
-            seen = self.look(points) if self.store is None else self._recall(batch.indices, points.device)
-            guidance = self.guide(points, pyramid, seen)
+            views = self.encode_views(points) if self.store is None else self._recall(batch.indices, points.device)
+            guidance = self.guide(points, pyramid, views)
             masked = self.model.mask_by_saliency(guidance.saliency, generator=draw("mask"))
         return {"masked": masked, "pyramid": pyramid, "targets": guidance.targets}
 
-    def look(self, points: Tensor) -> Seen:
+    def encode_views(self, points: Tensor) -> ImageFeatures:
         """Show points (B, N, 3) to the teacher."""
         keys = self.model.config.teacher
-        return look(points, self.teacher, size=keys.image_size, depth=keys.depth)
+        return encode_views(points, self.teacher, size=keys.image_size, depth=keys.depth)
 
-    def guide(self, points: Tensor, pyramid, seen: Seen) -> Guidance:
-        """Carry what was seen in the views of points to their groups."""
-        return guide(points, pyramid, seen, size=self.model.config.teacher.image_size, scale=self.model.decoded_scale)
+    def guide(self, points: Tensor, pyramid, views: ImageFeatures) -> Guidance:
+        """Carry the features of the views of points to their groups."""
+        return guide(points, pyramid, views, size=self.model.config.teacher.image_size, scale=self.model.decoded_scale)
 
-    def _recall(self, indices: Tensor, device: torch.device) -> Seen:
+    def _recall(self, indices: Tensor, device: torch.device) -> ImageFeatures:
         rows = indices.numpy()
-        return Seen(
+        return ImageFeatures(
             *(
                 send(torch.from_numpy(self.store[key][rows]), device).float().transpose(0, 1).flatten(0, 1)
                 for key in ("features", "saliency")
@@ -118,10 +118,10 @@ class ImageGuide(Guide):
 
 
 def keep_features(teacher: ImageTeacher, clouds: CloudSet, keys, device: torch.device) -> dict[str, np.ndarray]:
-    """Return what a teacher sees of all clouds of a set, in float16: from the cache, or computed now and kept there.
+    """Return what a teacher makes of all clouds of a set, in float16: from the cache, or computed now and kept there.
 
     Args:
-        keys: the teacher's keys; what decides what it sees is part of the name of the entry.
+        keys: the teacher's keys; what decides its features is part of the name of the entry.
     """
     side, views = teacher.patches, len(VIEWS)
     deciding = ("name", "sha256", "arguments", "image_size", "depth", "statistics")
@@ -131,10 +131,10 @@ def keep_features(teacher: ImageTeacher, clouds: CloudSet, keys, device: torch.d
     def chunks() -> Iterator[dict[str, np.ndarray]]:
         batches = Batches(clouds, batch_size=CHUNK, seed=0, device=device, shuffle=False, drop_last=False)
         for batch in batches.evaluation():
-            seen = look(batch.points, teacher, size=keys.image_size, depth=keys.depth)
+            encoded = encode_views(batch.points, teacher, size=keys.image_size, depth=keys.depth)
             yield {
                 name: value.unflatten(0, (views, -1)).transpose(0, 1).half().cpu().numpy()
-                for name, value in seen._asdict().items()
+                for name, value in encoded._asdict().items()
             }
 
     fields = {"features": ("<f2", (views, teacher.width, side, side)), "saliency": ("<f2", (views, side, side))}

@@ -26,10 +26,10 @@ def guidance_section(guide, model) -> Section:
     chosen, points = chosen_clouds(clouds, COUNT, run.seed, run.device)
     frame = fit_frame(turn_to_views(points), keys.image_size)
     images = draw_depth(points, frame, keys.depth).unflatten(0, (3, -1)).cpu().numpy()  # (W, B, S, S)
-    seen, pyramid = guide.look(points), model.group(points)
-    everywhere = lift(seen.saliency.unsqueeze(1), find_pixels(points, frame), keys.image_size)  # (W * B, N, 1)
+    views, pyramid = guide.encode_views(points), model.group(points)
+    everywhere = lift(views.saliency.unsqueeze(1), find_pixels(points, frame), keys.image_size)  # (W * B, N, 1)
     everywhere = everywhere.unflatten(0, (3, -1)).mean(0).squeeze(-1)  # (B, N)
-    saliency = guide.guide(points, pyramid, seen).saliency
+    saliency = guide.guide(points, pyramid, views).saliency
     masked = model.mask_by_saliency(saliency, generator=generator(run.seed, 0, 0, "gallery"))
     finest = ~model.mask(pyramid, masked)[0].visible
 
