@@ -31,12 +31,13 @@ def main() -> int:
     )
     parser.add_argument("--verbose", action="store_true", help="print compiler commands and output")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.basicConfig(format="%(name)s: %(message)s")
+    logging.getLogger("m2ae_ops").setLevel(logging.DEBUG if arguments.verbose else logging.INFO)
     wanted = [name for name in HALVES if getattr(arguments, name)]
     status = 0
     for name in wanted or (HALVES if present_devices() else HALVES[:1]):
         try:
-            path = build(name, architectures=arguments.arch if name == "cuda" else (), verbose=arguments.verbose)
+            path = build(name, architectures=arguments.arch if name == "cuda" else ())
             print(f"{name}: {path}")
         except BuildError as error:
             print(f"{name}: not built: {error}", file=sys.stderr)

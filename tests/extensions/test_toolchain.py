@@ -16,10 +16,10 @@ from extensions.m2ae_ops.building.toolchain import (
     CudaToolkit,
     architectures_for,
     check_headers,
+    choose_architectures,
     code_flags,
     covers,
     cuda_runtime,
-    default_architectures,
     find_cuda,
     parse_architectures,
 )
@@ -74,18 +74,16 @@ def test_the_files_of_pytorch_agree_with_pytorch():
     assert all(path.is_dir() for path in found.includes)
 
 
-def test_pytorch_is_found_through_a_pth_file_without_importing_it(tmp_path, monkeypatch):
-    make_torch(tmp_path / "elsewhere")
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "more.pth").write_text(f"# a comment\nimport nothing\n{tmp_path / 'elsewhere'}\n")
+def test_pytorch_is_found_where_a_build_environment_hides_it(tmp_path, monkeypatch):
+    make_torch(tmp_path / "site")
     monkeypatch.setattr(torch_files.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(
         torch_files.sysconfig, "get_paths", lambda: dict.fromkeys(["purelib", "platlib"], tmp_path / "site")
     )
     monkeypatch.setattr(torch_files.site, "getsitepackages", lambda: [])
     monkeypatch.setattr(torch_files.site, "getusersitepackages", lambda: str(tmp_path))
-    assert torch_files.find_torch().folder == tmp_path / "elsewhere" / "torch"
-    (tmp_path / "site" / "more.pth").unlink()
+    assert torch_files.find_torch().folder == tmp_path / "site" / "torch"
+    (tmp_path / "site" / "torch" / "version.py").unlink()
     assert torch_files.find_torch() is None
 
 
@@ -161,9 +159,15 @@ def test_nvcc_without_headers_is_told(tmp_path):
         (folder / "cuda_runtime.h").unlink()
 
 
-def test_default_architectures_are_those_that_nvcc_knows():
-    assert default_architectures(HOPPER)[-3:] == ("10.0", "12.0", "12.0+PTX")
-    assert default_architectures(OLD) == ("7.5", "8.0", "8.6", "8.9", "9.0", "9.0+PTX")
+def test_the_usual_architectures_are_those_that_nvcc_knows(monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert choose_architectures(HOPPER, "", [])[-3:] == ("10.0", "12.0", "12.0+PTX")
+    assert choose_architectures(OLD, "", []) == ("7.5", "8.0", "8.6", "8.9", "9.0", "9.0+PTX")
+    assert choose_architectures(OLD, "", [(8, 6)]) == ("8.6",) and choose_architectures(OLD, "7.5", [(8, 6)]) == (
+        "7.5",
+    )
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0 8.0")
+    assert choose_architectures(OLD, "", [(8, 6)]) == ("9.0", "8.0")
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_what_runs_where():
 
 def test_a_key_holds_all_that_decides_the_result(tmp_path, monkeypatch):
     """The same key in two environments alike, another one as soon as anything differs."""
-    for name, text in (("cpu/a.cpp", '#include "b.h"'), ("cpu/b.h", ""), ("cpu/c.h", ""), ("cuda/a.cu", "")):
+    for name, text in (("cpu/a.cpp", '#include "b.h"'), ("cpu/b.h", ""), ("cuda/a.cu", "")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     one, other = make_torch(tmp_path / "one"), make_torch(tmp_path / "other")
@@ -216,25 +220,28 @@ def test_a_key_holds_all_that_decides_the_result(tmp_path, monkeypatch):
     (tmp_path / "include" / "cuda_runtime.h").write_text("")
     gcc, later_gcc = Compiler("g++", "g++ 12", False), Compiler("g++", "g++ 13", False)
     cpu = cpu_half(tmp_path, one, gcc).key
-    cuda = cuda_half(tmp_path, one, gcc, toolkit, ["9.0"]).key
     assert cpu_half(tmp_path, other, gcc).key == cpu
-    (tmp_path / "cpu" / "c.h").write_text("nobody includes this")
+    (tmp_path / "cuda" / "c.cuh").write_text("of the other half")
     assert cpu_half(tmp_path, one, gcc).key == cpu
+    cuda = cuda_half(tmp_path, one, gcc, toolkit, ("9.0",)).key
+    assert cuda_half(tmp_path, other, gcc, toolkit, ("9.0",)).key == cuda
     later_torch = replace(one, version="2.10")
-    later_toolkit = replace(toolkit, version="13.1")
+    later_toolkit = toolkit._replace(version="13.1")
     assert cuda not in {
-        cuda_half(tmp_path, one, gcc, toolkit, ["9.0", "10.0"]).key,
-        cuda_half(tmp_path, one, gcc, later_toolkit, ["9.0"]).key,
-        cuda_half(tmp_path, later_torch, gcc, toolkit, ["9.0"]).key,
+        cuda_half(tmp_path, one, gcc, toolkit, ("9.0", "10.0")).key,
+        cuda_half(tmp_path, one, gcc, later_toolkit, ("9.0",)).key,
+        cuda_half(tmp_path, later_torch, gcc, toolkit, ("9.0",)).key,
     }
     changed = {cpu_half(tmp_path, later_torch, gcc).key, cpu_half(tmp_path, one, later_gcc).key}
-    changed.add(cpu_half(tmp_path, one, replace(gcc, openmp=True)).key)
+    changed.add(cpu_half(tmp_path, one, gcc._replace(openmp=True)).key)
     monkeypatch.setattr(recipe, "CPU_FLAGS", ("-O0",))
     changed.add(cpu_half(tmp_path, one, gcc).key)
     monkeypatch.undo()
     (tmp_path / "cpu" / "b.h").write_text("int changed;")
     changed.add(cpu_half(tmp_path, one, gcc).key)
-    assert len(changed) == 5 and cpu not in changed
+    (tmp_path / "cpu" / "a.cpp").write_text("int changed;")
+    changed.add(cpu_half(tmp_path, one, gcc).key)
+    assert len(changed) == 6 and cpu not in changed
 
 
 @pytest.mark.parametrize(("cmake_text", "standard"), [("", 17), ("    CXX_STANDARD 20\n", 20)])
@@ -243,7 +250,8 @@ def test_kernels_are_compiled_for_the_c_plus_plus_of_the_headers(tmp_path, cmake
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "a.cpp").write_text("")
     half = cpu_half(tmp_path, make_torch(tmp_path, cmake_text=cmake_text), Compiler("g++", "g++ 12", False))
-    assert f"-std=c++{standard}" in half.objects[0].command
+    (command,) = half.objects.values()
+    assert f"-std=c++{standard}" in command
 
 
 def test_a_finished_library_must_fit(tmp_path):

@@ -5,54 +5,44 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import BuildError
 from .recipe import Half
 
-KEEP_DAYS = 14  # objects that no build has used for so long are removed
 SAY_EVERY = 10.0  # seconds between two lines that say how far a build is
-Answer = tuple[bool, str]  # whether a compiler succeeded, and its output
 _LOG = logging.getLogger("m2ae_ops")
 
 
-def compile_half(half: Half, target: Path, objects: Path, *, verbose: bool = False) -> None:
+def compile_half(half: Half, target: Path, objects: Path) -> None:
     """Compile what is not yet in the folder `objects`, and link it into `target`, which appears when it is complete.
 
-    The compilers' output goes to build.log in the target's folder, and to the terminal with `verbose`.
+    The compilers' output goes to build.log in the target's folder, and to the log at level DEBUG.
 
     Raises:
         BuildError: a compiler failed or does not start.
         OSError: a folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    objects.mkdir(parents=True, exist_ok=True)
-    missing = [item for item in half.objects if not _use(objects / item.name)]
+    for folder in (target.parent, objects):
+        folder.mkdir(parents=True, exist_ok=True)
+    missing = {objects / name: command for name, command in half.objects.items() if not (objects / name).exists()}
+    answers, said = [], time.monotonic()
     with ThreadPoolExecutor(_jobs()) as pool:
-        commands = [[*item.command, "-c", str(item.source.resolve())] for item in missing]
-        answers = list(_watched(pool.map(_make, [objects / item.name for item in missing], commands), len(missing)))
-    if all(succeeded for succeeded, _ in answers):
-        before, after = half.link
-        answers.append(_make(target, [*before, *(str(objects / item.name) for item in half.objects), *after]))
-    text, log_file = "".join(text for _, text in answers), target.parent / "build.log"
+        for answer in pool.map(_make, missing.keys(), missing.values()):
+            answers.append(answer)
+            if time.monotonic() - said >= SAY_EVERY and len(answers) < len(missing):
+                said = time.monotonic()
+                _LOG.warning("compiled %d of %d files", len(answers), len(missing))
+    if not any(answer.returncode for answer in answers):
+        answers.append(_make(target, [*half.link[0], *(str(objects / name) for name in half.objects), *half.link[1]]))
+    text = "".join(f"{shlex.join(answer.args)}\n{answer.stdout}" for answer in answers)
+    log_file = target.parent / "build.log"
     log_file.write_text(text)
-    if verbose:
-        print(text)
-    if not all(succeeded for succeeded, _ in answers):
+    _LOG.debug("%s", text)
+    if any(answer.returncode for answer in answers):
         raise BuildError(f"the compiler failed; its output is in {log_file}")
-    _prune(objects)
-
-
-def _watched(answers: Iterable[Answer], total: int) -> Iterator[Answer]:
-    """Yield the answers of compilers, and say every `SAY_EVERY` seconds how many of `total` are there."""
-    said = time.monotonic()
-    for done, answer in enumerate(answers, start=1):
-        yield answer
-        if time.monotonic() - said >= SAY_EVERY and done < total:
-            said = time.monotonic()
-            _LOG.warning("compiled %d of %d files", done, total)
 
 
 def _jobs() -> int:
@@ -63,17 +53,8 @@ def _jobs() -> int:
     return int(wanted)
 
 
-def _use(path: Path) -> bool:
-    """Mark a file as in use, so that it is not removed; return whether there is one."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _make(result: Path, command: Sequence[str]) -> Answer:
-    """Run a compiler; return whether it succeeded, and its output. The result appears in one step, whoever else makes it too."""
+def _make(result: Path, command: Sequence[str]) -> subprocess.CompletedProcess:
+    """Run a compiler. The result appears in one step, whoever else makes it too."""
     part = result.with_name(f"{result.name}.{os.getpid()}.part")
     command = [*command, "-o", str(part)]
     try:
@@ -83,14 +64,4 @@ def _make(result: Path, command: Sequence[str]) -> Answer:
     if answer.returncode == 0:
         os.replace(part, result)
     part.unlink(missing_ok=True)
-    return answer.returncode == 0, f"{shlex.join(command)}\n{answer.stdout}"
-
-
-def _prune(objects: Path) -> None:
-    oldest = time.time() - KEEP_DAYS * 86400
-    for path in objects.glob("*.o*"):
-        try:
-            if path.stat().st_mtime < oldest:
-                path.unlink()
-        except FileNotFoundError:  # another process was quicker
-            continue
+    return answer

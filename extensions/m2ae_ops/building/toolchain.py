@@ -1,7 +1,7 @@
 """The C++ compiler, the CUDA toolkit, and the architectures to compile for.
 
-An architecture is written as in TORCH_CUDA_ARCH_LIST: "9.0", "9.0a", or "9.0+PTX" for code of that architecture and
-intermediate code that the driver compiles for later ones. What cannot be found or does not fit is a BuildError.
+An architecture is written as in TORCH_CUDA_ARCH_LIST: "9.0", "9.0a", or "9.0+PTX" for code of that architecture and intermediate code
+that the driver compiles for later ones. What cannot be found or does not fit is a BuildError.
 """
 
 import os
@@ -11,35 +11,34 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from . import BuildError
 from .torch_files import TorchFiles
 
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Turing, Ampere (data centre, consumer), Ada, Hopper, Blackwell (data centre, consumer); as far as nvcc knows them.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
-"""Turing, Ampere (data centre, consumer), Ada, Hopper, Blackwell (data centre, consumer); as far as nvcc knows them."""
 ARCHITECTURE = re.compile(r"(\d+)\.(\d)([af]?)(\+PTX)?")
 
 
-@dataclass(frozen=True)
-class Compiler:
-    """A C++ compiler: its command, what it says about itself, and whether it has OpenMP."""
+class Compiler(NamedTuple):
+    """A C++ compiler."""
 
     command: str
-    version: str
+    version: str  # what it says about itself
     openmp: bool
 
 
-@dataclass(frozen=True)
-class CudaToolkit:
-    """A CUDA toolkit: nvcc, its folder, its version ("13.0") and the architectures that it compiles for."""
+class CudaToolkit(NamedTuple):
+    """A CUDA toolkit."""
 
     nvcc: str
     home: Path
-    version: str
-    known: tuple[str, ...]
+    version: str  # such as 13.0
+    known: tuple[str, ...]  # architectures that it compiles for
 
 
 def find_compiler() -> Compiler:
@@ -52,11 +51,6 @@ def find_compiler() -> Compiler:
         if answer.returncode == 0:
             return Compiler(path, answer.stdout.splitlines()[0], _has_openmp(path))
     raise BuildError(f"no C++ compiler found ({wanted or 'g++, clang++, c++'}); install one or set CXX")
-
-
-def is_x86() -> bool:
-    """Return whether this is a 64-bit x86 machine."""
-    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def find_cuda(torch: TorchFiles) -> CudaToolkit:
@@ -86,23 +80,20 @@ def cuda_runtime(torch: TorchFiles, toolkit: CudaToolkit) -> Path:
 
 def check_headers(torch: TorchFiles, toolkit: CudaToolkit) -> None:
     """Check that the headers of the CUDA runtime are here: packages of nvcc alone come without."""
-    folders = (
-        toolkit.home / "include",
-        *toolkit.home.glob("targets/*/include"),
-        *(path / "include" for path in torch.nvidia),
-    )
-    if not any((folder / "cuda_runtime.h").is_file() for folder in folders):
-        raise BuildError(
-            f"{toolkit.nvcc} comes without headers: there is no cuda_runtime.h in {toolkit.home / 'include'}; "
-            "install the whole CUDA toolkit or set CUDA_HOME"
-        )
+    folders = (toolkit.home, *toolkit.home.glob("targets/*"), *torch.nvidia)
+    if not any((folder / "include" / "cuda_runtime.h").is_file() for folder in folders):
+        missing = f"{toolkit.nvcc} comes without headers: there is no cuda_runtime.h in {toolkit.home / 'include'}"
+        raise BuildError(f"{missing}; install the whole CUDA toolkit or set CUDA_HOME")
 
 
 def choose_architectures(toolkit: CudaToolkit, wanted: str, devices: Sequence[tuple[int, int]]) -> tuple[str, ...]:
     """Return what to compile for: the list wanted, else $TORCH_CUDA_ARCH_LIST, else the devices at hand, else all usual ones."""
     if chosen := wanted or os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return parse_architectures(chosen, toolkit)
-    return architectures_for(devices, toolkit) if devices else default_architectures(toolkit)
+    if devices:
+        return architectures_for(devices, toolkit)
+    names = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.known]
+    return *names, f"{names[-1]}+PTX"  # intermediate code of the newest serves later devices
 
 
 def parse_architectures(text: str, toolkit: CudaToolkit) -> tuple[str, ...]:
@@ -111,46 +102,37 @@ def parse_architectures(text: str, toolkit: CudaToolkit) -> tuple[str, ...]:
     for name in names:
         match = ARCHITECTURE.fullmatch(name)
         if not match or f"{match[1]}.{match[2]}" not in toolkit.known:
-            known = f"it has {' '.join(toolkit.known)}, also with +PTX"
-            raise BuildError(f"architecture {name!r} is unknown to nvcc {toolkit.version}; {known}")
+            known = f"nvcc {toolkit.version}; it has {' '.join(toolkit.known)}, also with +PTX"
+            raise BuildError(f"architecture {name!r} is unknown to {known}")
     return names
-
-
-def default_architectures(toolkit: CudaToolkit) -> tuple[str, ...]:
-    """Return all architectures of a build for other machines; intermediate code of the newest one serves later ones."""
-    names = [name for name in DEFAULT_ARCHITECTURES if name in toolkit.known]
-    return *names, f"{names[-1]}+PTX"
 
 
 def architectures_for(capabilities: Sequence[tuple[int, int]], toolkit: CudaToolkit) -> tuple[str, ...]:
     """Return what to compile for the given devices, and nothing more."""
     chosen = []
     for capability in sorted(set(capabilities)):
-        older = [name for name in toolkit.known if _number(name) <= capability]
+        older = [name for name in toolkit.known if _parts(name)[0] <= capability]
         if not older:
             raise BuildError(f"nvcc {toolkit.version} no longer compiles for sm_{capability[0]}{capability[1]}")
-        nearest = max(older, key=_number)
+        nearest = max(older, key=_parts)
         # Machine code runs on later devices of the same generation; across generations only intermediate code does.
-        chosen.append(nearest if _number(nearest)[0] == capability[0] else f"{nearest}+PTX")
+        chosen.append(nearest if covers([nearest], capability) else f"{nearest}+PTX")
     return tuple(dict.fromkeys(chosen))
 
 
 def covers(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
     """Return whether code compiled for the architectures runs on a device."""
-    for name in architectures:
-        *_, exact, ptx = ARCHITECTURE.fullmatch(name).groups()
-        number = _number(name)
-        same = number[0] == capability[0] and (number == capability or not exact)
-        if number <= capability and (ptx or same):
-            return True
-    return False
+    return any(
+        number <= capability and (ptx or (number[0] == capability[0] and (number == capability or not exact)))
+        for number, exact, ptx in map(_parts, architectures)
+    )
 
 
 def code_flags(architectures: Sequence[str]) -> list[str]:
     """Return nvcc's flags for the architectures."""
     flags = []
     for name in architectures:
-        major, minor, suffix, ptx = ARCHITECTURE.fullmatch(name).groups()
+        (major, minor), suffix, ptx = _parts(name)
         code = f"{major}{minor}{suffix}"
         flags += [f"-gencode=arch=compute_{code},code={kind}_{code}" for kind in ("sm", *(["compute"] if ptx else []))]
     return list(dict.fromkeys(flags))
@@ -164,17 +146,14 @@ def _has_openmp(compiler: str) -> bool:
         return subprocess.run(command, input=program, text=True, capture_output=True).returncode == 0
 
 
-def _candidates(torch: TorchFiles) -> Iterator[str]:
+def _candidates(torch: TorchFiles) -> list[str]:
     if home := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         nvcc = Path(home) / "bin" / "nvcc"
         if not nvcc.exists():
             raise BuildError(f"there is no {nvcc}; correct or unset CUDA_HOME")
-        yield str(nvcc)
-        return
-    if nvcc := shutil.which("nvcc"):
-        yield nvcc
-    folders = (folder / "bin" / "nvcc" for folder in (*torch.nvidia, Path("/usr/local/cuda")))
-    yield from (str(nvcc) for nvcc in folders if nvcc.exists())
+        return [str(nvcc)]
+    found = (shutil.which("nvcc"), *(folder / "bin" / "nvcc" for folder in (*torch.nvidia, Path("/usr/local/cuda"))))
+    return [str(nvcc) for nvcc in found if nvcc and Path(nvcc).exists()]
 
 
 def _inspect(nvcc: str) -> CudaToolkit:
@@ -194,6 +173,7 @@ def _inspect(nvcc: str) -> CudaToolkit:
     return CudaToolkit(nvcc, Path(top[1]).resolve(), version[1], tuple(f"{major}.{minor}" for major, minor in codes))
 
 
-def _number(name: str) -> tuple[int, int]:
-    major, minor, *_ = ARCHITECTURE.fullmatch(name).groups()
-    return int(major), int(minor)
+def _parts(name: str) -> tuple[tuple[int, int], str, bool]:
+    """Return the number of an architecture, its suffix, and whether intermediate code is wanted."""
+    major, minor, suffix, ptx = ARCHITECTURE.fullmatch(name).groups()
+    return (int(major), int(minor)), suffix, bool(ptx)

@@ -1,14 +1,12 @@
 """The installed PyTorch as seen from the file system, without importing it.
 
-A build by pip runs in an environment of its own, in which the PyTorch of the target environment cannot be imported and
-a second one would be a download of several GB. Its headers, libraries and version are files that can be found.
+pip builds in an environment of its own, where the target's PyTorch cannot be imported and a second one is a download of several GB.
 """
 
 import importlib.util
 import re
 import site
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,33 +42,17 @@ def torch_files(folder: Path) -> TorchFiles:
     path = folder / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
     text = path.read_text() if path.exists() else ""
     # Wheels up to 2.6 came with either ABI and name it there; later ones have the new one and no longer do.
-    abi = re.search(r"_GLIBCXX_USE_CXX11_ABI=([01])", text)
-    standard = re.search(r"CXX_STANDARD (\d+)", text)  # 17, and 20 from about PyTorch 2.12 on
-    return TorchFiles(
-        folder,
-        facts["__version__"],
-        facts.get("cuda"),
-        cxx11_abi=int(abi[1]) if abi else 1,
-        standard=int(standard[1]) if standard else 17,
-    )
+    abi = int([*re.findall(r"_GLIBCXX_USE_CXX11_ABI=([01])", text), "1"][0])
+    standard = int([*re.findall(r"CXX_STANDARD (\d+)", text), "17"][0])  # 17, and 20 from about PyTorch 2.12 on
+    return TorchFiles(folder, facts["__version__"], facts.get("cuda"), abi, standard)
 
 
 def find_torch() -> TorchFiles | None:
-    """Return the PyTorch of the running interpreter's environment, or None."""
-    folders = (folder / "torch" for folder in _site_folders())
-    found = (folder for folder in folders if (folder / "version.py").exists() and (folder / "include").is_dir())
-    return next(map(torch_files, found), None)
-
-
-def _site_folders() -> Iterator[Path]:
-    """Yield the folders that the interpreter would search, also those hidden by a build environment."""
-    spec = importlib.util.find_spec("torch")  # looks, does not import
-    if spec is not None and spec.origin:
-        yield Path(spec.origin).parent.parent
-    paths = sysconfig.get_paths()
-    folders = [paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages()]
-    for folder in map(Path, dict.fromkeys(folders)):
-        yield folder
-        for file in sorted(folder.glob("*.pth")):
-            lines = file.read_text(errors="replace").splitlines()
-            yield from (folder / line for line in lines if line and not line.startswith(("#", "import ", "import\t")))
+    """Return the PyTorch of the running interpreter's environment, also if a build environment hides it, or None."""
+    spec, paths = importlib.util.find_spec("torch"), sysconfig.get_paths()  # finds without importing
+    own = [Path(spec.origin).parents[1]] if spec is not None and spec.origin else []
+    folders = (*own, paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages())
+    for folder in (Path(folder) / "torch" for folder in folders):
+        if (folder / "version.py").exists() and (folder / "include").is_dir():
+            return torch_files(folder)
+    return None

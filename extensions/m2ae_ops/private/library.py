@@ -9,23 +9,21 @@ import torch
 
 from ..building import BuildError, cache_folder
 from ..building.compile import compile_half
-from ..building.recipe import recipe
+from ..building.recipe import DURATION, recipe
 from ..building.torch_files import torch_files
 
 CSRC = Path(__file__).parents[1] / "csrc"
 LOCK_TIMEOUT = 1800  # seconds to wait for another process that builds
-DURATION = {"cpu": "some 20 seconds", "cuda": "a minute or two"}
 logger = logging.getLogger("m2ae_ops")
 
 
-def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool = False) -> Path:
+def build(name: str = "cpu", *, architectures: Sequence[str] = ()) -> Path:
     """Return the path of a half of the library, "cpu" or "cuda", compiling it first when it is not in the cache.
 
     Args:
         name: which half.
         architectures: of the CUDA half, such as "9.0" or "9.0+PTX"; by default $TORCH_CUDA_ARCH_LIST, else those of the
             devices at hand, else all usual ones.
-        verbose: print the commands and the compilers' output.
 
     Raises:
         BuildError: no compiler, or the compiler failed.
@@ -44,7 +42,7 @@ def build(name: str = "cpu", *, architectures: Sequence[str] = (), verbose: bool
             if not target.exists():
                 where, how_long = target.parent, DURATION[name]
                 logger.warning("compiling the %s kernels into %s (once, %s)", name.upper(), where, how_long)
-                compile_half(half, target, cache_folder() / "ops-objects", verbose=verbose)
+                compile_half(half, target, cache_folder() / "ops-objects")
     except Timeout as error:
         raise BuildError(f"another process holds {lock} for over {LOCK_TIMEOUT} s") from error
     except OSError as error:
