@@ -125,7 +125,8 @@ def at_least_float(values: Tensor) -> Tensor:
 def patch_losses(rebuilt: Tensor, target: Tensor, kind: str = "cdl2") -> Tensor:
     """Compare patches (L, n, 3) with (L, m, 3) as `ReconstructionLoss` does, one by one; returns (L,)."""
     target = at_least_float(target)
-    rebuilt = rebuilt.to(target.dtype)
+    if rebuilt.dtype != target.dtype:
+        rebuilt = rebuilt.to(target.dtype)
     if kind == "emd":
         return transport_cost(rebuilt, target)
     if kind in RECONSTRUCTION_LOSSES:

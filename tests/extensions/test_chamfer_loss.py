@@ -165,6 +165,24 @@ def test_a_coordinate_that_is_not_a_number_breaks_its_pair(kind, pairs, n, m, de
             torch.testing.assert_close(losses[2:], whole[2:])
 
 
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("root", [False, True])
+@pytest.mark.parametrize(("pairs", "n", "m"), [(3, 7, 5), (20, 32, 30), (3, 300, 170)])
+def test_a_coordinate_that_is_not_finite_takes_the_gradients_of_its_pair(pairs, n, m, root, wanted):
+    """All gradients of the pair are NaN, as in the reference; those of an overflow are not."""
+    a, b = (x.detach() for x in leaves(pairs, n, m))
+    a[0, 3, 1], b[1, 2, 2], a[2] = float("inf"), float("nan"), a[2] * 1e30
+    flow = torch.rand(pairs)
+    losses, *chosen = torch.ops.m2ae.chamfer_chosen(a, b, root)
+    assert losses[0].isinf() and losses[1].isnan() and losses[2].isinf()
+    ours = torch.ops.m2ae.chamfer_chosen_backward(flow, a, b, *chosen, root, *wanted)
+    i1, i2 = torch.ops.m2ae.chamfer(a, b)[2:]
+    expected = reference.chamfer_chosen_backward(flow, a, b, i1, i2, root, *wanted)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
+    for gradient, want in zip(ours, wanted, strict=True):
+        assert not want or (gradient[:2].isnan().all() and not gradient[2:].isnan().any())
+
+
 def test_no_pairs():
     a = torch.zeros(0, 4, 3, requires_grad=True)
     losses = chamfer_loss(a, torch.zeros(0, 6, 3))

@@ -15,6 +15,8 @@ namespace m2ae {
 namespace {
 
 constexpr int64_t kFewPairs = 4;     // fewer leave most lanes of the patch kernel idle
+// The first choice of a pair with a coordinate that is NaN or infinite: the gradients of such a pair are NaN.
+constexpr int32_t kNoGradient = std::numeric_limits<int32_t>::min();
 
 bool are_patches(int64_t pairs, int64_t n, int64_t m) { return pairs >= kFewPairs && std::max(n, m) <= kPatch; }
 
@@ -82,8 +84,8 @@ Tensor narrowed(const Tensor& idx) {
   return idx.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt).contiguous();
 }
 
-// Calls weigh(pair, choices, memory for weights) and then writes the gradients, for all pairs in parallel. Gradients without a batch are
-// left out.
+// Calls weigh(pair, choices, memory for weights) and then writes the gradients, for all pairs in parallel; where it returns false they are
+// NaN. Gradients without a batch are left out.
 template <typename T, typename F>
 void write_gradients(const char* op, const Tensor& p, const Tensor& q, const Tensor& i1, const Tensor& i2, Tensor& grad_a, Tensor& grad_b, const F& weigh) {
   const Sides<T> of(p, q);
@@ -97,7 +99,11 @@ void write_gradients(const char* op, const Tensor& p, const Tensor& q, const Ten
     for (int64_t pair = begin; pair < end; ++pair) {
       const int64_t x = pair * n, y = pair * m;
       choices.forth = forth + x, choices.back = back + y;
-      weigh(pair, choices, static_cast<T*>(weights.get()));
+      if (!weigh(pair, choices, static_cast<T*>(weights.get()))) {
+        if (to_a) std::fill_n(to_a + 3 * x, 3 * n, std::numeric_limits<T>::quiet_NaN());
+        if (to_b) std::fill_n(to_b + 3 * y, 3 * m, std::numeric_limits<T>::quiet_NaN());
+        continue;
+      }
       const bool known = kernels<T>().pair_gradients(of.a + 3 * x, of.b + 3 * y, choices, to_a ? to_a + 3 * x : nullptr,
                                                      to_b ? to_b + 3 * y : nullptr);
       TORCH_CHECK_INDEX(known, op, ": an index of pair ", pair, " is outside 0..", m - 1, " (i1) or 0..", n - 1, " (i2)");
@@ -117,6 +123,7 @@ std::tuple<Tensor, Tensor> chamfer_backward_cpu(const Tensor& grad1, const Tenso
     write_gradients<scalar_t>("chamfer_backward", p, q, first, second, grad_a, grad_b,
                               [&](int64_t pair, PairChoices<scalar_t>& choices, scalar_t*) {
                                 choices.weight[0] = flow1 + pair * n, choices.weight[1] = flow2 + pair * m;
+                                return true;
                               });
   });
   return {grad_a.to(a.scalar_type()), grad_b.to(b.scalar_type())};
@@ -159,14 +166,20 @@ void cloud_losses(const Tensor& d1, const Tensor& d2, bool root, T* losses) {
   });
 }
 
-// Makes the loss of a pair with a NaN coordinate NaN. The searches take NaN distances as infinite, so only infinite losses are checked.
+// Makes the loss of a pair with a NaN coordinate NaN, and notes in i1 which pairs have no gradient. The searches take NaN distances as
+// infinite, so that only pairs whose loss is infinite have such coordinates.
 template <typename T>
-void mark_nan(const Sides<T>& of, T* losses) {
-  const auto is_nan = [](T value) { return std::isnan(value); };
+void mark_broken(const Sides<T>& of, T* losses, int32_t* i1) {
   for (int64_t pair = 0; pair < of.pairs; ++pair) {
     if (!std::isinf(losses[pair])) continue;
-    const T *a = of.a + pair * of.n * 3, *b = of.b + pair * of.m * 3;
-    if (std::any_of(a, a + of.n * 3, is_nan) || std::any_of(b, b + of.m * 3, is_nan)) losses[pair] = std::numeric_limits<T>::quiet_NaN();
+    bool finite = true;
+    const auto check = [&](T value) {
+      finite = finite && std::isfinite(value);
+      if (std::isnan(value)) losses[pair] = value;
+    };
+    std::for_each_n(of.a + pair * of.n * 3, of.n * 3, check);
+    std::for_each_n(of.b + pair * of.m * 3, of.m * 3, check);
+    if (!finite) i1[pair * of.n] = kNoGradient;
   }
 }
 
@@ -180,16 +193,17 @@ std::tuple<Tensor, Tensor, Tensor> chamfer_chosen_cpu(const Tensor& a, const Ten
     AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer_chosen", [&] {
       patch_losses<scalar_t>(p, q, root, losses.mutable_data_ptr<scalar_t>(), i1.mutable_data_ptr<int32_t>(),
                              i2.mutable_data_ptr<int32_t>());
-      mark_nan(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>());
+      mark_broken(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>(), i1.mutable_data_ptr<int32_t>());
     });
     return {losses, i1, i2};
   }
-  const auto [d1, d2, i1, i2] = chamfer_cpu(p, q);
+  const auto [d1, d2, to_b, to_a] = chamfer_cpu(p, q);
+  const Tensor i1 = to_b.to(at::kInt), i2 = to_a.to(at::kInt);
   AT_DISPATCH_FLOATING_TYPES(p.scalar_type(), "m2ae::chamfer_chosen", [&, &d1 = d1, &d2 = d2] {
     cloud_losses<scalar_t>(d1, d2, root, losses.mutable_data_ptr<scalar_t>());
-    mark_nan(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>());
+    mark_broken(Sides<scalar_t>(p, q), losses.mutable_data_ptr<scalar_t>(), i1.mutable_data_ptr<int32_t>());
   });
-  return {losses, i1.to(at::kInt), i2.to(at::kInt)};
+  return {losses, i1, i2};
 }
 
 std::tuple<Tensor, Tensor> chamfer_chosen_backward_cpu(const Tensor& grad, const Tensor& a, const Tensor& b, const Tensor& i1,
@@ -202,19 +216,16 @@ std::tuple<Tensor, Tensor> chamfer_chosen_backward_cpu(const Tensor& grad, const
     const Sides<scalar_t> of(p, q);
     const scalar_t* flows = flow.const_data_ptr<scalar_t>();
     const auto weigh = [&](int64_t pair, PairChoices<scalar_t>& choices, scalar_t* weights) {
+      if (choices.forth[0] == kNoGradient) return false;
       const int64_t ways = root ? 2 : 1;
       choices.even[0] = flows[pair * stride] / scalar_t(ways * n), choices.even[1] = flows[pair * stride] / scalar_t(ways * m);
       const scalar_t *at_a = of.a + pair * n * 3, *at_b = of.b + pair * m * 3;
-      choices.weight[0] = choices.weight[1] = nullptr;
-      if (!kernels<scalar_t>().all_finite(at_a, 3 * n) || !kernels<scalar_t>().all_finite(at_b, 3 * m)) {
-        choices.even[0] = choices.even[1] = std::numeric_limits<scalar_t>::quiet_NaN();
-        return;
-      }
-      if (!root) return;
+      if (!root) return true;
       scalar_t* back = weights + padded(n);
       kernels<scalar_t>().root_weights(at_a, at_b, choices.forth, n, weights);
       kernels<scalar_t>().root_weights(at_b, at_a, choices.back, m, back);
       choices.weight[0] = weights, choices.weight[1] = back;
+      return true;
     };
     if (want_a || want_b) write_gradients<scalar_t>("chamfer_chosen_backward", p, q, first, second, grad_a, grad_b, weigh);
   });

@@ -89,7 +89,6 @@ struct Kernels {
   // The derivatives of the roots of the distances of `count` points to those they chose, with respect to the squares; zero where
   // the root is clamped. `out` has room for kBucket more.
   void (*root_weights)(const T* from, const T* to, const int32_t* idx, int64_t count, T* out);
-  bool (*all_finite)(const T* values, int64_t count);
   // Sorts two clouds, of queries and of the points they search, along one curve (buckets_impl.h): memory of
   // layout_bytes<T>(count) for each, scratch of lay_out_scratch<T>(the larger count). The clouds must outlive the layouts.
   void (*lay_out)(const T* query, int64_t queries, const T* support, int64_t count, void* scratch, void* query_layout,

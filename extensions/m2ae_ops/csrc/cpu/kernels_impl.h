@@ -20,7 +20,7 @@ namespace {
 
 template <typename T>
 constexpr Kernels<T> kTable{fps<T>, knn<T>, nearest<T>, three_nn<T>, ball_query<T>, patches<T>,
-                            column_sums<T>, pair_gradients<T>, root_weights<T>, all_finite<T>,
+                            column_sums<T>, pair_gradients<T>, root_weights<T>,
                             lay_out<T>, knn_sorted<T>, nearest_sorted<T, 1>, nearest_sorted<T, 3>, ball_sorted<T>,
                             scatter_rows<T, T>, scatter_rows<T, Bfloat16>, dot_rows<T, T>, dot_rows<T, Bfloat16>,
                             emd<T>};

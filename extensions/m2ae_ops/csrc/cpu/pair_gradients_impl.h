@@ -122,22 +122,5 @@ void root_weights(const T* from, const T* to, const int32_t* idx, int64_t count,
   }
 }
 
-// Whether no value is NaN or infinite.
-template <typename T>
-bool all_finite(const T* values, int64_t count) {
-  constexpr int W = Lanes<T>::W;
-  // The difference of a value with itself has no bits set unless it is NaN.
-  IVec<T> wrong{};
-  int64_t i = 0;
-  for (; i + W <= count; i += W) {
-    const Vec<T> here = load(values + i);
-    wrong |= (IVec<T>)(here - here);
-  }
-  bool good = true;
-  for (int lane = 0; lane < W; ++lane) good = good && wrong[lane] == 0;
-  for (; i < count; ++i) good = good && values[i] - values[i] == 0;
-  return good;
-}
-
 }  // namespace
 }  // namespace m2ae::M2AE_ISA
