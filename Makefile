@@ -12,6 +12,7 @@ WORKERS ?= auto
 
 quickstart: $(VENV)/.installed native
 	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 2 --overwrite
+	$(RUN) -m tools.quickstart experiments/quickstart/point-m2ae/quickstart
 
 # One thread per worker: results do not depend on it, and two workers on two cores do not get in each other's way.
 test: $(VENV)/.installed-dev native
