@@ -63,7 +63,11 @@ COMMANDS = {
     ),
     "summary": Command("tools.summary", "one table of all runs below a folder"),
     "compare": Command("tools.compare", "several runs on one page: curves, differences, statistics, galleries"),
-    "weights": Command("tools.weights", "keep the weights of a checkpoint alone", parsers=()),
+    "weights": Command(
+        "tools.weights",
+        "list, fetch and check published weights; clean a file",
+        parsers=("tools.weights.command:build_parser",),
+    ),
     "export": Command("tools.export", "write a checkpoint in the published layout", parsers=()),
     "doctor": Command(
         "tools.doctor", "check this installation on this machine", parsers=("tools.doctor:build_parser",)

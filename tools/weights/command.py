@@ -11,12 +11,13 @@ from utils.log import console
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for bad input."""
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     with console():
         return run_command(lambda: args.run(args), debug=args.debug)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.weights",
         description="List, fetch and check published weights; keep the weights of a file alone.",

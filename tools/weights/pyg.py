@@ -46,7 +46,11 @@ _RULES: tuple[tuple[str, Callable[[re.Match], str], str], ...] = (
         lambda m: f"{m[1]}.mlp_convs.{m[2]}",
         _CONVOLUTION,
     ),
-    (r"(propagations\.\d+|propagation_\d+)\.mlp\.norms\.(\d)(?:\.module)?", lambda m: f"{m[1]}.mlp_bns.{m[2]}", _LINEAR),
+    (
+        r"(propagations\.\d+|propagation_\d+)\.mlp\.norms\.(\d)(?:\.module)?",
+        lambda m: f"{m[1]}.mlp_bns.{m[2]}",
+        _LINEAR,
+    ),
     (r"label_conv\.lins\.0", lambda m: "label_conv.0", _CONVOLUTION),
     (r"label_conv\.norms\.0(?:\.module)?", lambda m: "label_conv.1", _LINEAR),
     (r"increase_dim\.lins\.0", lambda m: "increase_dim.0", _CONVOLUTION),

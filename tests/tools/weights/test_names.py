@@ -91,6 +91,16 @@ def test_names_that_lie_are_put_right():
     assert not any(entry.task == "scan_obj" for entry in found.values() if entry.method == "point-m2ae")
 
 
+def test_published_numbers_are_those_of_the_page_of_results():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    section = page.partition("## Published numbers")[2].partition("\n## ")[0]
+    known = set(re.findall(r"\d+\.\d+", section))
+    shown = {name: re.findall(r"\d+\.\d+", entry.published) for name, entry in table.entries().items()}
+    assert sum(map(len, shown.values())) > 30
+    for name, numbers in shown.items():
+        assert set(numbers) <= known, name
+
+
 def test_the_command_is_the_package(capsys):
     with pytest.raises(SystemExit):
         weights.main(["--help"])
