@@ -33,7 +33,8 @@ LEFT_OUT = {f"extensions/{file}" for file in ("setup.py", "install_beside.py", "
 # What texts call the programs here -> in an installation; neither is Python, so no code is hit.
 COMMANDS = {
     "python main.py": "m2ae run",
-    'prog="main.py"': 'prog="m2ae run"',
+    "python main_vis.py": "m2ae vis",
+    'PROG = "main.py"': 'PROG = "m2ae run"',
     'prog="main_vis.py"': 'prog="m2ae vis"',
     'prog="tools.doctor"': 'prog="m2ae doctor"',
     "python -m datasets.prepare": "m2ae data",
@@ -45,6 +46,7 @@ COMMANDS = {
     "python -m tools.doctor": "m2ae doctor",
 }
 _COMMAND = re.compile("|".join("(?<!& )" + re.escape(command) + r"\b" * command[-1].isalnum() for command in COMMANDS))
+_TORCHRUN = re.compile(r"(torchrun (?:--\S+ )*)main\.py")
 _MODULE = re.compile(rf"python -m ({'|'.join(FOLDERS)})\.")
 
 
@@ -83,6 +85,7 @@ def rewrite(source: str, file: str) -> str:
     text = b"".join(lines).decode()
     if not file.startswith("extensions/m2ae_ops/compat/"):  # which speaks of the programs of other repositories
         text = _COMMAND.sub(lambda match: COMMANDS[match[0]], text)
+    text = _TORCHRUN.sub(rf"\1-m {NAME}.main", text)
     text = _MODULE.sub(rf"python -m {NAME}.\1.", text)
     compile(text, file, "exec", dont_inherit=True)
     return text

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ def build():
         ("import datasets_of_others, timm.models as t", "import datasets_of_others, timm.models as t"),
         ("x = 'from models import a'", "x = 'from models import a'"),
         ("x = f'python -m datasets.prepare check {y}'", "x = f'm2ae data check {y}'"),
+        ("x = 'torchrun --nproc_per_node=N main.py --x'", "x = 'torchrun --nproc_per_node=N -m m2ae.main --x'"),
         ("x = 'python -m tools.self_test'", "x = 'python -m m2ae.tools.self_test'"),
         ("x = 'python main.pyc; cd x && python main.py'", "x = 'python main.pyc; cd x && python main.py'"),
     ],
@@ -70,8 +72,8 @@ def test_every_file_is_rewritten_and_none_is_missing(build):
 
 def test_commands_of_texts_are_those_of_the_command_line(build):
     for command, short in build.COMMANDS.items():
-        name = short.removeprefix('prog="').rstrip('"').removeprefix("m2ae ")
-        module = command.removeprefix("python -m ").removeprefix("python ").removeprefix('prog="').rstrip('"')
+        name = re.sub(r'^(prog=|PROG = )"|"$', "", short).removeprefix("m2ae ")
+        module = re.sub(r'^(prog=|PROG = )"|"$|^python (-m )?', "", command)
         assert cli.COMMANDS[name].module == module.removesuffix(".py")
 
 
@@ -143,52 +145,99 @@ def test_completion(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def site(build, tmp_path_factory) -> Path:
-    """Install the wheel into a folder that holds a package `datasets` already."""
+    """Return a folder with the installed wheel, and with a package `datasets` of others."""
+    return build_site(build, tmp_path_factory)
+
+
+def build_site(build, tmp_path_factory, **variables: str) -> Path:
+    """Build the wheel and install it into a folder that holds a package `datasets` already."""
     if tuple(map(int, importlib.metadata.version("setuptools").split(".")[:2])) < (70, 1):
         pytest.skip("a wheel without isolation needs setuptools 70.1")
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
-    for path in [
-        *(path for path, _ in build.files()),
-        *map(ROOT.joinpath, ("setup.py", "extensions/setup.py", "pyproject.toml", "README.md", "LICENSE")),
-    ]:
+    of_build = ("setup.py", "extensions/setup.py", "pyproject.toml", "README.md", "LICENSE")
+    for path in [*(path for path, _ in build.files()), *map(ROOT.joinpath, of_build)]:
         target = source / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
     pip = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
     options = ["--no-deps", "--no-index"]
-    subprocess.run([*pip, "wheel", *options, "--no-build-isolation", "-w", str(source), str(source)], check=True)
+    wheel_command = [*pip, "wheel", *options, "--no-build-isolation", "-w", str(source), str(source)]
+    subprocess.run(wheel_command, check=True, env={**os.environ, **variables})
     (wheel,) = source.glob("*.whl")
-    assert {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()} == {
-        "m2ae",
-        f"m2ae-{__version__}.dist-info",
-    }
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {"m2ae", f"m2ae-{__version__}.dist-info"}
+    kernels = any(name.endswith(".so") for name in names)
+    assert wheel.name.startswith(f"m2ae-{__version__}-py3-none-") and wheel.name.endswith("-any.whl") != kernels
     (folder / "datasets").mkdir()
     (folder / "datasets" / "__init__.py").write_text("OTHER = 1\n")
     subprocess.run([*pip, "install", *options, "--target", str(folder), str(wheel)], check=True)
     return folder
 
 
-def call(site: Path, folder: Path, *command: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+def call(site: Path, folder: Path, *command: str, status: int = 0, **variables: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", **variables}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+PRE = "experiments/debug/point-m2ae/a/ckpt-last.pth"
+FINE = "experiments/fine-tuning/point-m2ae/debug/a/ckpt-best.pth"
+VIS = "experiments/debug/point-m2ae/vis"
+SHORT = ("--set", "max_epoch_inclusive=false", "--set", "max_epoch=1", "--device", "cpu", "--exp_name", "a")
+SMALL_SET = ("--set", "dataset.svm=null", "--set", "total_bs=4", "--set", "dataset.train.clouds=32")
+FOLD = ("--way", "5", "--shot", "10", "--fold", "0", "--data_root", "trial")
+# Each takes what those before it wrote.
+CHAIN = [
+    ("pretrain", "--config", "cfgs/debug/point-m2ae.yaml", *SHORT, *SMALL_SET),
+    ("svm", "synthetic", "--config", "cfgs/linear-svm/point-m2ae/synthetic.yaml", "--ckpts", PRE, "--device", "cpu"),
+    ("finetune", "--config", "cfgs/fine-tuning/point-m2ae/debug.yaml", "--ckpts", PRE, *SHORT),
+    ("data", "fixtures", "ModelNetFewShot", "--out", "trial"),
+    ("few-shot", "--config", "cfgs/few-shot/point-m2ae/debug.yaml", "--ckpts", PRE, *FOLD, *SHORT),
+    ("segment", "--config", "cfgs/segmentation/point-m2ae/debug.yaml", "--ckpts", PRE, *SHORT),
+    ("vis", "--config", "cfgs/debug/point-m2ae.yaml", "--ckpts", PRE, "--exp_name", "vis", "--count", "2"),
+    ("embed", "--ckpts", FINE, "--input", VIS, "--out", "features.npz"),
+    ("weights", "clean", PRE, "clean.pth"),
+    ("export", "--ckpts", PRE, "--out", "exported.safetensors"),
+    ("embed", "--ckpts", "exported.safetensors", "--input", VIS, "--out", "exported.npz"),
+    ("data", "check"),
+    ("doctor", "--device", "cpu", "--methods", "point-m2ae"),
+]
+USE = f"""if True:
+    import sys, datasets, numpy, torch, m2ae
+    assert datasets.OTHER and not {{"models", "tools", "utils", "main", "segmentation"}} & set(sys.modules)
+    assert "point_m2ae.pretrain" in m2ae.list_models()
+    model = m2ae.create_model("point_m2ae.pretrain", weights="exported.safetensors")
+    points = m2ae.transforms.for_checkpoint("{PRE}")(torch.rand(2, 3000, 3), up="z")
+    assert model.encode(points).isfinite().all() and model.reconstruct(points).hidden.any()
+    assert len(numpy.load("exported.npz")["features"]) and len(numpy.load("features.npz")["features"])
+    from m2ae.extensions.m2ae_ops import backend, loader
+    print(backend(), loader.FINISHED)
+"""
+OTHERS_OF_OURS = ("python -m ", "main.py", "m2ae run run")
 
 
 @pytest.mark.slow
-def test_the_wheel_works_from_another_folder(site, tmp_path):
+def test_every_command_of_the_wheel_works_from_another_folder(site, tmp_path):
+    """With a package `datasets` of others next to it; messages name commands of the installation."""
     command = str(site / "bin" / "m2ae")
     assert {path.name.partition("-")[0] for path in site.iterdir()} == {"bin", "datasets", "m2ae"}
-    assert call(site, tmp_path, sys.executable, command, "--version") == f"m2ae {__version__}\n"
-    keys = ("dataset.svm=null", "max_epoch_inclusive=false", "max_epoch=1", "total_bs=4", "dataset.train.clouds=32")
-    flags = [flag for key in keys for flag in ("--set", key)]
-    recipe = ("--config", "cfgs/debug/point-m2ae.yaml", "--exp_name", "a", "--device", "cpu")
-    call(site, tmp_path, sys.executable, command, "pretrain", *recipe, *flags)
-    assert (tmp_path / "experiments" / "debug" / "point-m2ae" / "a" / "ckpt-last.pth").is_file()
-    code = """if True:
-        import sys, datasets, m2ae, m2ae.transforms
-        assert datasets.OTHER and not {"models", "tools", "utils"} & set(sys.modules)
-        assert "point_m2ae.pretrain" in m2ae.list_models()
-        m2ae.create_model("point_m2ae.pretrain", weights="experiments/debug/point-m2ae/a/ckpt-last.pth")
-    """
-    call(site, tmp_path, sys.executable, "-c", code)
+    assert call(site, tmp_path, command, "--version") == f"m2ae {__version__}\n"
+    for words in CHAIN:
+        said = call(site, tmp_path, command, *words)
+        assert not [text for text in OTHERS_OF_OURS if text in said], said
+        shown = call(site, tmp_path, command, words[0], "--help")
+        assert shown.startswith(f"usage: m2ae {words[0]} "), shown
+    with_kernels = any((site / "m2ae").rglob("*.so"))
+    assert ("compiled" in call(site, tmp_path, "-c", USE)) == with_kernels
+
+
+@pytest.mark.slow
+def test_a_wheel_that_was_built_without_a_compiler(build, tmp_path_factory):
+    """Its name says that it is of every platform, and its ops say once what serves."""
+    site = build_site(build, tmp_path_factory, CXX="/nowhere/c++")
+    assert not any((site / "m2ae").rglob("*.so"))
+    folder = tmp_path_factory.mktemp("cache")
+    code = "import torch; from m2ae.extensions import fps; fps(torch.rand(1, 9, 3), 3); fps(torch.rand(1, 9, 3), 3)"
+    said = call(site, folder, "-c", code, CXX="/nowhere/c++", M2AE_CACHE=str(folder))
+    assert said.count("using the PyTorch reference of all ops on CPU") == 1 and "no C++ compiler found" in said

@@ -61,8 +61,14 @@ COMMANDS = {
     "data": Command(
         "datasets.prepare", "check, fetch, convert, draw data sets", parsers=("datasets.prepare:build_parser",)
     ),
-    "summary": Command("tools.summary", "one table of all runs below a folder"),
-    "compare": Command("tools.compare", "several runs on one page: curves, differences, statistics, galleries"),
+    "summary": Command(
+        "tools.summary", "one table of all runs below a folder", parsers=("tools.summary:build_parser",)
+    ),
+    "compare": Command(
+        "tools.compare",
+        "several runs on one page: curves, differences, statistics, galleries",
+        parsers=("tools.compare:build_parser",),
+    ),
     "weights": Command(
         "tools.weights",
         "list, fetch and check published weights; clean a file",

@@ -29,11 +29,18 @@ PICTURES = 12  # galleries of a page
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page of the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args = build_parser().parse_args(arguments)
+    return run_command(lambda: _write(args.runs, args.out))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), metavar="FILE", help="default: compare.html")
-    args = parser.parse_args(arguments)
-    return run_command(lambda: _write(args.runs, args.out))
+    return parser
 
 
 def _write(folders: Sequence[Path], out: Path) -> None:

@@ -9,6 +9,9 @@ from tools.published.paths import below_cfgs, find_recipe
 from tools.run_folder import is_training
 from utils import ROOT
 
+# As they are typed here: setup.py knows these texts and what they are in an installation.
+MAIN, VIS, EMBED = "python main.py", "python main_vis.py", "python -m tools.embed"
+
 
 def next_commands(run: RunContext) -> list[str]:
     """Return commands that use the checkpoint of a run that trained, the most likely first; none after an evaluation."""
@@ -33,7 +36,7 @@ def _after_classifier(run: RunContext, recipe: Path, checkpoint: Path) -> list[s
     files = _own_files(run)
     commands = []
     if Path(files).exists():
-        commands.append(shlex.join(["python", "-m", "tools.embed", "--ckpts", str(checkpoint), "--input", files, "--out",
+        commands.append(shlex.join([*EMBED.split(), "--ckpts", str(checkpoint), "--input", files, "--out",
                                     str(run.folder / "predictions.npz")]))  # fmt: skip
         up = converted_from(Path(files))
         note = f"; with --up {up} for files such as the set was converted from" if up != "y" else ""
@@ -50,7 +53,7 @@ def _after_pre_training(run: RunContext, recipe: Path, checkpoint: Path) -> list
     if svm.is_file() and svm != recipe:
         probes = ("--probe", "knn", "--probe", "logistic")
         commands.append(_main(run, svm, "--test_svm", *probes, "--exp_name", name, "--ckpts", str(checkpoint)))
-    look = ["python", "main_vis.py", "--config", _shown(recipe), "--exp_name", name, "--ckpts", str(checkpoint)]
+    look = [*VIS.split(), "--config", _shown(recipe), "--exp_name", name, "--ckpts", str(checkpoint)]
     return [*commands, shlex.join(look)]
 
 
@@ -76,7 +79,7 @@ def _own_files(run: RunContext) -> str:
 
 def _main(run: RunContext, recipe: Path, *flags: str) -> str:
     root = ["--data_root", str(run.args.data_root)] if run.args.data_root else []
-    return shlex.join(["python", "main.py", "--config", _shown(recipe), *flags, *root])
+    return shlex.join([*MAIN.split(), "--config", _shown(recipe), *flags, *root])
 
 
 def _shown(path: Path) -> str:

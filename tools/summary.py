@@ -20,12 +20,15 @@ from utils.files import write_atomic
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table of the command line, or write it; returns the exit status."""
-    args = _parser().parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     return run_command(lambda: _run(args))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path, default=Path("experiments"))
     parser.add_argument("--format", choices=FORMS, default="terminal", help="of the table (default: terminal)")
     parser.add_argument(
