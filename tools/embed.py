@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier"
+        "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier: a file, mini, or a published name"
     )
     parser.add_argument(
         "--input", required=True, metavar="PATH", help="a cloud or mesh, or a folder of them, with those below it"

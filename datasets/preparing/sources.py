@@ -242,19 +242,15 @@ def _refuse_pages(source: Source, arrived: Path) -> None:
 @contextmanager
 def _explained(source: Source, target: Path, by_hand: str) -> Iterator[None]:
     """Turn what libraries raise into one message that says what a person can do instead."""
-    hint = (
-        f". By hand: get {source.link} in a browser, on another machine if this one has no network, and give the file: {by_hand}"
-        if by_hand and source.via != "file"
-        else ""
-    )
+    elsewhere = f"get {source.link} in a browser, on another machine if this one has no network, and give the file: "
+    hint = f". By hand: {'give the file: ' if source.via == 'page' else elsewhere}{by_hand}"
+    if not by_hand or source.via == "file":
+        hint = ""
     try:
         yield
     except UserError as error:
         raise UserError(f"{error}{hint}") from error
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if getattr(cause, "errno", None) in DISK:
-                raise UserError(explain_write(target, cause)) from error
-            cause = cause.__cause__ or cause.__context__
+        if isinstance(error, OSError) and error.errno in DISK:
+            raise UserError(explain_write(target, error)) from error
         raise UserError(f"{source.link}: cannot be fetched ({type(error).__name__}: {reason(error)}){hint}") from error

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.weights.names import resolve
 from tools.weights.table import Entry, entries
 from utils.errors import run_command
 from utils.log import console
@@ -26,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_fetch(commands)
     check = commands.add_parser("check", help="say what files are, by hash or keys, and whether they load")
-    check.add_argument("files", nargs="+", type=Path, metavar="FILE", help="any checkpoint; nothing in it is run")
+    check.add_argument("files", nargs="+", metavar="FILE", help="any checkpoint, or a name; nothing in it is run")
     check.set_defaults(run=_check)
     clean = commands.add_parser("clean", help="write the tensors of a checkpoint, without what else it holds")
     clean.add_argument("input", type=Path, metavar="IN", help="any checkpoint; nothing in it is run")
@@ -85,7 +86,7 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    loads = [_found(path) for path in args.files]  # every file is read, whatever the first one is
+    loads = [_found(resolve(name)) for name in args.files]  # every file is read, whatever the first one is
     return 0 if all(loads) else 2
 
 

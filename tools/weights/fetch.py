@@ -8,9 +8,7 @@ from pathlib import Path
 from datasets.preparing.download import Patience
 from datasets.preparing.sources import checked_hash, obtain, source_of
 from tools.weights.names import entry_of
-from tools.weights.pyg import is_converted, published_layout
 from tools.weights.table import Entry
-from utils.checkpoints import find_weights
 from utils.errors import UserError
 from utils.files import explain_write, read_checkpoint, save_tensors
 
@@ -65,6 +63,9 @@ def fetch(
 
 def _bring_back(path: Path, provenance: dict[str, str]) -> None:
     """Rewrite a file of torch-pointcloud in the published layout; one of another layout stays as it is."""
+    from tools.weights.pyg import is_converted, published_layout  # here, because they need torch
+    from utils.checkpoints import find_weights
+
     try:
         weights = find_weights(read_checkpoint(path))
         if is_converted(weights):

@@ -131,7 +131,10 @@ def _add_run(group) -> None:
         "--overwrite", action="store_true", help="start the run of this name again, dropping its outputs"
     )
     group.add_argument("--start_ckpts", metavar="PTH", help="initial weights for pre-training")
-    group.add_argument("--ckpts", metavar="PTH", help="weights for fine-tuning, --test and --test_svm")
+    group.add_argument(
+        "--ckpts", metavar="PTH",
+        help="weights for fine-tuning, --test and --test_svm: a file, mini, or a name that python -m tools.weights list shows",
+    )  # fmt: skip
     group.add_argument(
         "--transfer", choices=TRANSFERS,
         help="what of a classifier trains: all (full, the default), or only the published head (mlp3) or one linear layer (linear) on the "

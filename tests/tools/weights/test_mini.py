@@ -14,7 +14,7 @@ from models import build_model
 from tools import embed, quickstart
 from tools.export import export_tensors
 from tools.launch import load_recipe
-from tools.weights import names
+from tools.weights import command, names
 from utils import ROOT
 from utils.config.merge import to_dict
 
@@ -68,6 +68,13 @@ def test_features():
     assert found["features"].shape == (3, 96) and found["method"] == "point-m2ae"
     assert embed.main(["--ckpts", "mini-point-mae", "--input", "clouds", "--out", "b.npz", "--device", "cpu"]) == 0
     assert np.load("b.npz")["method"] == "point-mae"
+
+
+def test_check(capsys):
+    assert command.main(["check", "mini", "mini-point-mae"]) == 0
+    shown = capsys.readouterr().out
+    assert "a checkpoint of this program: Point_M2AE, epoch 3" in shown and "Point_MAE, epoch 3" in shown
+    assert shown.count("loads: ") == 2
 
 
 def test_reconstruction():
