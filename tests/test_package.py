@@ -186,11 +186,12 @@ FINE = "experiments/fine-tuning/point-m2ae/debug/a/ckpt-best.pth"
 VIS = "experiments/debug/point-m2ae/vis"
 SHORT = ("--set", "max_epoch_inclusive=false", "--set", "max_epoch=1", "--device", "cpu", "--exp_name", "a")
 SMALL_SET = ("--set", "dataset.svm=null", "--set", "total_bs=4", "--set", "dataset.train.clouds=32")
+SVM_SETS = ("--set", "dataset.svm.train.clouds=32", "--set", "dataset.svm.test.clouds=32", "--device", "cpu")
 FOLD = ("--way", "5", "--shot", "10", "--fold", "0", "--data_root", "trial")
 # Each takes what those before it wrote.
 CHAIN = [
     ("pretrain", "--config", "cfgs/debug/point-m2ae.yaml", *SHORT, *SMALL_SET),
-    ("svm", "synthetic", "--config", "cfgs/linear-svm/point-m2ae/synthetic.yaml", "--ckpts", PRE, "--device", "cpu"),
+    ("svm", "synthetic", "--config", "cfgs/linear-svm/point-m2ae/synthetic.yaml", "--ckpts", PRE, *SVM_SETS),
     ("finetune", "--config", "cfgs/fine-tuning/point-m2ae/debug.yaml", "--ckpts", PRE, *SHORT),
     ("data", "fixtures", "ModelNetFewShot", "--out", "trial"),
     ("few-shot", "--config", "cfgs/few-shot/point-m2ae/debug.yaml", "--ckpts", PRE, *FOLD, *SHORT),

@@ -50,6 +50,8 @@ def test_snippet(heading, code, small_weights):
     if heading.startswith("A frozen"):
         assert all(parameter.grad is None for parameter in space["model"].encoder.parameters())
         assert torch.isfinite(space["loss"])
+    if heading == "In a Lightning module":
+        assert all(module.training for module in space["trainer"].lightning_module.model.modules())
     if heading == "Parts of clouds":
         assert space["parts"][0].max() <= 1 and space["parts"][1].min() >= 2
     if heading == "Models":
