@@ -2,7 +2,8 @@
 
 That package builds the same models from the multi-layer perceptrons of PyTorch Geometric: `lins.0` and `norms.0.module` are layers of a
 published sequence, and kernels of size 1 lack their last dimension. Where features of two sources are joined, it puts the interpolated
-ones first and the published code puts them last, so columns change places: that is inferred from its code.
+ones first and the published code puts them last, so columns change places. With that, its models (0.0.18) and ours give the same outputs
+on random weights, to 6e-7.
 """
 
 import re
