@@ -8,6 +8,8 @@ import numpy as np
 from datasets.clouds import CloudSet
 from utils.errors import UserError
 
+FRACTIONS = ("label_fraction", "cloud_fraction", "first_fraction")
+
 
 @dataclass
 class FractionKeys:
@@ -19,10 +21,11 @@ class FractionKeys:
     NAME: str = ""
     label_fraction: float = 1.0  # of the clouds of each class, at least one of each
     cloud_fraction: float = 1.0  # of all clouds, whatever their class, as for pre-training
+    first_fraction: float = 1.0  # of all clouds, the first ones in stored order: --rate, as published for PCP-MAE
     fraction_seed: int = 0  # of the draw; it does not follow the seed of the run
 
     def __post_init__(self):
-        for key in ("label_fraction", "cloud_fraction"):
+        for key in FRACTIONS:
             value = getattr(self, key)
             if not 0 < value <= 1:
                 raise ValueError(f"{key}: is {value}; it must lie above 0 and not above 1, for example 0.1")
@@ -30,8 +33,9 @@ class FractionKeys:
                 raise ValueError(
                     f"{key}: is {value}, but subset is test; a test set is taken whole, set it in dataset.train"
                 )
-        if self.label_fraction < 1 and self.cloud_fraction < 1:
-            raise ValueError("label_fraction: does not go with cloud_fraction; give one of them")
+        given = [key for key in FRACTIONS if getattr(self, key) < 1]
+        if len(given) > 1:
+            raise ValueError(f"{given[0]}: does not go with {given[1]}; give one of them")
         if self.fraction_seed < 0:
             raise ValueError(f"fraction_seed: is {self.fraction_seed}; it must not be negative")
 
@@ -42,6 +46,8 @@ def take_fraction(clouds: CloudSet, keys: Any) -> CloudSet:
     Raises:
         UserError: `label_fraction` of a set without labels.
     """
+    if getattr(keys, "first_fraction", 1.0) < 1:
+        return clouds.select(np.arange(max(1, int(keys.first_fraction * len(clouds)))))
     if getattr(keys, "cloud_fraction", 1.0) < 1:
         count = max(1, round(keys.cloud_fraction * len(clouds)))
         return clouds.select(np.sort(_shuffled(len(clouds), keys.fraction_seed, "cloud fraction")[:count]))

@@ -173,11 +173,13 @@ class PretrainingModel(PointModel):
         taught: whether `forward` takes targets of a teacher.
         svm_C: published C of the linear SVM by the data set that `--test_svm` names.
         picture_hint: what to know of pictures of what the model rebuilds, or None.
+        epoch_loss: the loss whose mean over an epoch is `Loss/Epoch/Loss_1` in TensorBoard, as published.
     """
 
     taught: ClassVar[bool] = False
     svm_C: ClassVar[Mapping[str, float]] = {}
     picture_hint: str | None = None
+    epoch_loss: ClassVar[str] = "loss"
 
     def draw_mask(self, pyramid: Pyramid, *, generator: torch.Generator | None = None) -> Any:
         """Draw what a step shows and hides: what `forward` takes as `masked`."""

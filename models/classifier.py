@@ -73,11 +73,13 @@ class Classifier(PointModel):
     Class attributes:
         published_rounds: rounds of voting that the method's published program runs, of which it reports the best.
         head_name: what the head is called.
+        votes_by_groups: whether passes of voting differ in where grouping begins, and in nothing else; else in points and augmentation.
     """
 
     HEAD = ("cls_head_finetune.",)
     published_rounds: ClassVar[int] = 1
     head_name: ClassVar[str] = "cls_head_finetune"
+    votes_by_groups: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         super().__init__(config)

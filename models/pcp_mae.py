@@ -163,6 +163,7 @@ class PCPMAE(SingleScaleMAE):
     method = METHOD
     own_keys = ("pred_pos_proj.", "MAE_encoder.mask_pos_token")
     encoder_class = PCPEncoder
+    epoch_loss = "loss_recon"
 
     def __init__(self, config: PCPMAEConfig):
         super().__init__(config)

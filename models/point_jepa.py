@@ -682,11 +682,33 @@ class JEPATaskConfig(JEPAEncoderConfig):
     transformation_scale_min: float = 0.6
     transformation_scale_max: float = 1.4
     encoder_unfreeze_epoch: int = 0  # up to it the transformer is frozen; tokeniser and positions train from the start
+    encoder_freeze_layers: list[int] | None = None  # blocks, from 0, that never train
+    encoder_unfreeze_layers: list[int] | None = None  # the only blocks that thaw; None: all
+    encoder_unfreeze_stepwise: bool = False  # thaw some blocks in each epoch from then on, from the last one backwards
+    encoder_unfreeze_stepwise_num_layers: int = 2  # how many
 
     def __post_init__(self):
         super().__post_init__()
-        if self.encoder_unfreeze_epoch < 0:
-            raise ValueError(f"model.encoder_unfreeze_epoch: {self.encoder_unfreeze_epoch} must not be negative")
+        for key, least in (("encoder_unfreeze_epoch", 0), ("encoder_unfreeze_stepwise_num_layers", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"model.{key}: {getattr(self, key)} must be at least {least}")
+        for key in ("encoder_freeze_layers", "encoder_unfreeze_layers"):
+            if not set(getattr(self, key) or ()) <= set(range(self.depth)):
+                raise ValueError(f"model.{key}: {getattr(self, key)} must be blocks from 0 to {self.depth - 1}")
+        both = set(self.encoder_freeze_layers or ()) & set(self.encoder_unfreeze_layers or ())
+        if both:
+            raise ValueError(f"model.encoder_freeze_layers: {sorted(both)} are in model.encoder_unfreeze_layers too")
+
+    def trained_blocks(self, epoch: int) -> set[int]:
+        """Return the transformer's blocks that train in an epoch."""
+        thawed = epoch - self.encoder_unfreeze_epoch  # epochs before this one
+        if thawed < 0:
+            return set()
+        chosen = range(self.depth) if self.encoder_unfreeze_layers is None else self.encoder_unfreeze_layers
+        blocks = sorted(set(chosen) - set(self.encoder_freeze_layers or ()))
+        if self.encoder_unfreeze_stepwise:
+            blocks = blocks[max(len(blocks) - (thawed + 1) * self.encoder_unfreeze_stepwise_num_layers, 0) :]
+        return set(blocks)
 
 
 class JEPATask(JEPAParts):
@@ -702,6 +724,8 @@ class JEPATask(JEPAParts):
     def data_dependent(self) -> str | None:
         """Why what is computed changes within a run."""
         epoch = self.config.encoder_unfreeze_epoch
+        if self.config.encoder_unfreeze_stepwise:
+            return f"blocks of the encoder thaw one after the other from epoch {epoch} on"
         return f"the encoder is frozen until epoch {epoch}" if epoch else None
 
     @property
@@ -716,10 +740,16 @@ class JEPATask(JEPAParts):
         self.build_transformer(config)
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Freeze or thaw the transformer, which stays in training mode; return whether that changed."""
-        wanted = epoch >= self.config.encoder_unfreeze_epoch
-        changed = any(parameter.requires_grad != wanted for parameter in self.encoder.parameters())
-        self.encoder.requires_grad_(wanted)
+        """Freeze or thaw blocks of the transformer, which stays in training mode; return whether that changed.
+
+        Its norm trains with any of them.
+        """
+        trained = self.config.trained_blocks(epoch)
+        parts = [(self.encoder.norm, bool(trained))]
+        parts += [(block, number in trained) for number, block in enumerate(self.encoder.blocks)]
+        changed = any(parameter.requires_grad != wanted for part, wanted in parts for parameter in part.parameters())
+        for part, wanted in parts:
+            part.requires_grad_(wanted)
         return changed
 
 
@@ -743,6 +773,7 @@ class PointJEPAClassifier(JEPATask, Classifier):
     HEAD = ("cls_head.",)
     head_name = "cls_head"
     published_rounds = 300
+    votes_by_groups = True
     missing_keys = (*HEAD, "cls_token", "cls_pos")
 
     def build_encoder_parts(self, config: PointJEPAClassifierConfig) -> int:

@@ -126,6 +126,18 @@ def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
     assert after["cls_head_finetune.1.num_batches_tracked"] == 9  # the head trains: three epochs of three steps
 
 
+def test_a_frozen_encoder_may_be_in_training_mode(beside_whole):
+    """As published for PCP-MAE: its weights stay, its batch statistics move."""
+    frozen = ("--finetune_model", "--ckpts", "pre.pth", "--transfer", "mlp3", "--set", "frozen_mode=training")
+    assert main.main(arguments("training", *frozen)) == 0
+    before = read_checkpoint(Path("pre.pth"))["base_model"]
+    after = read_checkpoint(FOLDER / "training" / "ckpt-last.pth")["base_model"]
+    pairs = {key: (before[f"MAE_encoder.{key}"], after[key]) for key in after if f"MAE_encoder.{key}" in before}
+    assert {key for key, pair in pairs.items() if not torch.equal(*pair)} == {
+        key for key in pairs if "running" in key or "tracked" in key
+    }
+
+
 def test_linear_transfer_trains_one_layer(beside_whole):
     assert main.main(arguments("linear", "--finetune_model", "--ckpts", "pre.pth", "--transfer", "linear")) == 0
     saved = read_checkpoint(FOLDER / "linear" / "ckpt-last.pth")

@@ -100,10 +100,12 @@ class Evaluator:
         """Classify by the mean logits of ten augmented passes, `rounds` times.
 
         Each pass draws one random subset of points a batch and augments as training does if that is scale and shift
-        or rotation, else by scale and shift, as published for I2P-MAE.
+        or rotation, else by scale and shift, as published for I2P-MAE. A model that votes by groups, Point-JEPA's, takes the clouds that
+        `evaluate` takes, draws where its grouping begins, and the mean is that of probabilities.
         """
         if self._pool is None:
-            self._pool = self._thinned(oversampled(self.run.config.npoints, self.clouds.npoints))
+            npoints = self.run.config.npoints
+            self._pool = self._thinned(npoints if model.votes_by_groups else oversampled(npoints, self.clouds.npoints))
         return _in_evaluation(model, lambda: self._vote(model, rounds))
 
     def confusion(self) -> tuple[np.ndarray, list[str]]:
@@ -142,9 +144,17 @@ class Evaluator:
             pool, total = pool.to(self.run.device), 0
             for turn in range(PASSES):
                 draw = generator(self.run.seed, index, step, f"vote {turn}")
-                total = total + self._logits(model, self._augmented(pool, draw))
+                total = total + self._scores(model, pool, draw)
             votes[index].append(total.argmax(1))
         return Vote([accuracy(torch.cat(found).numpy(), self.clouds.labels) for found in votes])
+
+    def _scores(self, model: nn.Module, pool: Tensor, draw: torch.Generator) -> Tensor:
+        """Return what a pass of voting adds up, (B, classes)."""
+        if not model.votes_by_groups:
+            return self._logits(model, self._augmented(pool, draw))
+        with autocast(self.run.device, self.run.config.precision):
+            points = model.transform(pool)
+            return model(points, pyramid=model.group(points, generator=draw)).float().softmax(1).cpu()
 
     def _augmented(self, pool: Tensor, draw: torch.Generator) -> Tensor:
         """Return a random subset of the points of each cloud, augmented."""

@@ -82,8 +82,11 @@ class Classification(Supervised):
         )
 
     def set_mode(self) -> None:
-        """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either."""
-        self.model.train(not self.frozen)
+        """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either.
+
+        The key `frozen_mode` may say otherwise.
+        """
+        self.model.train(not self.frozen or self.run.config.frozen_mode == "training")
         self.model.head.train()
 
     def begin_epoch(self, epoch: int) -> bool:

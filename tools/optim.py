@@ -74,6 +74,24 @@ def head_groups(model: nn.Module, weight_decay: float, head_scale: float, *, tok
     return [{"params": head, "weight_decay": weight_decay, "peak_scale": head_scale}, *groups]
 
 
+def whole_groups(model: nn.Module, weight_decay: float, encoder_scale: float | None) -> list[dict]:
+    """Put all parameters into one group, or those of `encoder.` into one before it.
+
+    The highest rate of that one is `encoder_scale` times the other's.
+    """
+    if encoder_scale is None:
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+    groups = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name.startswith("encoder.")].append(parameter)
+    if not groups[True]:
+        raise UserError(f"optimizer.encoder_lr: {type(model).__name__} has no encoder of that name; leave it out")
+    return [
+        {"params": groups[True], "weight_decay": weight_decay, "peak_scale": encoder_scale},
+        {"params": groups[False], "weight_decay": weight_decay},
+    ]
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Build the optimizer; parameters without gradient stay in its groups, so that optimizer states keep the published order."""
     kwargs = {key: value for key, value in vars(config.kwargs).items() if value is not None}
@@ -82,7 +100,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         kwargs.setdefault("nesterov", True)
         kwargs.setdefault("momentum", 0.9)
     if config.decay_all:
-        groups = [{"params": list(model.parameters()), "weight_decay": weight_decay}]
+        scale = None if config.encoder_lr is None else config.encoder_lr / config.kwargs.lr
+        groups = whole_groups(model, weight_decay, scale)
     elif config.head_scale is not None:
         groups = head_groups(model, weight_decay, config.head_scale, token_rule=config.token_rule)
     elif config.layer_decay is None:

@@ -1,6 +1,7 @@
 """Pre-training: epochs of masking and rebuilding, each followed by a linear SVM on what the encoder learned."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -56,6 +57,10 @@ class Pretraining(Session):
     asynchronous = True
 
     probe: LinearProbe | None = None
+
+    def __init__(self, run: RunContext, model: nn.Module, clouds: CloudSet):
+        super().__init__(run, model, clouds)
+        self.display = replace(self.display, epoch_loss=model.epoch_loss)
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Augment the clouds, group them and draw a mask."""

@@ -56,12 +56,14 @@ class Display:
     Args:
         scale: factor of the loss in the log and in `epoch_tag`; metrics.jsonl has plain numbers.
         epoch_tag: published name of the epoch's mean loss in TensorBoard.
+        epoch_loss: which loss that is.
         batch_tags: published names of what a step returns; the part behind "Loss/Batch/".
     """
 
     scale: float
     epoch_tag: str
     batch_tags: dict[str, str]
+    epoch_loss: str = "loss"
 
     def shown(self, values: dict[str, float]) -> dict[str, float]:
         """Return scalars as the log shows them: losses, whatever they are called, with the factor and its name."""
@@ -89,7 +91,7 @@ class Task:
         asynchronous: whether `evaluate` and saving may go on while training does.
     """
 
-    display: ClassVar[Display]
+    display: Display
     ema: nn.Module | None = None
     updates_per_batch: int = 1
     asynchronous: ClassVar[bool] = False
@@ -492,7 +494,7 @@ class Trainer:
         memory = peak_memory_mb(self.run.device)
         row = {"kind": "epoch", "epoch": epoch, **means, "lr": rate}
         self.writer.write({**row, "seconds": seconds, "samples_per_second": speed, "memory_mb": memory})
-        self.writer.scalar(display.epoch_tag, means["loss"] * display.scale, epoch)
+        self.writer.scalar(display.epoch_tag, means[display.epoch_loss] * display.scale, epoch)
         for name, value in means.items():
             if name.startswith("loss_"):
                 self.writer.scalar(display.tag(name, "Epoch"), value * display.scale, epoch)

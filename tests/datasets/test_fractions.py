@@ -43,12 +43,17 @@ def test_cloud_fraction_takes_clouds_of_any_class():
     assert len(build(cloud_fraction=0.001)) == 1
 
 
+def test_first_fraction_takes_the_first_clouds():
+    assert build(first_fraction=0.29).names == build().names[:17] and len(build(first_fraction=0.001)) == 1
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"label_fraction": 0.0}, "above 0"),
         ({"cloud_fraction": 1.5}, "above 0 and not above 1"),
         ({"label_fraction": 0.5, "cloud_fraction": 0.5}, "give one of them"),
+        ({"cloud_fraction": 0.5, "first_fraction": 0.5}, "give one of them"),
         ({"label_fraction": 0.5, "subset": "test"}, "a test set is taken whole"),
         ({"fraction_seed": -1}, "must not be negative"),
     ],
@@ -83,7 +88,9 @@ def test_held_out_part_and_the_rest_are_the_set(sizes, share, seed):
 
 
 def test_held_out_part_that_leaves_a_class_empty():
-    with pytest.raises(UserError, match=r"class mug has 4 clouds, and the held-out part would have none of them; .* above 0.125"):
+    with pytest.raises(
+        UserError, match=r"class mug has 4 clouds, and the held-out part would have none of them; .* above 0.125"
+    ):
         split_held_out(labelled([20, 4], class_names=["table", "mug"]), 0.1, 0)
     with pytest.raises(UserError, match=r"the training part would have none of them; .* below 0.875"):
         split_held_out(labelled([20, 4]), 0.9, 0)

@@ -42,6 +42,8 @@ def seeded(seed=0):
         ({"ema_tau_max": 1.5}, "ema_tau_max: the momentum 1.5 must lie between 0 and 1"),
         ({"ema_tau_min": -0.1}, "ema_tau_min: the momentum -0.1 must lie between 0 and 1"),
         ({"ema_tau_min": 0.9, "ema_tau_max": 0.5}, "ema_tau_min: 0.9 must not be above"),
+        ({"num_group": 4}, "0.15 of 4 groups is less than one"),
+        ({"num_targets_per_sample": 20}, "20 target blocks of up to 3 may cover all 16 groups"),
         ({"target_layers": [2]}, r"target_layers: \[2\] must be blocks from 0 to 1"),
         ({"predictor_heads": 5}, "predictor_heads: 5 does not divide predictor_embed_dim 12"),
         ({"loss": "l1"}, "loss: 'l1' is unknown; choose from smooth_l1, mse"),
@@ -52,6 +54,57 @@ def seeded(seed=0):
 def test_what_is_refused_before_the_first_step(keys, message):
     with pytest.raises(ValueError, match=message):
         build(**keys)
+
+
+STEPWISE = {"encoder_unfreeze_stepwise": True}
+TASK = {**KEYS["PointJepaClassification"], "NAME": "PointJepaClassification", "depth": 4}
+
+
+@pytest.mark.parametrize(
+    ("keys", "trained"),
+    [
+        ({}, ["0123", "0123", "0123"]),
+        ({"encoder_unfreeze_epoch": 1}, ["", "0123", "0123"]),
+        ({"encoder_unfreeze_epoch": 1, "encoder_freeze_layers": [0, 1]}, ["", "23", "23"]),
+        ({"encoder_unfreeze_epoch": 1, "encoder_unfreeze_layers": [3]}, ["", "3", "3"]),
+        (STEPWISE, ["23", "0123", "0123"]),
+        ({**STEPWISE, "encoder_unfreeze_stepwise_num_layers": 1, "encoder_unfreeze_epoch": 1, "encoder_freeze_layers": [2]},
+         ["", "3", "13"]),
+    ],
+)  # fmt: skip
+def test_blocks_that_train(keys, trained):
+    """The norm trains with any of them, all else always; the answer says whether something changed."""
+    model = build_model({**TASK, **keys}).train()
+    before = "0123"
+    for epoch, expected in enumerate(trained):
+        assert model.begin_epoch(epoch) == (expected != before)
+        found = [
+            str(n) for n, block in enumerate(model.encoder.blocks) if all(p.requires_grad for p in block.parameters())
+        ]
+        part = [n for n, block in enumerate(model.encoder.blocks) if any(p.requires_grad for p in block.parameters())]
+        assert "".join(found) == expected and len(part) == len(found)
+        assert model.encoder.norm.weight.requires_grad == bool(expected) and model.encoder.training
+        assert all(p.requires_grad for name, p in model.named_parameters() if not name.startswith("encoder."))
+        before = expected
+    assert (model.data_dependent is None) == (trained[0] == trained[-1])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"encoder_unfreeze_epoch": -1}, "encoder_unfreeze_epoch: -1 must be at least 0"),
+        ({"encoder_unfreeze_stepwise_num_layers": 0}, "encoder_unfreeze_stepwise_num_layers: 0 must be at least 1"),
+        ({"encoder_freeze_layers": [4]}, r"encoder_freeze_layers: \[4\] must be blocks from 0 to 3"),
+        ({"encoder_unfreeze_layers": [-1]}, r"encoder_unfreeze_layers: \[-1\] must be blocks"),
+        (
+            {"encoder_freeze_layers": [0, 1], "encoder_unfreeze_layers": [1]},
+            r"\[1\] are in model.encoder_unfreeze_layers too",
+        ),
+    ],
+)
+def test_frozen_blocks_that_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        build_model({**TASK, **keys})
 
 
 def test_blocks_that_are_refused():

@@ -13,6 +13,7 @@ from extensions import fps
 from tools.evaluate import Evaluator, Vote, check_class_names, check_classes, check_points
 from tools.sampling import farthest, oversampled, subset, training_points
 from utils.errors import UserError
+from utils.seed import generator
 
 
 def cloud_set(count=12, points=40, classes=3, **keys):
@@ -35,6 +36,8 @@ def fake_run(npoints=20, augmentation="scale_translate", seed=0):
 
 class ByMean(nn.Module):
     """Classify by the mean coordinate; remembers the clouds it saw."""
+
+    votes_by_groups = False
 
     def __init__(self):
         super().__init__()
@@ -101,6 +104,29 @@ def test_voting_averages_ten_augmented_passes_of_one_subset_each():
     pool = farthest(torch.from_numpy(clouds.points[:5]), 23)
     positions = [int((pool[0, :, 1] == y).nonzero()[0]) for y in model.seen[0][0, :, 1]]
     assert len(set(positions)) == 20 and torch.equal(pool[:, positions, 1], model.seen[0][..., 1])
+
+
+class ByStart(ByMean):
+    """Vote by groups: all that a pass draws is where they begin, and the scores follow from it."""
+
+    votes_by_groups = True
+
+    def group(self, points, *, generator):
+        return torch.rand((), generator=generator)
+
+    def forward(self, points, *, pyramid):
+        self.seen.append(points.clone())
+        return (super().forward(points) * 0 + pyramid * torch.arange(5)).log()
+
+
+def test_voting_by_groups_takes_the_clouds_of_the_evaluation_and_averages_probabilities():
+    clouds, model = cloud_set(), ByStart()
+    vote = Evaluator(fake_run(augmentation="rotate"), clouds).vote(model, rounds=2)
+    assert len(model.seen) == 2 * 2 * 10 * 3 and len(vote.accuracies) == 2
+    assert all(torch.equal(part, farthest(torch.from_numpy(clouds.points[:5]), 20)) for part in model.seen[:20])
+    drawn = [generator(0, 0, 0, f"vote {turn}") for turn in range(2)]
+    scores = [Evaluator(fake_run(), clouds)._scores(model, torch.zeros(1, 20, 3), draw) for draw in drawn]
+    torch.testing.assert_close(scores[0].sum(1), torch.ones(1))
 
 
 def test_votes_are_summarised_as_what_they_are():

@@ -121,6 +121,33 @@ def test_layer_decay_counts_blocks_from_fine_to_coarse():
         merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, "layer_decay": 1.5}, "optimizer")
 
 
+def test_rate_of_the_encoder():
+    """With `encoder_lr` the encoder is a group before the rest, whose peak that is; both ends of the curve are those of the rest."""
+    keys = {"trans_dim": 24, "encoder_dims": 24, "depth": 1, "num_heads": 2, "embed_widths": [8, 8, 8]}
+    model = build_model({"NAME": "PointJepaClassification", **keys})
+    config = OptimizerConfig(OptimizerKwargs(lr=1e-3, weight_decay=0.05), decay_all=True, encoder_lr=1e-4)
+    encoder, rest = build_optimizer(model, config).param_groups
+    assert {id(p) for p in encoder["params"]} == {id(p) for p in model.encoder.parameters()}
+    assert len(encoder["params"]) + len(rest["params"]) == len(list(model.parameters()))
+    assert encoder["weight_decay"] == rest["weight_decay"] == 0.05
+    schedule = SchedulerConfig("WarmupCosine", SchedulerKwargs(epochs=10, initial_epochs=2, start_lr=1e-6), lag=0)
+    rates = [
+        [
+            group_rate(
+                group, build_schedule(schedule, 1e-3)(e), lambda scale, e=e: build_schedule(schedule, 1e-3 * scale)(e)
+            )
+            for group in (encoder, rest)
+        ]
+        for e in (0, 1)
+    ]
+    assert rates == [[1e-6, 1e-6], [pytest.approx(1e-4), 1e-3]]
+    with pytest.raises(UserError, match="Linear has no encoder of that name; leave it out"):
+        build_optimizer(torch.nn.Linear(2, 2), config)
+    for bad, message in (({"encoder_lr": 0.0}, "must be above 0"), ({"encoder_lr": 1.0}, "goes with decay_all: true")):
+        with pytest.raises(UserError, match=message):
+            merge(OptimizerConfig, {"kwargs": {"lr": 1.0}, "decay_all": bad["encoder_lr"] == 0.0, **bad}, "optimizer")
+
+
 def test_head_scale_raises_the_peak_of_the_head_alone():
     """Class token, its position and the head are the first group, all of it with decay; both ends of the curve stay where they are."""
     keys = {"trans_dim": 24, "encoder_dims": 24, "depth": 1, "num_heads": 2, "embed_widths": [8, 8, 8]}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -136,6 +137,9 @@ def test_losses_have_their_published_names_and_are_written_once():
             ("Loss/Epoch/Loss_pc", 2, 250),
         ]
     )
+    trainer.task.display = replace(DISPLAY, epoch_loss="loss_pc")
+    Trainer._write_epoch(trainer, 2, log, 1.0, 100.0)
+    assert trainer.writer.scalars[-2:] == [("Loss/Epoch/Loss_1", 2, 250), ("Loss/Epoch/Loss_pc", 2, 250)]
 
 
 RUNS = {

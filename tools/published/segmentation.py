@@ -72,5 +72,8 @@ def build_parser(prog: str | None = None) -> Parser:
     parser.add_argument("--log_dir", metavar="NAME", help="name of the run, as --exp_name")
     parser.add_argument("--npoint", type=int, metavar="N", help="points of a cloud (default: 2048)")
     parser.add_argument("--normal", action="store_true", help="without effect: the models take coordinates only")
+    parser.add_argument(
+        "--model-prefix", "--model_prefix", choices=("MAE_encoder",), help="without effect: the method knows its keys"
+    )
     parser.add_argument("--root", metavar="DIR", help="folder of ShapeNetPart, or of a set in its layout")
     return parser

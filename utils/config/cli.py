@@ -153,6 +153,12 @@ def _add_run(group) -> None:
         "--held_out", type=float, metavar="SHARE",
         help="hold out this share of each class of the training set (default: 0.1 with --select held_out, else none)",
     )  # fmt: skip
+    group.add_argument(
+        "--rate",
+        type=float,
+        metavar="SHARE",
+        help="train on the first clouds of the training list only, this share of it",
+    )
     group.add_argument("--val_freq", type=int, default=1, metavar="N", help="epochs between evaluations (default: 1)")
     group.add_argument("--debug", action="store_true", help="show the traceback of errors")
 
@@ -245,6 +251,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
     last = [f"{key}={value}" for key in OVERRIDES if (value := getattr(args, key)) is not None]
     if args.transfer:
         last.append(f"model.head={'linear' if args.transfer == 'linear' else 'mlp3'}")
+    if args.rate is not None:
+        last.append(f"dataset.train.first_fraction={args.rate}")
     args.set = [*first, *args.set, *last]
     return args
 

@@ -38,6 +38,7 @@ class OptimizerConfig:
     # Learning rate of encoder block n of D, times this to the power of D - 1 - n; of a class token to that of D; of all else, whole.
     layer_decay: float | None = None
     decay_all: bool = False  # decay biases, norms and tokens too, as published for Point-JEPA
+    encoder_lr: float | None = None  # with decay_all: highest learning rate of `encoder.`; None: that of all else
     token_rule: bool = (
         True  # as published: names that contain "token" do not decay, token_embed and token_prop among them
     )
@@ -54,6 +55,10 @@ class OptimizerConfig:
             raise ValueError("head_scale: does not go with layer_decay, which has groups of its own; give one of them")
         if self.decay_all and (self.layer_decay is not None or self.head_scale is not None):
             raise ValueError("decay_all: does not go with layer_decay and head_scale; leave one of them out")
+        if self.encoder_lr is not None and self.encoder_lr <= 0:
+            raise ValueError(f"encoder_lr: is {self.encoder_lr}; it must be above 0")
+        if self.encoder_lr is not None and (not self.decay_all or self.kwargs.lr == 0):
+            raise ValueError("encoder_lr: is Point-JEPA's and goes with decay_all: true and a kwargs.lr above 0")
 
 
 @dataclass
@@ -175,11 +180,20 @@ class RunConfig:
     grad_norm_clip: float | None = None  # largest L2 norm of the gradient; None = not clipped
     # What training does to clouds: datasets/transforms.py. A model may have been published with another one.
     augmentation: Literal[
-        "scale_translate", "uniform_scale_translate", "scale_translate_rotate", "rotate", "batch_rotate", "scale_rotate", "scene", "none"
+        "scale_translate",
+        "uniform_scale_translate",
+        "scale_translate_rotate",
+        "rotate",
+        "batch_rotate",
+        "scale_rotate",
+        "scene",
+        "none",
     ] = "scale_translate"
     # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)
     # or one linear layer, which needs model.head: linear. --transfer sets both.
     transfer: Literal["full", "mlp3", "linear"] = "full"
+    # Mode of an encoder that `transfer` freezes. In training, as published for PCP-MAE, batch statistics move and paths drop.
+    frozen_mode: Literal["evaluation", "training"] = "evaluation"
     # Names of the classes by label. Fine-tuning fills it in from the training set, so that checkpoints can name what they predict.
     class_names: list[str] | None = None
     # Names of the parts by id, and the ids that each category has. Part segmentation fills them in, likewise.

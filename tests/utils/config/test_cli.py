@@ -48,6 +48,7 @@ def test_our_flags():
 def test_flags_that_are_keys_become_overrides():
     args = parse_args([*CONFIG, "--seed", "3", "--precision", "bf16", "--set", "seed=1", "--as_published"])
     assert args.set == ["legacy=true", "model.legacy=true", "seed=1", "seed=3", "precision=bf16"]
+    assert parse_args([*CONFIG, "--rate", "0.1"]).set == ["dataset.train.first_fraction=0.1"]
 
 
 def test_flags_without_effect_are_noted():
