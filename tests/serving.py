@@ -90,6 +90,9 @@ def serving() -> Iterator[http.server.ThreadingHTTPServer]:
 
 def lead_to(server, monkeypatch):
     """Let `requests` reach every other host on this server: https://HOST/PATH is its file HOST/PATH."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
     send = requests.adapters.HTTPAdapter.send
 
     def redirected(self, request, **keys):

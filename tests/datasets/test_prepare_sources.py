@@ -28,8 +28,6 @@ QUOTA = b"""<!DOCTYPE html><html><body><p class="uc-error-subcaption">Too many u
 
 @pytest.fixture
 def server(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
     with serving() as running:
         monkeypatch.setenv("HF_ENDPOINT", running.address)
         lead_to(running, monkeypatch)
