@@ -17,6 +17,7 @@ OUT_OF_PLACE = (
     "overwrite",
     "start_ckpts",
     "transfer",
+    "tune",
     "vote",
     "corruptions",
     "seeds",

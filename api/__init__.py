@@ -26,7 +26,9 @@ def list_models() -> list[str]:
     return sorted(registered())
 
 
-def create_model(name: str, weights: str | Path | None = None, **overrides: Any) -> "PointModel":
+def create_model(
+    name: str, weights: str | Path | None = None, *, base: str | Path | None = None, **overrides: Any
+) -> "PointModel":
     """Build a model in evaluation mode.
 
     Args:
@@ -34,6 +36,7 @@ def create_model(name: str, weights: str | Path | None = None, **overrides: Any)
         weights: path of a checkpoint, ours or a published one; "published", or a name that `m2ae weights list` shows; None = random
             weights. A checkpoint of ours says its size; a classifier or segmenter takes the encoder of a pre-training one, and its
             head starts untrained.
+        base: of weights that hold only what tuning trained: where their base is, if not where it was.
         overrides: keys of the model, over those of the checkpoint and the published ones, for example `mask_ratio=0.6`.
 
     Raises:
@@ -58,7 +61,7 @@ def create_model(name: str, weights: str | Path | None = None, **overrides: Any)
     elif recipe is not None:
         keys = _keys_for(registered, read_recipe(recipe)["model"])
     model: PointModel = build_model({**keys, "NAME": registered, **overrides})
-    load_weights(model, path)
+    load_weights(model, path, base=base)
     return model.eval()
 
 

@@ -1,6 +1,7 @@
 """Custom ops of this project; the package `m2ae_ops` inside can also be installed on its own."""
 
 from .m2ae_ops import (
+    along_a_curve,
     attention,
     ball_query,
     batch_norm,
@@ -20,6 +21,7 @@ from .m2ae_ops import (
 )
 
 __all__ = [
+    "along_a_curve",
     "attention",
     "ball_query",
     "batch_norm",

@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 
 from models.registry import MODELS
+from models.tuning import apply_tuning
 from models.weights import load_weights
 from utils.errors import UserError
 
@@ -32,10 +33,12 @@ def import_methods(folder: Path = Path(__file__).parent, package: str = __name__
 def build_model(config):
     """Build a model from its configuration: a mapping or dataclass whose NAME is registered, published class names included.
 
+    With the keys `tune` it is tuned: its encoder is frozen, and parts are inserted that train.
+
     Raises:
         UserError: unknown NAME or key, with the close ones; a value of the wrong type.
     """
-    return MODELS.build(config)
+    return apply_tuning(MODELS.build(config))
 
 
 import_methods()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.packing import Packing, Rows, plan_packing
+from models.layers.transformer import Stack
 from models.losses import ReconstructionLoss
 from models.masking import back_project, capacities
 from utils.device import send
@@ -68,6 +69,9 @@ class PointModel(nn.Module):
         ignored_keys: prefixes of keys that a checkpoint may hold and that are skipped.
         renamed_keys: pairs, a prefix in a checkpoint and what it is called here; the first that fits counts.
         refused_keys: pairs, a prefix that a checkpoint must not have and what such a checkpoint is.
+
+    Attributes:
+        tuning: what freezes its encoder and inserts parts into it (`models/tuning/`), or None.
     """
 
     method: ClassVar[str]
@@ -79,6 +83,7 @@ class PointModel(nn.Module):
     ignored_keys: tuple[str, ...] = ()
     renamed_keys: tuple[tuple[str, str], ...] = ()
     refused_keys: tuple[tuple[str, str], ...] = ()
+    tuning: Any = None
 
     def __init__(self, config: Any):
         super().__init__()
@@ -104,6 +109,10 @@ class PointModel(nn.Module):
     def later_key_wins(self) -> bool:
         """Where a renamed key of a checkpoint meets one that had this name already: take the later, as published programs do."""
         return False
+
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks of the encoder, finest scale first, that tuning acts on."""
+        return []
 
     def transform(self, points: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Return points (B, N, 3) as the method wants them: with a generator as in training, else as in evaluation; here as they are."""

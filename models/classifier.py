@@ -16,8 +16,10 @@ from models.hierarchical import HierarchicalEncoder, HierarchyConfig
 from models.layers.drop import Dropout
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm
+from models.layers.transformer import Stack
 from models.losses import smoothed_cross_entropy
 from models.single_scale import PatchesConfig, SingleScaleConfig, SingleScaleParts
+from models.tuning.config import TuneConfig
 
 HEAD_WIDTH = 256
 HEAD_DROPOUT = 0.5
@@ -51,6 +53,7 @@ class ClassifierKeys:
     smooth: float = 0.0  # share of the target that goes to the wrong classes
     pooling: str = "mean+max"
     head: Literal["mlp3", "linear"] = "mlp3"  # the published three layers, or one
+    tune: TuneConfig = field(default_factory=TuneConfig)  # what trains; kind linear has the head linear
 
     def check_classifier(self) -> None:
         """Raise a ValueError that names a key with a bad value, and what is possible."""
@@ -58,6 +61,7 @@ class ClassifierKeys:
             raise ValueError(f"model.cls_dim: {self.cls_dim} must be at least 2; give the number of classes")
         if not 0 <= self.smooth < 1:
             raise ValueError(f"model.smooth: {self.smooth} must be at least 0 and below 1")
+        self.head = self.tune.check_head(self.head)
         if self.pooling not in POOLINGS:
             raise ValueError(f"model.pooling: {self.pooling!r} is unknown; choose from {', '.join(POOLINGS)}")
 
@@ -109,8 +113,8 @@ class Classifier(PointModel):
         return self.tokens(self.group(points) if pyramid is None else pyramid)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return all parameters but those of the head."""
-        return [p for name, p in self.named_parameters() if not name.startswith(self.HEAD)]
+        """Return the parameters that pre-training gives: not the head, nor a class token or norm that begin with it."""
+        return [p for name, p in self.named_parameters() if not name.startswith(self.missing_keys)]
 
     def features(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
         """Encode points (B, N, 3), or their pyramid, as what the head receives, (B, F)."""
@@ -169,6 +173,10 @@ class HierarchicalClassifier(Classifier):
         self.h_encoder = HierarchicalEncoder(config, with_norms=False)
         self.norm = nn.LayerNorm(config.encoder_dims[-1])
         return config.encoder_dims[-1]
+
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks of each scale."""
+        return self.h_encoder.stacks()
 
     def tokens(self, pyramid: Pyramid) -> Tensor:
         """Encode a pyramid as normed tokens (B, G, C) of the coarsest scale."""

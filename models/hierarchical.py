@@ -15,7 +15,7 @@ from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
 from models.layers.packing import Packing, Rows, pack, rows_of, unpack
 from models.layers.propagate import TokenPropagation
-from models.layers.transformer import Blocks, drop_path_rates
+from models.layers.transformer import Blocks, Stack, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES
 from models.masking import random_mask
 from utils.device import send
@@ -135,6 +135,10 @@ class HierarchicalEncoder(nn.Module):
                 encoded.append(self._attend_visible(scale, tokens, centers, masks[scale]))
                 tokens = unpack(encoded[-1], masks[scale], background=tokens)
         return encoded
+
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks of each scale."""
+        return [Stack(*parts) for parts in zip(self.encoder_blocks, self.encoder_pos_embeds, strict=True)]
 
     def _attend_locally(self, scale: int, tokens: Tensor, centers: Tensor) -> Tensor:
         """Run the blocks of a scale on all tokens, in an order in which near ones stand together: attention is quicker then."""

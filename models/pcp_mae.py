@@ -247,10 +247,6 @@ class PCPClassifier(PCPParts, SingleScaleClassifier):
         if config.head == "linear":  # which published checkpoints hold within a sequence
             self.cls_head_finetune = nn.Sequential(self.cls_head_finetune)
 
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return all parameters but those of the head, the class token and its position, which train with the head as published."""
-        return [parameter for name, parameter in self.named_parameters() if "cls" not in name]
-
 
 @dataclass
 class PCPSegmenterConfig(SingleScaleSegmenterConfig):

@@ -26,10 +26,10 @@ from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.layers.propagate import PointPropagation
-from models.layers.transformer import Blocks, drop_path_rates
+from models.layers.transformer import Blocks, Stack, drop_path_rates
 from models.losses import at_least_float
 from models.registry import MODELS
-from models.segmenter import LEAK, PartSegmenter, SegmenterKeys, Tokens
+from models.segmenter import LEAK, LINEAR, PartSegmenter, SegmenterKeys, Tokens
 from models.single_scale import POSITION_HIDDEN, PatchesConfig, SingleScaleConfig, check_heads
 from models.teachers import EmaTeacher, feature_spread
 from models.transforms import TransformKeys, draw_starts, sample_from, transform
@@ -733,6 +733,10 @@ class JEPATask(JEPAParts):
         """Whether `transform` chooses the points that the model trains on."""
         return "subsample" in self.config.train_transformations
 
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks, one stack."""
+        return [Stack(self.encoder, self.positional_encoding)]
+
     def build_parts(self, config: JEPATaskConfig) -> None:
         """Create the encoder's parts, in the published order."""
         self.build_tokenizer(config)
@@ -852,7 +856,7 @@ class PointJEPASegmenter(JEPATask, PartSegmenter):
         `encoder.norm` is unused, as published.
     """
 
-    HEAD = ("label_embedding.", "upsampling.", "seg_head.")
+    HEAD = ("label_embedding.", "upsampling.", "seg_head.", LINEAR)
     missing_keys = HEAD
     refused_keys = (("cls_head.", "a fine-tuned classifier"),)
     summary_first = False

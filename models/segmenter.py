@@ -8,7 +8,7 @@ Shapes: `B` batch, `N` points, `G` groups, `C` channels of a token, `F` of a poi
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +20,16 @@ from models.hierarchical import HierarchicalEncoder, HierarchyConfig
 from models.layers.drop import Dropout
 from models.layers.group import Pyramid
 from models.layers.norm import BatchNorm, PointwiseConv
-from models.layers.propagate import PointPropagation
+from models.layers.propagate import LinearPartHead, PointPropagation
+from models.layers.transformer import Stack
 from models.losses import at_least_float
 from models.single_scale import PatchesConfig, SingleScaleConfig, SingleScaleParts
+from models.tuning.config import TuneConfig
 
 HEAD_DROPOUT = 0.5
 LEAK = 0.2  # slope below zero of the activation of the category
 NEIGHBORS = 3  # that a point is interpolated from
+LINEAR = "linear_head."  # begins the keys of a head of one layer
 
 Tokens = list[tuple[Tensor, Tensor]]  # centers (B, G, 3) and tokens (B, G, C), one pair a scale or depth
 
@@ -45,9 +48,12 @@ class SegmenterKeys:
     label_width: int = 64  # channels of the category
     prop_widths: list[int] = field(default_factory=lambda: [1536, 1024])  # of each propagation
     head_widths: list[int] = field(default_factory=lambda: [512, 256])
+    head: Literal["mlp3", "linear"] = "mlp3"  # the published layers, or one on tokens interpolated to the points
+    tune: TuneConfig = field(default_factory=TuneConfig)  # what trains; kind linear has the head linear
 
     def check_segmenter(self, groups: int) -> None:
         """Raise a ValueError that names a key with a bad value, or if `groups`, the fewest of a scale, are too few to interpolate from."""
+        self.head = self.tune.check_head(self.head)
         for key in ("num_parts", "num_categories", "label_width"):
             if getattr(self, key) < 1:
                 raise ValueError(f"model.{key}: {getattr(self, key)} must be at least 1")
@@ -74,7 +80,7 @@ class PartSegmenter(PointModel):
         summary_first: the head's first layer takes the summary and the category before the features, else after them.
     """
 
-    HEAD = ("label_conv.", "propagation", "convs", "bns")
+    HEAD = ("label_conv.", "propagation", "convs", "bns", LINEAR)
     missing_keys = HEAD
     refused_keys = (("cls_head_finetune.", "a fine-tuned classifier"),)
     summary_first: ClassVar[bool]
@@ -83,6 +89,9 @@ class PartSegmenter(PointModel):
         super().__init__(config)
         # The order of creation is the order of the published parameter lists.
         widths = self.build_encoder_parts(config)
+        if config.head == "linear":
+            self.linear_head = LinearPartHead(widths, config.num_categories, config.num_parts)
+            return
         self.build_label(config.num_categories, config.label_width)
         features, summary = self.build_propagation(widths)
         self.constant_width = summary + config.label_width
@@ -158,9 +167,12 @@ class PartSegmenter(PointModel):
                 normalisation has no statistics.
         """
         tokens = self.tokens(self.group(points) if pyramid is None else pyramid)
-        features, summary = self.carry(points.to(self.dtype), tokens)
+        points = points.to(self.dtype)
         if category.dim() == 1:
             category = F.one_hot(category, self.config.num_categories)
+        if self.config.head == "linear":
+            return F.log_softmax(at_least_float(self.linear_head(points, tokens, category.flatten(1))), dim=-1)
+        features, summary = self.carry(points, tokens)
         label = self.embed_label(category.flatten(1).to(summary.dtype))  # (B, label_width)
         logits = self.classify(features, torch.cat([summary, label], dim=1))
         return F.log_softmax(at_least_float(logits), dim=-1)
@@ -234,6 +246,10 @@ class HierarchicalSegmenter(PartSegmenter):
         self.propagations = nn.ModuleList(PointPropagation(width, self.config.prop_widths) for width in widths)
         features = len(widths) * self.config.prop_widths[-1]
         return features, features
+
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks of each scale."""
+        return self.h_encoder.stacks()
 
     def tokens(self, pyramid: Pyramid) -> Tokens:
         """Encode a pyramid with nothing hidden; attention reaches as far as the local radius of each scale."""

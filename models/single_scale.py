@@ -16,7 +16,7 @@ from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal
 from models.layers.packing import Packing, Rows, pack, rows_of
-from models.layers.transformer import Blocks, DecoderBlocks, drop_path_rates
+from models.layers.transformer import Blocks, DecoderBlocks, Stack, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES
 from models.masking import block_mask, random_mask
 from utils.device import send
@@ -155,6 +155,10 @@ class SingleScaleParts(nn.Module):
     def build_position_embed(self, width: int) -> nn.Module:
         """Return what turns centres (B, G, 3) into positions (B, G, C)."""
         return position_embed(width, POSITION_HIDDEN)
+
+    def stacks(self) -> list[Stack]:
+        """Return the transformer blocks, one stack."""
+        return [Stack(self.blocks, self.pos_embed)]
 
     def normed(self, tokens: Tensor) -> Tensor:
         """Apply the final norm."""

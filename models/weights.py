@@ -11,9 +11,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from models.registry import MODELS
+from models.tuning.base import Base
+from models.tuning.files import base_of, check_complete, check_kind, find_base, is_tuned, tuned_keys
+from models.tuning.lora import merged
 from utils.checkpoints import check_weights, find_weights
 from utils.errors import UserError
-from utils.files import read_checkpoint
+from utils.files import file_hash, read_checkpoint
 
 MOST_NAMED = 12  # modules of a message
 _MEANINGS = {
@@ -92,31 +95,37 @@ def _told_by(attribute: str, keys: Iterable[str]) -> str | None:
     return None
 
 
-def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: Sequence[str] = ()) -> LoadReport:
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping,
+    allow_missing: Sequence[str] = (),
+    *,
+    average: bool = False,
+    base: str | Path | None = None,
+) -> LoadReport:
     """Load a checkpoint into a model, in place.
 
     Reads our checkpoints and the published layouts, with or without `module.`. Four class attributes of a model list key prefixes:
     `missing_keys` may be absent (for example an untrained head), `ignored_keys` are skipped, `renamed_keys` are pairs of prefixes, and
     `refused_keys` are an error. Where a renamed key meets another one that had this name already, the renamed one is taken; with
-    `later_key_wins` the later one, as published programs do.
+    `later_key_wins` the later one, as published programs do. A checkpoint of what tuning trained brings its base; updates of LoRA are
+    merged into the weights of a model that is not tuned.
 
     Args:
         source: path of a checkpoint, or one that is read already, or a state dict.
         allow_missing: further key prefixes that may be missing.
+        average: take its moving average.
+        base: where the base of a checkpoint of tuning is, if not where it was.
 
     Raises:
-        UserError: it is a checkpoint of another method, no key fits, a shape differs, or a key outside the lists is missing. The
-            model is unchanged then.
+        UserError: it is a checkpoint of another method, no key fits, a shape differs, a key outside the lists is missing, or the base is
+            missing or another one. The model is unchanged then, but for the weights of a base.
     """
     where = f"{source}" if isinstance(source, str | Path) else "checkpoint"
     checkpoint = read_checkpoint(source) if isinstance(source, str | Path) else source
-    _check_method(where, model, checkpoint)
-    weights, replaced = _rename(
-        state_dict_of(checkpoint),
-        getattr(model, "renamed_keys", ()),
-        last_wins=getattr(model, "later_key_wins", False),
-    )
-    _check_refused(where, model, weights)
+    if is_tuned(checkpoint):
+        return _load_tuned(model, where, checkpoint, base)
+    weights, replaced = _fitting(where, model, averaged(checkpoint) if average else checkpoint)
     own = model.state_dict()
     report = LoadReport(used=[key for key in own if key in weights])
     kind = f"{type(model).__name__} ({len(own)} tensors)"
@@ -128,7 +137,8 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
     _check_shapes(where, kind, own, weights, report.used)
     check_weights(where, weights, report.used)
 
-    allowed = (*getattr(model, "missing_keys", ()), *allow_missing)
+    tuning = getattr(model, "tuning", None)
+    allowed = (*getattr(model, "missing_keys", ()), *allow_missing, *(tuning.inserted if tuning else ()))
     report.missing = [key for key in own if key not in weights]
     lost = [
         key for key in report.missing if not key.startswith(allowed or "\0") and not key.endswith("num_batches_tracked")
@@ -144,7 +154,43 @@ def load_weights(model: nn.Module, source: str | Path | Mapping, allow_missing: 
             (report.ignored if key.startswith(ignorable or "\0") else report.unexpected).append(key)
     report.ignored += replaced
     model.load_state_dict({key: weights[key] for key in report.used}, strict=False)
+    if tuning is not None and isinstance(source, str | Path):
+        tuning.base = Base(Path(source).resolve(), file_hash(source), average, frozenset(report.used))
     return report
+
+
+def _fitting(where: str, model: nn.Module, checkpoint: Mapping) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights of a checkpoint as a model calls them, and the keys whose place went to another one.
+
+    Raises:
+        UserError: it is of another method, or was trained for something else.
+    """
+    _check_method(where, model, checkpoint)
+    weights, replaced = _rename(
+        state_dict_of(checkpoint),
+        getattr(model, "renamed_keys", ()),
+        last_wins=getattr(model, "later_key_wins", False),
+    )
+    _check_refused(where, model, weights)
+    return weights, replaced
+
+
+def _load_tuned(model: nn.Module, where: str, checkpoint: Mapping, given: str | Path | None) -> LoadReport:
+    """Load what tuning trained, after the base that it belongs to."""
+    keys = tuned_keys(where, checkpoint)
+    check_kind(where, model, keys)
+    weights, _ = _fitting(where, model, checkpoint)
+    own, base = model.state_dict(), base_of(where, checkpoint)
+    kind = f"{type(model).__name__} ({len(own)} tensors)"
+    _check_shapes(where, kind, own, weights, [key for key in weights if key in own])
+    check_weights(where, weights, list(weights))
+    report = load_weights(model, find_base(where, base, given), average=base.averaged)
+    if model.tuning is None:
+        weights = merged(weights, model.state_dict(), keys)
+    unexpected = [key for key in weights if key not in own]
+    check_complete(where, model, report.used, weights)
+    model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+    return LoadReport(used=[key for key in own if key in weights or key in report.used], unexpected=unexpected)
 
 
 def _check_method(where: str, model: nn.Module, checkpoint: Mapping) -> None:

@@ -545,7 +545,8 @@ def _copy(source: Any, target: Any) -> None:
 
 def data_dependent(model: nn.Module, device: torch.device) -> str | None:
     """Return why the shapes of a model, or what it does, follow its data on a device, or None."""
-    own = getattr(model, "data_dependent", None)
+    tuning = getattr(model, "tuning", None)
+    own = getattr(model, "data_dependent", None) or getattr(tuning, "data_dependent", None)
     if own is None and isinstance(model, MaskedAutoencoder) and device.type == "cpu":
         return "on the CPU, shapes follow the mask"
     return own

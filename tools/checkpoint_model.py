@@ -8,7 +8,7 @@ from utils.config.merge import to_dict
 from utils.errors import UserError
 
 # What tells a task and not the encoder: the recipe says it, although encoders of pre-training have such keys too.
-TASK_KEYS = ("NAME", "drop_path_rate", "legacy")
+TASK_KEYS = ("NAME", "drop_path_rate", "legacy", "tune")
 # How clouds are grouped. No weight depends on it, and published recipes of one encoder differ in it: the checkpoint's counts where it is
 # not the published one of its method, which recipes are made for, and the recipe does not say its own.
 GROUPING = ("num_group", "num_groups", "group_size", "group_sizes", "local_radius")

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ class RunContext:
     log: Logger
     # On the folder, while training.
     lock: contextlib.AbstractContextManager = field(default_factory=contextlib.nullcontext)
+    facts: dict[str, Any] = field(default_factory=dict)  # that result.json has besides results
     output: Path | None = None  # folder of what an evaluation writes; that of the run in training
 
     def __post_init__(self):

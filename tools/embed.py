@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import hashlib
 import io
 import logging
 import sys
@@ -19,7 +18,7 @@ from tools.launch import weights_file
 from utils.device import choose_device
 from utils.environment import settle_environment
 from utils.errors import UserError, run_command, stop_signals
-from utils.files import explain_write, write_atomic
+from utils.files import explain_write, file_hash, write_atomic
 from utils.log import console
 from utils.registry import import_file
 
@@ -47,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--input", required=True, metavar="PATH", help="a cloud or mesh, or a folder of them, with those below it"
+    )
+    parser.add_argument(
+        "--start_ckpts", metavar="PTH", help="where --ckpts is what --tune trained: its base, if that has moved"
     )
     parser.add_argument("--config", metavar="YAML", help="recipe of the model; checkpoints of ours hold their own")
     parser.add_argument(
@@ -103,6 +105,7 @@ def _run(args: argparse.Namespace) -> None:
         overrides=overrides,
         normalize=args.normalize,
         device=choose_device(args.device),
+        base=args.start_ckpts,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -119,13 +122,11 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _write(embedder: Embedder, embedding: Embedding, ckpts: str, out: Path, table: Path) -> None:
-    with open(ckpts, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     arrays = {
         "features": embedding.features,
         "names": np.array(embedding.names),
         "method": np.array(embedder.model.method),
-        "checkpoint_sha256": np.array(digest),
+        "checkpoint_sha256": np.array(file_hash(ckpts)),
     }
     write_atomic(out, lambda file: np.savez_compressed(file, **arrays))
     count, width = embedding.features.shape

@@ -98,6 +98,7 @@ def open_embedder(
     overrides: Sequence[str] = (),
     normalize: bool | None = None,
     device: torch.device | str = "cpu",
+    base: str | Path | None = None,
 ) -> Embedder:
     """Build the model of a checkpoint with its weights.
 
@@ -105,6 +106,7 @@ def open_embedder(
         config: recipe of the model; a checkpoint of ours holds its own, a published pre-trained one shows its method by its keys.
         overrides: "key.path=value" each, over the configuration.
         normalize: centre clouds and scale them to the unit sphere, or leave them as they are; None = as the training set did.
+        base: of a checkpoint that holds only what tuning trained: where its base is, if not where it was.
 
     Raises:
         UserError: the checkpoint has no configuration and none is given, does not fit it, or is of a model without features.
@@ -116,7 +118,7 @@ def open_embedder(
             f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
         )
     try:
-        report = load_weights(model, ckpts)
+        report = load_weights(model, ckpts, base=base)
     except UserError as error:
         if guess is None:
             raise

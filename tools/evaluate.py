@@ -199,7 +199,7 @@ def load_trained(run: RunContext, model: nn.Module, keys: Sequence[str], *, what
         UserError: the checkpoint lacks tensors of the model.
     """
     path = run.args.ckpts
-    report = load_weights(model, path)
+    report = load_weights(model, path, base=run.args.start_ckpts)
     if report.missing:
         raise UserError(
             f"{path}: lacks {len(report.missing)} tensors of the {what}, first {report.missing[0]}; {remedy}"

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models import MODELS
+from models import MODELS, build_model, load_weights
 from models.base import MaskedAutoencoder
 from models.images.clip_layout import find_clip, with_clip
 from models.images.weights import read_weights
+from models.tuning import FROZEN
+from models.tuning.files import is_tuned, tuned_keys
 from models.weights import method_of, state_dict_of
 from tools.weights.names import resolve
 from utils.checkpoints import check_weights
@@ -70,7 +72,7 @@ def export(ckpts: str, out: Path, *, clip: str | None = None) -> dict[str, Tenso
         UserError: a file cannot be read, a pre-trained I2P-MAE comes without a whole CLIP or another checkpoint with one.
     """
     saved = read_checkpoint(ckpts)
-    weights = state_dict_of(saved)
+    weights = _whole(ckpts, saved, published=True)
     holds_clip = any(key.startswith(PRE_TRAINED_I2P) for key in weights)
     if clip is None and holds_clip:
         raise UserError(
@@ -100,11 +102,33 @@ def export_tensors(ckpts: str, out: Path, *, half: bool = False) -> dict[str, Te
         UserError: the checkpoint cannot be read or used, a value is too large for half precision, or the file cannot be written.
     """
     saved = read_checkpoint(ckpts)
-    weights = state_dict_of(saved)
+    weights = _whole(ckpts, saved, published=False)
     check_weights(ckpts, weights, list(weights))
     origin = saved.get("provenance") or recorded(Path(ckpts).parent)
     save_tensors(out, weights, {**saved, **({"provenance": origin} if origin else {})}, half=half)
     return weights
+
+
+def _whole(ckpts: str, saved: Mapping, *, published: bool) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint; of one that tuning trained with those of its base.
+
+    Args:
+        published: updates of LoRA are merged into the weights; other inserted parts are an error, as no published program has them.
+    """
+    if not is_tuned(saved):
+        return state_dict_of(saved)
+    keys = tuned_keys(ckpts, saved)
+    config = saved["config"]["model"]
+    if published:
+        if keys.kind not in (*FROZEN, "lora"):
+            raise UserError(
+                f"{ckpts}: was tuned by {keys.kind}, and published programs have no place for what that inserts; "
+                "name a .safetensors file with --out, which holds it whole"
+            )
+        config = {**config, "tune": {"kind": "full"}}
+    model = build_model(config)
+    load_weights(model, ckpts)
+    return model.state_dict()
 
 
 def _lacking(weights: Mapping[str, Tensor]) -> list[str]:

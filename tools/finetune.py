@@ -9,14 +9,14 @@ from datasets.batches import Batch
 from datasets.transforms import augment
 from models import build_model
 from models.classifier import Classifier
+from models.tuning import TuneConfig, Tuning
 from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report
 from tools.sampling import training_points
-from tools.supervised import Sets, Supervised, run_supervised, votes_after
+from tools.supervised import Supervised, run_supervised, votes_after
 from tools.train import Trainer, Values, last_epoch
 from utils.errors import UserError
-from utils.files import save_checkpoint
 
 # Accuracies in percent from which the published program votes during training: after any epoch, after a new best one.
 PUBLISHED_VOTE_ABOVE, PUBLISHED_VOTE_BEST_ABOVE = 92.1, 91.0
@@ -31,7 +31,8 @@ def build_classifier(run: RunContext) -> nn.Module:
     """Build the classifier of a configuration on the device of the run.
 
     Raises:
-        UserError: the configuration is of a model that does not classify, or its head does not fit `transfer`.
+        UserError: the configuration is of a model that does not classify, its head does not fit `transfer`, or that
+            contradicts the key `tune`.
     """
     config = run.config
     model = build_model(config.model)
@@ -39,27 +40,25 @@ def build_classifier(run: RunContext) -> nn.Module:
         raise UserError(
             f"model.NAME: {config.model.NAME} does not classify; use a recipe of cfgs/fine-tuning/ or cfgs/few-shot/"
         )
+    kind = config.model.tune.kind
+    if config.transfer != "full" and kind not in ("full", config.transfer):
+        raise UserError(f"transfer: {config.transfer} and model.tune.kind {kind} contradict each other; leave one out")
     if (config.transfer == "linear") != (config.model.head == "linear") and config.transfer != "full":
         raise UserError(
             f"transfer: {config.transfer} does not go with model.head {config.model.head}; set model.head to {config.transfer}"
         )
+    if config.transfer != "full" and model.tuning is None:
+        model.tuning = Tuning(model, TuneConfig(kind=config.transfer), whole=True)
     return model.to(run.device)
 
 
 class Classification(Supervised):
-    """Train a classifier; with `transfer` its encoder is frozen."""
+    """Train a classifier, or what its tuning lets train."""
 
     named = "class names"
     row, scores, tags = "val", {"accuracy": "accuracy"}, {"accuracy": "ACC"}
     best_by, kept_as, best_name = "accuracy", "acc", "best epoch"
     build_model = staticmethod(build_classifier)
-
-    def __init__(self, run: RunContext, model: nn.Module, sets: Sets):
-        super().__init__(run, model, sets)
-        self.frozen = run.config.transfer != "full"
-        if self.frozen:
-            for parameter in model.encoder_parameters():
-                parameter.requires_grad_(False)
 
     @classmethod
     def check_set(cls, run: RunContext, clouds: CloudSet) -> None:
@@ -80,18 +79,6 @@ class Classification(Supervised):
             f"{len(self.clouds)} clouds to train on, {len(self.val)} to evaluate on, {config.npoints} points, "
             f"{steps} steps of {config.total_bs} an epoch, {self.run.device}"
         )
-
-    def set_mode(self) -> None:
-        """Set training mode; a frozen encoder stays in evaluation mode, so that its batch statistics do not move either.
-
-        The key `frozen_mode` may say otherwise.
-        """
-        self.model.train(not self.frozen or self.run.config.frozen_mode == "training")
-        self.model.head.train()
-
-    def begin_epoch(self, epoch: int) -> bool:
-        """Let the model follow the epoch, unless its encoder is frozen for good."""
-        return not self.frozen and super().begin_epoch(epoch)
 
     def prepare(self, batch: Batch, epoch: int) -> dict[str, Any]:
         """Choose points, augment and group them."""
@@ -138,7 +125,7 @@ class Classification(Supervised):
         writer.scalar("Metric/ACC_vote", 100 * vote.mean, epoch, split="test")
         if best and not self.selects_held_out:  # else ckpt-best.pth is that of the only epoch that votes
             state.best_metrics = {**state.best_metrics, "acc_vote": vote.mean, "epoch_vote": epoch}
-            save_checkpoint(run.folder / "ckpt-best_vote.pth", state.checkpoint(run.config_dict()))
+            self.save(run.folder / "ckpt-best_vote.pth", state)
         writer.write({"kind": "vote", "epoch": epoch, "data": self.val.name, **vote.row(), "best": best})
         run.log.info(f"epoch {epoch}: with voting {vote}" + (" (best)" if best else ""))
 

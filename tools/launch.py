@@ -48,6 +48,7 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     recipe = find_recipe(args.config, _method(args, checkpoint))
     if args.transfer and recipe.task == "segmentation":
         raise UserError("--transfer: is not for part segmentation; leave it out, or use another recipe")
+    _check_tune(args, recipe)
     folder = experiment_folder(args, recipe.path)
     check_folder(args, folder)
     overrides = [*args.set, *_few_shot(args, recipe.path)]
@@ -149,10 +150,20 @@ def _model_to_build(
         saved.get("model"),
         whole=not is_training(args),
         recipe_keys=set(_names(read_recipe(recipe.path, OLD_NAMES).get("model"))),
-        flag_keys={keys[-1] for keys in said if keys[0] == "model" and keys[-1] != "legacy"},
+        flag_keys={key for keys in said if keys[0] == "model" and keys[-1] != "legacy" for key in (keys[1], keys[-1])},
     )
     notes += [f"{args.ckpts}: {line}"] if line else []
     return model
+
+
+def _check_tune(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raise where `--tune` is given for a model that has no such keys."""
+    name = (read_recipe(recipe.path, OLD_NAMES).get("model") or {}).get("NAME")
+    if args.tune and name in MODELS and "tune" not in MODELS.entry(name).config.__dataclass_fields__:
+        raise UserError(
+            f"--tune {args.tune}: {name} is neither classifier nor part segmenter; use a recipe of cfgs/fine-tuning/, cfgs/few-shot/ or "
+            "cfgs/segmentation/"
+        )
 
 
 def _names(model: Any) -> Iterator[str]:

@@ -58,6 +58,7 @@ def write_result(run: RunContext, results: dict[str, float]) -> Path:
         "checkpoint": run.args.ckpts,
         "seed": run.seed,
         "data": data,
+        **run.facts,
         "time": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         "command": provenance()["Command"],
     }

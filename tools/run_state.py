@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from models import load_weights
+from models.tuning.files import is_tuned
 from utils.checkpoints import check_weights
 from utils.errors import UserError
 from utils.files import read_checkpoint
@@ -37,8 +39,10 @@ class RunState:
     def checkpoint(self, config: dict) -> dict:
         """Return plain tensors, dicts, lists, numbers and strings; it loads with `weights_only=True`."""
         gradients = {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None}
+        tuning = getattr(self.model, "tuning", None)
         return {
-            "base_model": self.model.state_dict(),
+            "base_model": self.model.state_dict() if tuning is None else tuning.saved_weights(self.model),
+            **({} if tuning is None else tuning.record()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
@@ -65,8 +69,10 @@ class RunState:
             )
         _check_optimizer(path, saved, self.optimizer)
         try:
-            self.model.load_state_dict(saved["base_model"])
+            load_saved(self.model, path, saved)
             self.optimizer.load_state_dict(saved["optimizer"])
+        except UserError:
+            raise
         except Exception as error:  # loaders meet what does not fit with anything
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -81,6 +87,15 @@ class RunState:
         gradients = self.pending.pop("gradients")
         for name, parameter in self.model.named_parameters():
             parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
+
+
+def load_saved(model: nn.Module, path: Path, saved: dict) -> None:
+    """Load the weights of a checkpoint of a run into its model; what tuning trained needs its base, which may be loaded already."""
+    if is_tuned(saved):
+        base = getattr(getattr(model, "tuning", None), "base", None)
+        load_weights(model, path, base=base.path if base else None)
+    else:
+        model.load_state_dict(saved["base_model"])
 
 
 def _check_form(path: Path, saved: dict) -> None:

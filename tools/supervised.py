@@ -5,6 +5,7 @@ Weights to start from, the sets and their names, epochs, evaluation, the best ep
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -12,12 +13,13 @@ from torch import nn
 from datasets import CloudSet, build_dataset
 from datasets.fractions import split_held_out
 from models import load_weights
-from models.weights import averaged
+from models.tuning import counts
+from models.tuning.files import is_tuned
 from tools.context import RunContext
 from tools.optim import check_training
 from tools.report.runlog import read_rows
 from tools.results import SELECTED_HELD_OUT, SELECTED_ON_TEST
-from tools.run_state import RunState
+from tools.run_state import RunState, load_saved
 from tools.session import Session, run_session
 from tools.train import Display, Trainer, last_epoch
 from utils.config.yaml import save_config
@@ -109,8 +111,15 @@ class Supervised(Session):
         return {}
 
     def begin_epoch(self, epoch: int) -> bool:
-        """Let the model follow the epoch."""
-        return self.model.begin_epoch(epoch)
+        """Let the model follow the epoch, unless its encoder is frozen for good."""
+        return self.model.tuning is None and self.model.begin_epoch(epoch)
+
+    def set_mode(self) -> None:
+        """Bring the model into training mode, as far as it trains."""
+        if self.model.tuning is None:
+            self.model.train()
+        else:
+            self.model.tuning.set_mode(self.model, training=self.run.config.frozen_mode == "training")
 
     def vote(self, trainer: Trainer, epoch: int, scores: dict[str, float], *, best: bool) -> None:
         """Evaluate with voting, where that is asked for after this epoch."""
@@ -152,7 +161,7 @@ class Supervised(Session):
         state.best_metrics = {**state.best_metrics, **self.running_best(scores, state.best_metrics)}
         if best:
             state.best_metrics = {**state.best_metrics, **entries, "epoch": epoch}
-            save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
+            self.save(run.folder / "ckpt-best.pth", state)
         self._write(trainer, self.row, epoch, {"data": data, **scores, "best": best}, time.perf_counter() - started)
         mark = f" (best so far, {SELECTED_ON_TEST})" if best else ""
         run.log.info(f"epoch {epoch}: {self._say(scores)} on {data}{mark}")
@@ -167,7 +176,7 @@ class Supervised(Session):
         if best or "held_out_epoch" not in state.best_metrics:
             state.best_metrics = {**state.best_metrics, "held_out": scores[self.best_by], "held_out_epoch": epoch}
             if self.selects_held_out:
-                save_checkpoint(run.folder / "ckpt-best.pth", state.checkpoint(run.config_dict()))
+                self.save(run.folder / "ckpt-best.pth", state)
         self._write(trainer, "held_out", epoch, {"data": data, **scores, "best": best}, time.perf_counter() - started)
         run.log.info(
             f"epoch {epoch}: {self._say(scores)} on held-out clouds of {data}" + (" (best so far)" if best else "")
@@ -210,10 +219,16 @@ class Supervised(Session):
 
     def _evaluate_once(self, trainer: Trainer, epoch: int) -> dict[str, float]:
         """Evaluate the weights of ckpt-best.pth on the validation set; the model keeps them."""
-        self.model.load_state_dict(read_checkpoint(self.run.folder / "ckpt-best.pth")["base_model"])
+        path = self.run.folder / "ckpt-best.pth"
+        load_saved(self.model, path, read_checkpoint(path))
         scores = self.score(self.evaluator)
         self.vote(trainer, epoch, scores, best=True)
         return scores
+
+    def save(self, path: Path, state: RunState) -> None:
+        """Keep the model as it is; of a tuned one without the state of the optimizer, which would be twice as large."""
+        checkpoint = state.checkpoint(self.run.config_dict())
+        save_checkpoint(path, {**checkpoint, "optimizer": None} if is_tuned(checkpoint) else checkpoint)
 
     def results(self) -> dict[str, float]:
         """Return what the run was worth, in percent: last epoch, best one, and the one that was selected on held-out clouds."""
@@ -257,6 +272,7 @@ def run_supervised(run: RunContext, kind: type[Supervised]) -> dict[str, float]:
     if entries.val is None:
         raise UserError("dataset.val: is missing, the model is evaluated on it while it trains; add the entry")
     _load_start(run, model)
+    _count_parameters(run, model)
     clouds, val, held_out = build_dataset(entries.train), build_dataset(entries.val), None
     _check_sets(run, kind, clouds, val)
     if run.config.held_out is not None:
@@ -266,15 +282,26 @@ def run_supervised(run: RunContext, kind: type[Supervised]) -> dict[str, float]:
 
 def _load_start(run: RunContext, model: nn.Module) -> None:
     """Load the weights that training starts from, and say which they are."""
-    args, transfer = run.args, run.config.transfer
-    if args.ckpts and getattr(args, "averaged", False):
-        run.log.info(f"{args.ckpts}, averaged weights: {load_weights(model, averaged(read_checkpoint(args.ckpts)))}")
-    elif args.ckpts:
-        run.log.info(f"{args.ckpts}: {load_weights(model, args.ckpts)}")
-    elif transfer != "full":
-        run.log.warning(f"--transfer {transfer} without --ckpts: the encoder is frozen at random weights")
+    args, tuning = run.args, model.tuning
+    if args.ckpts:
+        average = getattr(args, "averaged", False)
+        report = load_weights(model, args.ckpts, average=average, base=args.start_ckpts)
+        run.log.info(f"{args.ckpts}{', averaged weights' if average else ''}: {report}")
+    elif args.resume and (run.folder / "ckpt-last.pth").exists():
+        return  # which brings its weights
+    elif tuning is not None:
+        flag = "transfer" if tuning.whole else "tune"
+        run.log.warning(f"--{flag} {tuning.keys.kind} without --ckpts: the encoder is frozen at random weights")
     elif not args.scratch_model:
         run.log.info("no --ckpts: training from random weights")
+
+
+def _count_parameters(run: RunContext, model: nn.Module) -> None:
+    """Say how many parameters train, in the log and in result.json."""
+    trained, all_ = counts(model)
+    kind = "full" if model.tuning is None else model.tuning.keys.kind
+    run.log.info(f"tuning {kind}: {trained:,} of {all_:,} parameters train ({100 * trained / all_:.2f} %)")
+    run.facts |= {"tuning": kind, "trained_parameters": trained, "parameters": all_}
 
 
 def _check_sets(run: RunContext, kind: type[Supervised], clouds: CloudSet, val: CloudSet) -> None:

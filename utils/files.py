@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import functools
+import hashlib
 import os
 import pickle
 import zipfile
@@ -64,6 +66,18 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits; the same file is read once in a process."""
+    state = os.stat(path)
+    return _hash(os.path.abspath(path), state.st_size, state.st_mtime_ns)
+
+
+@functools.cache
+def _hash(path: str, size: int, time: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def explain_write(path: Path, error: OSError, again: str = AGAIN) -> str:

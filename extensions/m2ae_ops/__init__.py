@@ -12,11 +12,12 @@ from .indexing import gather, group, three_interpolate
 from .loader import backend
 from .neighbors import ball_query, knn, three_nn
 from .normalization import batch_norm
-from .ordering import near_first, visible_first
+from .ordering import along_a_curve, near_first, visible_first
 from .pooling import peak_and_mean
 from .sampling import fps
 
 __all__ = [
+    "along_a_curve",
     "attention",
     "backend",
     "ball_query",

@@ -105,3 +105,36 @@ class PointPropagation(nn.Module):
         for conv, norm in zip(self.mlp_convs[1:], self.mlp_bns[1:], strict=True):
             rows = norm.relu(conv(rows))
         return rows.view(B, G, -1)
+
+
+class LinearPartHead(nn.Linear):
+    """Score the parts of every point by one linear layer on its interpolated tokens, their maximum and mean, and the category.
+
+    Args:
+        widths: channels of each set of tokens.
+
+    Note:
+        The layer is applied to the tokens before they are interpolated, which is the same, as both are linear.
+    """
+
+    def __init__(self, widths: Sequence[int], categories: int, parts: int):
+        super().__init__(3 * sum(widths) + categories, parts)
+        self.widths, self.categories = list(widths), categories
+
+    def forward(self, points: Tensor, tokens: Sequence[tuple[Tensor, Tensor]], category: Tensor) -> Tensor:
+        """Score points (B, G, 3): token sets, centers (B, M, 3) and tokens (B, M, C) each, and a one-hot category to (B, G, parts)."""
+        *own, peak, mean, named = self.weight.split([*self.widths, *[sum(self.widths)] * 2, self.categories], dim=1)
+        joined = [torch.cat([reduce(taken) for _, taken in tokens], dim=-1) for reduce in (_peak, _mean)]
+        constant = F.linear(joined[0], peak, self.bias) + F.linear(joined[1], mean)  # (B, parts)
+        scores = (constant + F.linear(category.to(constant.dtype), named)).unsqueeze(1)
+        for (centers, taken), columns in zip(tokens, own, strict=True):
+            scores = scores + interpolate(points, centers, F.linear(taken, columns))
+        return scores
+
+
+def _peak(tokens: Tensor) -> Tensor:
+    return tokens.amax(1)
+
+
+def _mean(tokens: Tensor) -> Tensor:
+    return tokens.mean(1)

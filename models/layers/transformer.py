@@ -5,7 +5,7 @@ Shapes: `B` batch, `L` tokens, `C` channels.
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -91,6 +91,13 @@ class Blocks(nn.Module):
         for block in islice(self.blocks, first, stop):
             x = block(x + position, valid, attend)
         return x
+
+
+class Stack(NamedTuple):
+    """Blocks of an encoder, and the module that turns the centres of their tokens, in the order of the tokens, into positions."""
+
+    blocks: Blocks
+    position: nn.Module
 
 
 class DecoderBlocks(Blocks):

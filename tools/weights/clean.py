@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from models.tuning.files import is_tuned
 from utils.checkpoints import check_weights, find_weights
 from utils.errors import UserError
 from utils.files import AGAIN, read_checkpoint, save_checkpoint
@@ -27,6 +28,8 @@ def clean(source: Path, out: Path, *, overwrite: bool = False) -> None:
             checkpoint = load_with_stand_ins(source, keep_going=True)
     if not isinstance(checkpoint, dict):
         raise UserError(f"{source}: holds a {type(checkpoint).__name__}, expected a dict with weights")
+    if is_tuned(checkpoint):
+        raise UserError(f"{source}: holds only what --tune trained, and so needs its base; python -m tools.export writes it whole")
     weights = find_weights(checkpoint)
     check_weights(str(source), weights, list(weights))
     plain = {key: value.detach().clone().contiguous() for key, value in weights.items()}

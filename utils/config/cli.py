@@ -130,15 +130,23 @@ def _add_run(group) -> None:
     group.add_argument(
         "--overwrite", action="store_true", help="start the run of this name again, dropping its outputs"
     )
-    group.add_argument("--start_ckpts", metavar="PTH", help="initial weights for pre-training")
+    group.add_argument(
+        "--start_ckpts", metavar="PTH",
+        help="initial weights for pre-training; where --ckpts is what --tune trained: its base, if that has moved",
+    )  # fmt: skip
     group.add_argument(
         "--ckpts", metavar="PTH",
         help="weights for fine-tuning, --test and --test_svm: a file, mini, or a name that python -m tools.weights list shows",
     )  # fmt: skip
     group.add_argument(
+        "--tune", metavar="KIND",
+        help="what of a classifier or part segmenter trains: full (the default), mlp3 (the published head), linear (one layer as head), or "
+        "the head and what is inserted into the frozen encoder: lora, gst, dapt, prompt; only that is saved",
+    )  # fmt: skip
+    group.add_argument(
         "--transfer", choices=TRANSFERS,
         help="what of a classifier trains: all (full, the default), or only the published head (mlp3) or one linear layer (linear) on the "
-        "frozen encoder",
+        "frozen encoder; as --tune, but checkpoints are whole",
     )  # fmt: skip
     group.add_argument("--seed", type=int, help="seed of the run (default: the recipe's, 0)")
     group.add_argument(
@@ -253,6 +261,9 @@ def parse_args(argv: Sequence[str] | None = None, prog: str | None = None) -> ar
         last.append(f"model.head={'linear' if args.transfer == 'linear' else 'mlp3'}")
     if args.rate is not None:
         last.append(f"dataset.train.first_fraction={args.rate}")
+    if args.tune:
+        last += [f"model.tune.kind={args.tune}", "transfer=full"]
+        last += [f"model.head={args.tune}"] if args.tune in ("mlp3", "linear") else []
     args.set = [*first, *args.set, *last]
     return args
 
@@ -280,6 +291,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--probe {args.probe[0]} evaluates the features of --test_svm; add --test_svm and a data set")
     if args.scratch_model and args.finetune_model and args.ckpts:
         raise UserError("--scratch_model trains from random weights, but --ckpts gives weights; leave one out")
+    if args.tune and args.transfer:
+        raise UserError("--tune and --transfer say the same; leave one out")
+    if args.tune and args.test_svm:
+        raise UserError("--tune: goes with a classifier or part segmenter, not with --test_svm; leave one out")
     classifies = args.test or args.finetune_model or args.scratch_model
     for name in ("transfer", "vote", "vote_rounds"):
         if getattr(args, name) and not classifies:
