@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.hub import HubModel
 from models.layers.group import Pyramid, group_pyramid
 from models.layers.packing import Packing, Rows, plan_packing
 from models.layers.transformer import Stack
@@ -56,7 +57,7 @@ def check_ranges(config: Any, *, counts: Sequence[str], depths: Sequence[str] = 
         raise ValueError(f"{where}drop_path_rate: {config.drop_path_rate} must be at least 0 and below 1")
 
 
-class PointModel(nn.Module):
+class PointModel(HubModel):
     """A model of one method: its autoencoder, its classifier or its part segmenter.
 
     Class attributes:
@@ -69,6 +70,7 @@ class PointModel(nn.Module):
         ignored_keys: prefixes of keys that a checkpoint may hold and that are skipped.
         renamed_keys: pairs, a prefix in a checkpoint and what it is called here; the first that fits counts.
         refused_keys: pairs, a prefix that a checkpoint must not have and what such a checkpoint is.
+        skips_origin: whether sampling passes over points near the origin, as published.
 
     Attributes:
         tuning: what freezes its encoder and inserts parts into it (`models/tuning/`), or None.
@@ -84,6 +86,7 @@ class PointModel(nn.Module):
     renamed_keys: tuple[tuple[str, str], ...] = ()
     refused_keys: tuple[tuple[str, str], ...] = ()
     tuning: Any = None
+    skips_origin: ClassVar[bool] = True
 
     def __init__(self, config: Any):
         super().__init__()
@@ -194,10 +197,13 @@ class PretrainingModel(PointModel):
         """Draw what a step shows and hides: what `forward` takes as `masked`."""
         raise NotImplementedError(f"{type(self).__name__}.draw_mask")
 
-    def encode(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) as features (B, C) for a linear SVM: mean plus maximum over the coarsest tokens."""
-        tokens = self.patch_tokens(points)
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Sum tokens (B, G, C) of a cloud up as features (B, C) for a linear SVM: their mean plus their maximum."""
         return tokens.mean(1) + tokens.amax(1)
+
+    def encode(self, points: Tensor) -> Tensor:
+        """Encode points (B, N, 3), transformed as in evaluation, as features for a linear SVM: the coarsest tokens, pooled."""
+        return self.pool(self.patch_tokens(self.transform(points)))
 
 
 class MaskedAutoencoder(PretrainingModel):

@@ -116,9 +116,13 @@ class Classifier(PointModel):
         """Return the parameters that pre-training gives: not the head, nor a class token or norm that begin with it."""
         return [p for name, p in self.named_parameters() if not name.startswith(self.missing_keys)]
 
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Sum tokens (B, G, C) of a cloud up as what the head receives, (B, F)."""
+        return POOLINGS[self.config.pooling].pool(tokens)
+
     def features(self, points: Tensor | None, pyramid: Pyramid | None = None) -> Tensor:
         """Encode points (B, N, 3), or their pyramid, as what the head receives, (B, F)."""
-        return POOLINGS[self.config.pooling].pool(self.patch_tokens(points, pyramid))
+        return self.pool(self.patch_tokens(points, pyramid))
 
     def encode(self, points: Tensor) -> Tensor:
         """Encode points (B, N, 3), transformed as in evaluation, as what the head receives, (B, F)."""
@@ -218,7 +222,7 @@ class SingleScaleClassifier(SingleScaleParts, Classifier):
         """Encode a pyramid as normed tokens (B, 1 + G, C), the class token first."""
         tokens = self.encoder(pyramid.neighborhoods[0])  # (B, G, C)
         position = self.pos_embed(pyramid.centers[0])  # (B, G, C)
-        token, place = (part.expand(len(tokens), -1, -1).to(tokens.dtype) for part in (self.cls_token, self.cls_pos))
+        token, place = (part.expand(tokens.shape[0], -1, -1).to(tokens.dtype) for part in (self.cls_token, self.cls_pos))
         tokens, position = torch.cat([token, tokens], dim=1), torch.cat([place, position], dim=1)  # (B, 1 + G, C)
         return self.normed(self.blocks(tokens, position))
 

@@ -132,9 +132,9 @@ class I2PMAE(HierarchicalMAE):
         ratio, temperature = self.config.mask_ratio, self.config.mask_temperature
         return image_guided_mask(saliency, ratio, temperature=temperature, generator=generator)
 
-    def encode(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3) as features (B, C) for a linear SVM: the maximum over the coarsest tokens."""
-        return self.patch_tokens(points).amax(1)
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Sum tokens (B, G, C) of a cloud up as features (B, C) for a linear SVM: their maximum."""
+        return tokens.amax(1)
 
 
 def encode_views(points: Tensor, teacher: nn.Module, *, size: int, depth: Depth) -> ImageFeatures:

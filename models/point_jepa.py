@@ -148,6 +148,7 @@ class JEPAParts:
     """
 
     encoder_name: ClassVar[str] = "encoder"
+    skips_origin: ClassVar[bool] = False
 
     def build_tokenizer(self, config: JEPAEncoderConfig) -> None:
         """Create `tokenizer`."""
@@ -662,9 +663,9 @@ class PointJEPA(JEPAParts, PretrainingModel):
         """Encode points (B, N, 3), or their pyramid, with nothing hidden as normed tokens (B, G, C), in the order of the groups."""
         return self.student.encode(*self.embed(self.group(points) if pyramid is None else pyramid))
 
-    def encode(self, points: Tensor) -> Tensor:
-        """Encode points (B, N, 3), transformed as in evaluation, as features (B, 2 C) for a linear SVM: maximum and mean of the tokens."""
-        return POOLINGS["max,mean"].pool(self.patch_tokens(self.transform(points)))
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Sum tokens (B, G, C) of a cloud up as features (B, 2 C) for a linear SVM: their maximum and mean."""
+        return POOLINGS["max,mean"].pool(tokens)
 
 
 # Fine-tuning.
@@ -807,7 +808,7 @@ class PointJEPAClassifier(JEPATask, Classifier):
         """Encode a pyramid as normed tokens (B, G, C), the class token first where there is one."""
         tokens, position = self.embed(pyramid)
         if self.config.pooling.startswith("class"):
-            token, place = (part.expand(len(tokens), 1, -1).to(tokens.dtype) for part in (self.cls_token, self.cls_pos))
+            token, place = (part.expand(tokens.shape[0], 1, -1).to(tokens.dtype) for part in (self.cls_token, self.cls_pos))
             tokens, position = torch.cat([token, tokens], dim=1), torch.cat([place, position], dim=1)
         return self.encoder.encode(tokens, position)
 

@@ -74,7 +74,9 @@ COMMANDS = {
         "list, fetch and check published weights; clean a file",
         parsers=("tools.weights.command:build_parser",),
     ),
-    "export": Command("tools.export", "write a checkpoint in the published layout", parsers=()),
+    "export": Command(
+        "tools.export", "weights and graphs for other programs: safetensors, ONNX", parsers=("tools.export:build_parser",)
+    ),
     "doctor": Command(
         "tools.doctor", "check this installation on this machine", parsers=("tools.doctor:build_parser",)
     ),

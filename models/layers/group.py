@@ -70,7 +70,7 @@ def _check_points(points: Tensor) -> None:
         raise ValueError(f"group: points must be (B, N, 3), got {tuple(points.shape)}")
     if not points.is_floating_point():
         raise ValueError(f"group: points must be floating, got {points.dtype}; call .float()")
-    if len(points) == 0:
+    if points.shape[0] == 0:
         raise ValueError(f"group: points holds no clouds, shape {tuple(points.shape)}; leave out empty batches")
 
 

@@ -80,8 +80,8 @@ def test_a_safetensors_file_is_a_checkpoint(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "remedy"),
     [
-        (["--out", "a.pth", "--half"], "--half: is for .safetensors"),
-        (["--out", "a.safetensors", "--clip", "c.pt"], "--clip: belongs to the published layout"),
+        (["--out", "a.pth", "--half"], "--half: is for safetensors, not for pth"),
+        (["--out", "a.safetensors", "--clip", "c.pt"], "--clip: is for pth, not for safetensors"),
         (["--out", "nowhere/a.safetensors"], "the folder does not exist"),
     ],
 )

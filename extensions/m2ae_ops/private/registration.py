@@ -10,6 +10,7 @@ NAMESPACE = "m2ae"
 # A fragment may be opened by several copies of this package (`extensions.m2ae_ops` and an installed `m2ae_ops`) and by
 # the compiled library, in any order. PyTorch unregisters what a Library holds when that object dies, so it lives here.
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+REFERENCES: dict[str, Callable] = {}  # op -> its plain form
 
 
 def register(
@@ -30,6 +31,7 @@ def register(
     Raises:
         ImportError: another copy of this package has declared the op with a different schema.
     """
+    REFERENCES[name] = reference
     qualified = f"{NAMESPACE}::{name}"
     declared = torch._C._jit_get_schemas_for_operator(qualified)
     if declared:

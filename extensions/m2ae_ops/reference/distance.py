@@ -33,7 +33,9 @@ def pairwise_chunks(query: torch.Tensor, support: torch.Tensor):
     """
     query, support = to_compute(query), to_compute(support)
     B, Q, _ = query.shape
-    rows = max(1, PAIRS_AT_ONCE // max(1, B * support.shape[1]))
+    # A traced graph for any batch has one slice: how many there are must not depend on a size that is not known.
+    unknown = isinstance(B, torch.SymInt)
+    rows = Q if unknown else max(1, PAIRS_AT_ONCE // max(1, B * support.shape[1]))
     for start in range(0, Q, rows):
         stop = min(start + rows, Q)
         sqdist = squared_distance(query[:, start:stop, None], support[:, None])  # (B, q, N)

@@ -29,33 +29,38 @@ def pointnet2_order(count: int, device: torch.device | None = None) -> torch.Ten
     return torch.argsort(reversed_slot * count + index)
 
 
-def fps(points: torch.Tensor, num_samples: int, skip_near_origin: bool, tie_break: str) -> torch.Tensor:
-    """Return the indices (B, S) int64 of a greedy farthest point sample that starts at point 0."""
-    points = to_compute(points)
-    B, N, _ = points.shape
-    order = None
+def start(
+    points: torch.Tensor, skip_near_origin: bool, tie_break: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what a sample of points (B, N, 3) begins with.
+
+    Order (N,) of preference among equally far points; the candidates (B, N, 3) in this order, so that ties go to the lowest
+    position; their running distances (B, N), -1 = may not be chosen, below every distance; and whether any may be, (B,) bool.
+    """
+    count = points.shape[1]
+    order = torch.arange(count, device=points.device)
     if tie_break == "pointnet2":
-        # Ties go to the lowest position, so the points are laid out in order of preference first.
-        order = pointnet2_order(N, points.device)
-        candidates = points[:, order]
-    else:
-        candidates = points
+        order = pointnet2_order(count, points.device)
+    candidates = points[:, order]
     x, y, z = candidates.unbind(-1)
     live = candidates.isfinite().all(-1)  # (B, N)
     if skip_near_origin:
-        live &= (x * x + y * y) + z * z > NEAR_ORIGIN
-    # Points that may not be chosen stand at -1, below every distance.
+        live = live & ((x * x + y * y) + z * z > NEAR_ORIGIN)
     running = torch.where(live, torch.full_like(x, START_DISTANCE), torch.full_like(x, -1.0))
-    some = live.any(-1)
-    rows = torch.arange(B, device=points.device)
-    chosen = points.new_zeros((B, num_samples), dtype=torch.int64)
+    return order, candidates, running, live.any(-1)
+
+
+def fps(points: torch.Tensor, num_samples: int, skip_near_origin: bool, tie_break: str) -> torch.Tensor:
+    """Return the indices (B, S) int64 of a greedy farthest point sample that starts at point 0."""
+    points = to_compute(points)
+    order, candidates, running, some = start(points, skip_near_origin, tie_break)
+    rows = torch.arange(points.shape[0], device=points.device)
+    chosen = points.new_zeros((points.shape[0], num_samples), dtype=torch.int64)
     last = points[:, 0]  # (B, 3)
     for step in range(1, num_samples):
         sqdist = squared_distance(candidates, last[:, None])
         running = torch.where(sqdist < running, sqdist, running)
-        winner = running.argmax(-1)
-        index = winner if order is None else order[winner]
-        index = torch.where(some, index, 0)
+        index = torch.where(some, order[running.argmax(-1)], 0)
         chosen[:, step] = index
         last = points[rows, index]
     return chosen
