@@ -16,7 +16,8 @@ from models import build_model, load_weights
 from segmentation import runner
 from segmentation import test as segmentation_test
 from tests.commands import check_exact_resume, pretrained, rows
-from tools import embed, export, finetune, test
+from tools import embed, finetune, test
+from tools.export.published import export, export_tensors
 from tools.launch import open_run
 from tools.weights import command as weights_command
 from utils.config.cli import parse_args
@@ -211,11 +212,11 @@ def test_updates_merge_where_nothing_is_inserted(beside, without_pages, capsys):
         torch.testing.assert_close(plain(points), tuned(points), rtol=1e-4, atol=1e-5)
         tuned.tuning.merge(tuned)
         torch.testing.assert_close(plain(points), tuned(points), rtol=1e-6, atol=1e-6)
-    export.export(str(best), Path("merged.pth"))
+    export(str(best), Path("merged.pth"))
     published = read_checkpoint("merged.pth")["base_model"]
     assert {key.removeprefix("module.") for key in published} == set(plain.state_dict())
     assert torch.equal(published["module.blocks.blocks.0.attn.qkv.weight"], plain.blocks.blocks[0].attn.qkv.weight)
-    export.export_tensors(str(best), Path("whole.safetensors"))
+    export_tensors(str(best), Path("whole.safetensors"))
     assert main.main(arguments("fine-tuning", "point-mae", "whole", "--test", "--ckpts", "whole.safetensors")) == 0
     capsys.readouterr()
     full = arguments("fine-tuning", "point-mae", "merged", "--finetune_model", "--ckpts", str(best))

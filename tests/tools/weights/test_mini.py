@@ -12,7 +12,7 @@ import main
 import main_vis
 from models import build_model
 from tools import embed, quickstart
-from tools.export import export_tensors
+from tools.export.published import export_tensors
 from tools.launch import load_recipe
 from tools.weights import command, names
 from utils import ROOT
