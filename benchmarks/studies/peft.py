@@ -1,6 +1,6 @@
 """Compare tuning with few parameters on ModelNet10, from the mini weights, with 1, 10 and 100 % of the labels.
 
-    python -m benchmarks.studies.peft --ckpts experiments/pre-training/point-mae/mini/mini/seed0/ckpt-last.pth
+    python -m benchmarks.studies.peft --data_root ../shared/data
 
 Each kind is trained by cfgs/fine-tuning/<method>/mini.yaml, at a learning rate that is chosen for it before: with 10 % of the labels,
 seed 0, by the accuracy on a fifth of them that is held out. The test set is evaluated once, after the last update, so that nothing is
@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from tools.weights import resolve
 from utils import ROOT
 from utils.files import file_hash, write_atomic
 from utils.metrics_log import read_rows
@@ -33,13 +34,14 @@ SEEDS = (0, 1, 2)
 def main() -> None:
     """Choose rates, train everything, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpts", required=True, type=Path, help="mini weights of pre-training")
-    parser.add_argument("--method", default="point-mae", help="method of these (default: point-mae)")
+    parser.add_argument("--method", default="point-mae", help="point-mae (the default) or point-m2ae")
+    parser.add_argument("--ckpts", type=Path, help="weights of pre-training (default: the small ones of the method)")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "peft.json")
     parser.add_argument("--runs", type=Path, default=Path("experiments/peft"), help="folder below which the runs are")
     parser.add_argument("--data_root", type=Path, default=ROOT / "data", metavar="DIR", help="where ModelNet10 is")
     parser.add_argument("--plan", action="store_true", help="time ten steps of each kind only")
     args = parser.parse_args()
+    args.ckpts = resolve(args.ckpts or f"mini-{args.method}")
     if args.plan:
         return plan(args)
     rates = {kind: choose_rate(args, kind) for kind in KINDS}
@@ -51,13 +53,13 @@ def main() -> None:
     }
     known = json.loads(args.out.read_text()) if args.out.exists() else {}
     known[args.method] = {
-        "base": {"path": args.ckpts.as_posix(), "sha256": file_hash(args.ckpts)},
+        "base": {"file": args.ckpts.name, "sha256": file_hash(args.ckpts)},
         "updates": {f"{100 * share:g} %": updates for share, updates in UPDATES.items()},
         "rates": rates,
         "seeds": list(SEEDS),
         "accuracy": "percent of the 908 test clouds after the last update",
         "results": results,
-        "made with": provenance(),
+        "made with": {name: value for name, value in provenance().items() if name != "Command"},
     }
     text = json.dumps(known, indent=1) + "\n"
     write_atomic(args.out, lambda file: file.write(text.encode()))
@@ -128,7 +130,7 @@ def train(args: argparse.Namespace, name: str, kind: str, share: float, rate: fl
 
 def plan(args: argparse.Namespace) -> None:
     """Time ten steps of each kind, and say how long the whole study takes."""
-    share, total = (10 * BATCH + 1) / CLOUDS, 0.0
+    share, total = (10.5 * BATCH) / CLOUDS, 0.0
     for kind in KINDS:
         started = time.perf_counter()
         folder = train(args, f"plan-{kind}", kind, share, RATES[0], 0, "select=last")
