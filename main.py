@@ -84,8 +84,15 @@ def dispatch(run) -> Results:
         from segmentation.runner import run_parts
 
         return run_parts(run)
+    if hasattr(run.config.model, "nqueries"):
+        from detection.runner import run_detection
+
+        return run_detection(run)
     if args.predict:
-        raise UserError(f"--predict: {run.config.model.NAME} names no parts; use a recipe of cfgs/segmentation/")
+        raise UserError(
+            f"--predict: {run.config.model.NAME} names no parts and detects no objects; use a recipe of cfgs/segmentation/ or "
+            "cfgs/detection/"
+        )
     if args.corruptions:
         from tools.corruptions import run_corruptions
 

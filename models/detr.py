@@ -5,7 +5,7 @@ Shapes: `B` scenes, `N` points, `L` tokens of the encoder, `Q` queries, `C` chan
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ LEAST_EXTENT = 0.1  # of a scene along an axis, in metres, when sizes are scaled
 class DetectorConfig(SceneEncoderConfig):
     """Keys of 3DETR, with the published names of its flags; defaults as published for ScanNet."""
 
+    task_keys: ClassVar[tuple[str, ...]] = ("enc_dropout",)  # not taken from a checkpoint of pre-training
     NAME: str = "3DETR"
     dec_nlayers: int = 8
     dec_dim: int = 256
@@ -101,9 +102,9 @@ class Detector(SceneParts, PointModel):
 
     method = METHOD
     own_keys = ("mlp_heads.", "query_projection.")
-    starts_from = ("point-m2ae",)
+    starts_from = ("point-m2ae-scenes",)
     missing_keys = ("encoder_to_decoder_projection.", "pos_embedding.", "query_projection.", "decoder.", "mlp_heads.")
-    ignored_keys = ("mask_token", "h_decoder.", "decoder_pos_embeds.", "decoder_norm.", "rec_head.")
+    ignored_keys = ("mask_token", "h_decoder.", "decoder_pos_embeds.", "decoder_norm.", "scene_head.")
     # MaskPoint's checkpoints of pre-training.
     renamed_keys = (("transformer_q.encoder.", "pre_encoder."), ("transformer_q.blocks.", "encoder."))
 

@@ -21,9 +21,10 @@ from models.layers.packing import Packing, Rows, rows_of, unpack
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES
 from models.masking import random_mask
-from models.point_m2ae import METHOD
 from models.registry import MODELS
 from utils.device import send
+
+METHOD = "point-m2ae-scenes"
 
 
 @dataclass
@@ -69,7 +70,7 @@ class PointM2AEScenes(SceneParts, MaskedAutoencoder):
     """
 
     method = METHOD
-    own_keys = ("rec_head.",)
+    own_keys = ("scene_head.",)
     ignored_keys = ("encoder_to_decoder_projection.", "pos_embedding.", "query_projection.", "decoder.", "mlp_heads.")
     decoded_scale = 1
 
@@ -84,7 +85,7 @@ class PointM2AEScenes(SceneParts, MaskedAutoencoder):
         self.h_decoder = nn.ModuleList([Blocks(width, config.decoder_num_heads, drop_paths=rates)])
         self.decoder_pos_embeds = nn.ModuleList([position_embed(width)])
         self.decoder_norm = nn.LayerNorm(width)
-        self.rec_head = nn.Linear(width, 3 * config.interim_samples)
+        self.scene_head = nn.Linear(width, 3 * config.interim_samples)
         self.h_decoder.apply(init_xavier)
         self.decoder_pos_embeds.apply(init_truncated_normal)
 
@@ -106,7 +107,7 @@ class PointM2AEScenes(SceneParts, MaskedAutoencoder):
         tokens = unpack(visible, masks[1], self.mask_token)  # (B, G, C)
         tokens = self.h_decoder[0](tokens, self.decoder_pos_embeds[0](pyramid.centers[1]))
         hidden = rows_of(~masks[1].visible, self.masked_count)
-        return self.compare(self.rec_head(self.decoder_norm(hidden.take(tokens))), pyramid, masks, hidden)
+        return self.compare(self.scene_head(self.decoder_norm(hidden.take(tokens))), pyramid, masks, hidden)
 
     def compare(self, rebuilt: Tensor, pyramid: Pyramid, masks: list[Packing], hidden: Rows) -> dict[str, Tensor]:
         """Compare rebuilt patches (L, 3 * S), in units of the radius, with the hidden groups; what is returned is in metres."""

@@ -50,25 +50,25 @@ def pretrained(path, method="point-mae"):
     return path
 
 
-def check_exact_resume(monkeypatch, module, arguments, folder, *, at_call, kinds):
+def check_exact_resume(monkeypatch, module, arguments, folder, *, at_call, kinds, name="augment"):
     """Stop a run in mid-epoch, go on, and compare with the run `whole` beside it, bit for bit.
 
     Args:
-        module: the runner, which calls `augment` once a step; the run is stopped at call `at_call`, the third step of its epoch.
+        module: the runner, which calls its function `name` once a step; the run is stopped at call `at_call`, the third step of its epoch.
         arguments: name, flags -> command line.
         kinds: rows of the metrics that must be the same.
     """
-    calls, original = [], module.augment
+    calls, original = [], getattr(module, name)
 
-    def augment(*args):
+    def stopping(*args, **options):
         calls.append(1)
         if len(calls) == at_call:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(*args)
+        return original(*args, **options)
 
-    monkeypatch.setattr(module, "augment", augment)
+    monkeypatch.setattr(module, name, stopping)
     assert main.main(arguments("stopped")) == 128 + signal.SIGTERM
-    monkeypatch.setattr(module, "augment", original)
+    monkeypatch.setattr(module, name, original)
     assert read_checkpoint(folder / "stopped" / "ckpt-last.pth")["pending"]["step"] == 2
     assert main.main(arguments("stopped", "--resume")) == 0
     a, b = (read_checkpoint(folder / name / "ckpt-last.pth") for name in ("whole", "stopped"))

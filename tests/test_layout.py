@@ -19,11 +19,12 @@ MAY_IMPORT = {
     "detection": {"datasets", "models", "extensions", "utils", "tools"},
     "api": {"datasets", "models", "extensions", "utils", "tools"},
 }
-# A published command changes into segmentation/; the launchers do for another script what the interpreter does.
+# Published commands change into segmentation/ or detection/; the launchers do for another script what the interpreter does.
 COMPAT = ROOT / "extensions" / "m2ae_ops" / "compat"
-MAY_EDIT_THE_PATH = {ROOT / "segmentation" / "main.py", COMPAT / "launch.py", COMPAT / "start" / "sitecustomize.py"}
+PUBLISHED = {ROOT / folder / "main.py" for folder in ("segmentation", "detection")}
+MAY_EDIT_THE_PATH = {*PUBLISHED, COMPAT / "launch.py", COMPAT / "start" / "sitecustomize.py"}
 # Commands that are not at the top run the main program.
-MAY_RUN_MAIN = {ROOT / "segmentation" / "main.py"}
+MAY_RUN_MAIN = PUBLISHED
 COMMANDS = [
     ROOT / "main.py",
     ROOT / "main_vis.py",

@@ -51,6 +51,11 @@ COMMANDS = {
         "train or test part segmentation, or name the parts of own clouds",
         parsers=("tools.published.segmentation:build_parser", MAIN_FLAGS),
     ),
+    "detect": Command(
+        "detection.main",
+        "train or test object detection in scenes, or detect in own scenes",
+        parsers=("tools.published.detection:build_parser", MAIN_FLAGS),
+    ),
     "run": Command("main", "whatever the flags of the main program ask for"),
     "vis": Command("main_vis", "show what a pre-trained model rebuilds", parsers=("main_vis:build_vis_parser",)),
     "embed": Command(

@@ -21,7 +21,7 @@ def next_commands(run: RunContext) -> list[str]:
     if checkpoint is None:
         return []
     recipe = find_recipe(run.args.config, run.args.method).path
-    if hasattr(run.config.model, "num_parts"):
+    if hasattr(run.config.model, "num_parts") or hasattr(run.config.model, "nqueries"):
         return [_main(run, recipe, "--predict", _own_files(run), "--ckpts", str(checkpoint))]
     if hasattr(run.config.model, "cls_dim"):
         return _after_classifier(run, recipe, checkpoint)
@@ -48,8 +48,8 @@ def _after_pre_training(run: RunContext, recipe: Path, checkpoint: Path) -> list
     name = run.args.exp_name
     commands = []
     fine_tuning, svm = _beside(recipe, "fine-tuning"), recipe.with_name("linear-svm.yaml")
-    if fine_tuning is not None:
-        commands.append(_main(run, fine_tuning, "--finetune_model", "--exp_name", name, "--ckpts", str(checkpoint)))
+    for known in filter(None, (fine_tuning, _beside(recipe, "detection"))):
+        commands.append(_main(run, known, "--finetune_model", "--exp_name", name, "--ckpts", str(checkpoint)))
     if svm.is_file() and svm != recipe:
         probes = ("--probe", "knn", "--probe", "logistic")
         commands.append(_main(run, svm, "--test_svm", *probes, "--exp_name", name, "--ckpts", str(checkpoint)))

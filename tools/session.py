@@ -19,7 +19,13 @@ FEW_UPDATES = 100
 
 
 class Session(Task):
-    """A task with what a command does around its training."""
+    """A task with what a command does around its training.
+
+    Attributes:
+        drop_last: whether the last batch of an epoch is left out where it is smaller than the others.
+    """
+
+    drop_last: bool = True
 
     def open_evaluation(self) -> None:
         """Load what evaluates the model, on the first process."""
@@ -55,7 +61,7 @@ def run_session(session: Session) -> dict[str, float]:
         Interrupted: asked to stop; the state is saved and `--resume` continues it.
     """
     run = session.run
-    batches = run.batches(session.clouds, run.config.total_bs, shard=run.args.shard_set)
+    batches = run.batches(session.clouds, run.config.total_bs, shard=run.args.shard_set, drop_last=session.drop_last)
     state = open_state(run, session.model, ema=session.ema)
     if state.pending["step"] >= max(len(batches), 1) and state.pending["step"]:
         raise UserError(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datasets import scannet
 from datasets.clouds import SUBSETS, check_labels
 from datasets.few_shot import TEST_CLOUDS
 from datasets.folder import FolderConfig, find_files
@@ -109,6 +110,8 @@ def _read_problems(layout: Layout, data_root: Path, fewer: dict[str, int]) -> li
     if layout.name == "ModelNet40-C":
         settings = [{"corruption": kind, "severity": level} for kind in CORRUPTIONS for level in SEVERITIES]
         subsets = ("test",)
+    if layout.name == "ScanNet":
+        subsets = scannet.SPLITS
     problems = []
     for keys in settings:
         for subset in subsets:
@@ -247,6 +250,23 @@ def _look_parts(folder: Path, layout: Layout, found: Found) -> None:
     found.disjoint(*joined.values(), folder / "train_test_split")
 
 
+def _look_scannet(folder: Path, layout: Layout, found: Found) -> None:
+    scenes = folder / "scannet_train_detection_data"
+    there = set(os.listdir(scenes)) if scenes.is_dir() else set()
+    if not scenes.is_dir():
+        found.problems.append(f"{scenes}: is missing")
+    listed = {subset: found.lines(folder / "meta_data" / f"scannetv2_{subset}.txt") for subset in scannet.SPLITS}
+    for subset, names in listed.items():
+        files = {name: [scannet.path_of(scenes, name, part).name for part in scannet.PARTS] for name in names}
+        found.counts[subset] = sum(there.issuperset(own) for own in files.values())
+        if there:
+            found.absent([file for own in files.values() for file in own if file not in there], scenes)
+    found.disjoint(*listed.values(), folder / "meta_data")
+    for name in next((names for names in listed.values() if names), [])[:1]:
+        if not found.problems:
+            scannet.vertices_of(scenes, name)
+
+
 def _look_corruptions(folder: Path, layout: Layout, found: Found) -> None:
     labels = folder / "label.npy"
     count = _npy_shape(labels)[0] if labels.is_file() else None
@@ -288,6 +308,7 @@ _LOOKERS: dict[str, Callable[[Path, Layout, Found], None]] = {
     "Scan_PB": _look_scan,
     "ModelNetFewShot": _look_few_shot,
     "ShapeNetPart": _look_parts,
+    "ScanNet": _look_scannet,
     "ModelNet40-C": _look_corruptions,
     "Folder": _look_folder,
     "Synthetic": _look_synthetic,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from datasets import scannet
 from datasets.clouds import SUBSETS, CloudSet
 from datasets.few_shot import TEST_CLOUDS, write_folds
 from datasets.modelnet40_c import CORRUPTIONS, SEVERITIES, file_of
@@ -25,7 +26,14 @@ from datasets.preparing.recognise import fitting
 from datasets.preparing.render import write_pictures
 from datasets.preparing.targets import encode
 from datasets.scanobjectnn import CLASSES, FILES
-from datasets.synthetic import CATEGORIES, PART_IDS, SyntheticConfig, read_synthetic
+from datasets.synthetic import (
+    CATEGORIES,
+    PART_IDS,
+    SyntheticConfig,
+    SyntheticScenesConfig,
+    read_scenes,
+    read_synthetic,
+)
 from extensions import fps
 from utils import ROOT
 from utils.config.load import read_recipe
@@ -58,6 +66,7 @@ USES = {
     "Scan_PB": _SCAN,
     "ModelNetFewShot": "cfgs/few-shot/point-m2ae/debug.yaml --finetune_model --way 5 --shot 10 --fold 0",
     "ShapeNetPart": "cfgs/segmentation/point-m2ae/shapenet_part.yaml",
+    "ScanNet": "cfgs/detection/3detr-m/scannet.yaml --scratch_model",
     "ModelNet40-C": "cfgs/fine-tuning/point-m2ae/modelnet40.yaml --test --ckpts OF_THE_ModelNet_FIXTURE.pth --corruptions {folder}",
 }
 
@@ -274,6 +283,28 @@ def _write_parts(folder: Path, size: Size) -> None:
         _lines(path, [json.dumps(names)])
 
 
+def _write_scannet(folder: Path, size: Size) -> None:
+    """Write built-in rooms; each of their classes has the name and the id of one of ScanNet's."""
+    ids = list(scannet.CLASSES.values())
+    scenes = folder / "scannet_train_detection_data"
+    scenes.mkdir()
+    for number, (split, subset) in enumerate({"train": "train", "val": "test"}.items()):
+        rooms = read_scenes(
+            SyntheticScenesConfig(subset=subset, scenes=size.of(subset), N_POINTS=size.points or 50_000)
+        )
+        names = [f"scene{100 * number + row:04d}_00" for row in range(len(rooms))]
+        for row, name in enumerate(names):
+            count = int(rooms.counts[row])
+            boxes = rooms.boxes[row, : rooms.box_counts[row], :7].copy()
+            boxes[:, 6] = [ids[int(label)] for label in boxes[:, 6]]
+            labels = np.zeros(count, np.uint32)
+            vertices = np.hstack([rooms.points[row, :count], rooms.colors[row, :count]]).astype(np.float32)
+            arrays = {"vert": vertices, "ins_label": labels, "sem_label": labels, "bbox": boxes}
+            for part, array in arrays.items():
+                np.save(scannet.path_of(scenes, name, part), array)
+        _lines(folder / "meta_data" / f"scannetv2_{split}.txt", names)
+
+
 def _write_corruptions(folder: Path, size: Size) -> None:
     """Write noise that grows with the severity, for every kind of corruption."""
     clouds = _clouds("test", size.of("test"), size.points or 1024)
@@ -298,5 +329,6 @@ _WRITERS: dict[str, Callable[[Path, Size], None]] = {
     "Scan_PB": _write_scan,
     "ModelNetFewShot": _write_few_shot,
     "ShapeNetPart": _write_parts,
+    "ScanNet": _write_scannet,
     "ModelNet40-C": _write_corruptions,
 }

@@ -190,6 +190,21 @@ LAYOUTS = [
         landmarks=("synsetoffset2category.txt",),
     ),
     Layout(
+        name="ScanNet",
+        also=("ScanNetV2",),
+        root="scannet",
+        config={"NAME": "ScanNet"},
+        counts={"train": 1201, "val": 312},
+        tree="meta_data/scannetv2_train.txt  scannetv2_val.txt           one scene a line, such as scene0191_00\n"
+        "scannet_train_detection_data/<scene>_vert.npy              float array (n, 6): coordinates and colours\n"
+        "scannet_train_detection_data/<scene>_{ins,sem}_label.npy   (n,)\n"
+        "scannet_train_detection_data/<scene>_bbox.npy              (k, 7): centre, size, class id",
+        source="The scans are given out after a form (terms of use): http://www.scan-net.org. Prepare them with "
+        "batch_load_scannet_data.py of https://github.com/facebookresearch/votenet (folder scannet), and copy its output and its lists "
+        "into {root} as shown",
+        landmarks=("scannet_train_detection_data", "meta_data"),
+    ),
+    Layout(
         name="ModelNet40-C",
         also=("ModelNet40_C", "modelnet40_c"),
         root="modelnet40_c",

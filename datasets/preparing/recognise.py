@@ -13,6 +13,7 @@ from utils.errors import UserError, printable
 # Names in a folder that tell its layout, the rarest first; a pattern with a star is a glob.
 LANDMARKS = (
     ("ShapeNetPart", ("synsetoffset2category.txt",)),
+    ("ScanNet", ("scannet_train_detection_data",)),
     ("ShapeNet", ("ShapeNet-55", "shapenet_pc")),
     ("ShapeNetRender", ("ShapeNet", "ShapeNetRendering")),
     ("ModelNet", ("modelnet*_shape_names.txt",)),
@@ -89,6 +90,8 @@ def _paths(layout: Layout, folder: Path) -> dict[str, str]:
     place = folder.as_posix()
     if layout.name == "ShapeNet":
         return {"DATA_PATH": f"{place}/ShapeNet-55", "PC_PATH": f"{place}/shapenet_pc"}
+    if layout.name == "ScanNet":
+        return {"ROOT": f"{place}/scannet_train_detection_data", "META": f"{place}/meta_data"}
     if layout.name.startswith("Scan_"):
         return {"ROOT": f"{place}/{layout.config['ROOT'].rpartition('/')[2]}"}
     key = {"ShapeNetPart": "ROOT", "ModelNet40_SVM": "DATA_DIR"}.get(layout.name, "DATA_PATH")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from models.detection.boxes import box_corners, generalized_iou
@@ -80,6 +79,8 @@ class SetCriterion(nn.Module):
     @torch.no_grad()
     def match(self, outputs: Outputs, gious: Tensor, targets: Mapping[str, Tensor], counts: Tensor) -> Tensor:
         """Return the target of each query of each layer, or -1: (layers, B, Q) int64; of least total cost in each scene and layer."""
+        from scipy.optimize import linear_sum_assignment  # here, because other models start without it
+
         cost = self.costs(outputs, gious, targets).float().cpu().numpy()
         cost = np.nan_to_num(cost, nan=HOPELESS, posinf=HOPELESS, neginf=-HOPELESS)
         matched = np.full(cost.shape[:3], -1, np.int64)

@@ -295,5 +295,6 @@ class FourierEmbedding(nn.Module):
     @torch.no_grad()
     def forward(self, normalized: Tensor) -> Tensor:
         """Map (B, L, 3) to (B, L, C), sines first."""
-        projected = (2 * math.pi * normalized).to(self.gauss_B.dtype) @ self.gauss_B
+        with torch.autocast(normalized.device.type, enabled=False):  # half precision would lose the phase
+            projected = (2 * math.pi * normalized).to(self.gauss_B.dtype) @ self.gauss_B
         return torch.cat([projected.sin(), projected.cos()], dim=-1)

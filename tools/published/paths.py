@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from utils import ROOT
 from utils.errors import UserError, suggest
 
-TASKS = ("pre-training", "linear-svm", "fine-tuning", "few-shot", "segmentation", "ablation")
+TASKS = ("pre-training", "linear-svm", "fine-tuning", "few-shot", "segmentation", "detection", "ablation")
 NO_RECIPES = ("base", "dataset")  # folders of cfgs/ whose files are parts of recipes
 DEFAULT_METHOD = "point-m2ae"
 

@@ -187,6 +187,7 @@ class RunConfig:
         "batch_rotate",
         "scale_rotate",
         "scene",
+        "cuboid",
         "none",
     ] = "scale_translate"
     # What of a classifier trains: all of it, or only its head on a frozen encoder in evaluation mode: the published head (mlp3)

@@ -1,0 +1,141 @@
+"""Detect objects in one's own scenes (`--predict`): any cloud files, metres, z up unless `--up` says otherwise."""
+
+import json
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from datasets.formats.cloud_files import BadFiles, Shape, cloud_files, read_shape
+from datasets.formats.ply import write_ply
+from datasets.formats.points import Notes, check_up, upright
+from datasets.scenes import centered_colors, sample, targets
+from detection.detections import Rules
+from detection.evaluate import load_detector, predict, scene_results
+from detection.inputs import Inputs, scene_of_points
+from detection.pages import SHOWN_POINTS, SURE, best_of_each, box_edges, depth_bounds, scene_item
+from tools.context import RunContext
+from tools.report.clouds import CATEGORIES
+from tools.report.page import GalleryItem, write_report
+from tools.results import open_output
+from utils.errors import UserError, printable
+from utils.files import write_atomic
+from utils.log import track
+
+MOST_ROWS = 24  # of the gallery
+UNCLOUDS = ("_bbox.npy", "_ins_label.npy", "_sem_label.npy")  # next to the vertices of a scene in VoteNet's layout
+VERTICES = "_vert.npy"
+
+
+def run_predict(run: RunContext) -> dict[str, float]:
+    """Detect objects in the scenes of `--predict`; writes a time-stamped folder with a page, and for each a JSON and a PLY file.
+
+    Returns how many scenes and boxes there are, and how many boxes of each class.
+
+    Raises:
+        UserError: a scene cannot be read or has too few points, or the checkpoint does not name its classes.
+    """
+    args = run.args
+    files = [
+        file for file in cloud_files(args.predict, what="--predict", recursive=True) if not file.name.endswith(UNCLOUDS)
+    ]
+    check_up(args.up)
+    model = load_detector(run)
+    names = run.config.class_names
+    if names is None or len(names) != run.config.model.num_classes:
+        raise UserError(f"{args.ckpts}: does not name its classes; give class_names with --set")
+    if not files:
+        raise UserError(f"--predict {args.predict}: holds no scenes; give a cloud, or a folder of clouds")
+    folder = open_output(run, "predict")
+    root = Path(args.predict) if Path(args.predict).is_dir() else files[0].parent
+    gallery, counts, bad, notes = [], Counter(), BadFiles(args.skip_bad), Notes()
+    for file in track(files, "detecting objects"):
+        try:
+            shape = read_shape(file, notes)
+            item, classes = _detect_file(run, model, file, shape, file.relative_to(root).as_posix(), folder / "boxes")
+        except UserError as error:
+            bad.add(error)
+            continue
+        gallery = [*gallery, item][:MOST_ROWS]
+        counts.update(classes)
+    notes.tell()
+    bad.tell(len(files))
+    summary = {"Scenes": len(files) - len(bad.messages), "Boxes": counts.total(), "Checkpoint": str(args.ckpts)}
+    path = write_report(
+        folder,
+        config=run.config_dict(),
+        gallery=gallery,
+        summary=summary,
+        title=f"Objects in {printable(args.predict)}",
+    )
+    run.log.info(f"{summary['Scenes']} scenes, boxes as JSON and PLY files in {folder / 'boxes'}, report: {path}")
+    found = {f"{name}, boxes": count for name, count in sorted(counts.items())}
+    return {"scenes": summary["Scenes"], "boxes": summary["Boxes"], **found}
+
+
+def _detect_file(
+    run: RunContext, model: nn.Module, file: Path, shape: Shape, name: str, folder: Path
+) -> tuple[GalleryItem, list[str]]:
+    """Detect objects in one scene and write its files; returns its row of the gallery and the classes of its boxes."""
+    names, entry = run.config.class_names, run.config.dataset.test or run.config.dataset.val or run.config.dataset.train
+    count = getattr(entry, "npoints", 0) or 40_000
+    points = (shape.points if shape.faces is None else shape.sample(count)[0]).astype(np.float32)
+    points = points if file.name.endswith(VERTICES) else _along_z(points, run.args.up)
+    if len(points) < run.config.model.preenc_npoints:
+        raise UserError(
+            f"{printable(name)}: has {len(points):,} points, fewer than the {run.config.model.preenc_npoints:,} centres of the model"
+        )
+    inputs = _inputs(run, file, points, count)
+    (result,) = scene_results(inputs, predict(run, model, inputs), Rules())
+    boxes = [box for box in best_of_each(result.detected) if box[2] > SURE]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
+    _write(folder, stem, points, [(names[label], score, result.corners[box]) for label, box, score in boxes])
+    thin = points[np.linspace(0, len(points) - 1, min(len(points), SHOWN_POINTS)).astype(int)]
+    shown = {"predicted": [(label, result.corners[box]) for label, box, _ in boxes]}
+    item = scene_item(printable(name), thin, shown, names, note=f"{len(boxes)} boxes with a score above {SURE:g}")
+    return item, [names[label] for label, *_ in boxes]
+
+
+def _along_z(points: np.ndarray, up: str) -> np.ndarray:
+    x, y, z = upright(points, up).T
+    return np.stack([x, -z, y], axis=1)
+
+
+def _inputs(run: RunContext, file: Path, points: np.ndarray, count: int) -> Inputs:
+    """Return one scene as a batch; its points are drawn from what it holds."""
+    colors = None
+    if run.config.model.use_color:
+        if not file.name.endswith(VERTICES):
+            raise UserError(f"{file}: this detector needs colours, which are read of {VERTICES} files only")
+        colors = centered_colors(np.load(file)[:, 3:])
+    seed = zlib.crc32(np.ascontiguousarray(points).tobytes())
+    scene = sample(scene_of_points(points), count, np.random.RandomState(seed))
+    device = run.device
+    return Inputs(
+        torch.from_numpy(scene.points)[None].to(device),
+        {key: torch.from_numpy(value)[None].to(device) for key, value in targets(scene).items()},
+        None if colors is None else torch.from_numpy(colors[scene.rows])[None].to(device),
+    )
+
+
+def _write(folder: Path, stem: str, points: np.ndarray, boxes: list[tuple[str, float, np.ndarray]]) -> None:
+    """Write the boxes of a scene as JSON, metres, z up, and with its points as PLY, the edges coloured by class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, cells, colors = [], [points], [np.full((len(points), 3), 150, np.uint8)]
+    classes = sorted({name for name, *_ in boxes})
+    for name, score, corners in boxes:
+        low, high = depth_bounds(corners)
+        rows.append(
+            {"class": name, "score": score, "center": ((low + high) / 2).tolist(), "size": (high - low).tolist()}
+        )
+        edges, shade = box_edges(corners), CATEGORIES[classes.index(name) % len(CATEGORIES)]
+        cells.append(edges.astype(np.float32))
+        colors.append(np.tile(np.array([int(shade[at : at + 2], 16) for at in (1, 3, 5)], np.uint8), (len(edges), 1)))
+    text = json.dumps({"unit": "metres, z up", "boxes": rows}, indent=1) + "\n"
+    write_atomic(folder / f"{stem}.json", lambda file: file.write(text.encode("utf-8")))
+    comments = [f"{name}, color {CATEGORIES[row % len(CATEGORIES)]}" for row, name in enumerate(classes)]
+    write_ply(folder / f"{stem}.ply", np.concatenate(cells), colors=np.concatenate(colors), comments=comments)
