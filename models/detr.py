@@ -102,7 +102,7 @@ class Detector(SceneParts, PointModel):
 
     method = METHOD
     own_keys = ("mlp_heads.", "query_projection.")
-    starts_from = ("point-m2ae-scenes",)
+    starts_from = ("point-m2ae",)
     missing_keys = ("encoder_to_decoder_projection.", "pos_embedding.", "query_projection.", "decoder.", "mlp_heads.")
     ignored_keys = ("mask_token", "h_decoder.", "decoder_pos_embeds.", "decoder_norm.", "scene_head.")
     # MaskPoint's checkpoints of pre-training.

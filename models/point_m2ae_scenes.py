@@ -21,10 +21,9 @@ from models.layers.packing import Packing, Rows, rows_of, unpack
 from models.layers.transformer import Blocks, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES
 from models.masking import random_mask
+from models.point_m2ae import METHOD
 from models.registry import MODELS
 from utils.device import send
-
-METHOD = "point-m2ae-scenes"
 
 
 @dataclass
