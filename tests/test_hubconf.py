@@ -11,7 +11,7 @@ import torch
 
 from models import build_model
 from tests.models.small import SMALL
-from tools.launch import methods
+from tools.doctor import methods
 from utils.config.load import read_recipe
 from utils.errors import UserError
 from utils.files import save_checkpoint
