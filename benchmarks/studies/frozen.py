@@ -50,8 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(folder: Path) -> dict[str, dict[str, float]]:
-    """Return accuracies in percent by quantity, each `untrained` and `pre-trained`, of one run."""
-    checkpoint = read_checkpoint(folder / "ckpt-last.pth")
+    """Return accuracies in percent by quantity, each `untrained` and `pre-trained`, of one run; kept as `frozen.json` in its folder."""
+    known, weights = folder / "frozen.json", folder / "ckpt-last.pth"
+    if known.exists() and known.stat().st_mtime > weights.stat().st_mtime:
+        return json.loads(known.read_text(encoding="utf-8"))
+    checkpoint = read_checkpoint(weights)
     config = saved_config(checkpoint["config"], str(folder), models=MODELS, datasets=DATASETS)
     config = replace(config, svm=replace(config.svm, cross_validate=True))
     run = RunContext(config, argparse.Namespace(), folder, torch.device("cpu"), logging.getLogger("m2ae"))
@@ -72,7 +75,8 @@ def evaluate(folder: Path) -> dict[str, dict[str, float]]:
             for name, value in values.items():
                 results.setdefault(f"{probe.name}, {name}", {})[state] = round(100 * value, 3)
         model.load_state_dict(checkpoint["base_model"])
-    print(folder, json.dumps(results), flush=True)
+    text = json.dumps(results, indent=1) + "\n"
+    write_atomic(known, lambda file: file.write(text.encode()))
     return results
 
 

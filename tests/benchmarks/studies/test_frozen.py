@@ -22,4 +22,7 @@ def test_runs_are_compared_with_what_they_began_from(tmp_path, monkeypatch, caps
         assert len(before) == len(after) == 2
         assert columns["difference"]["values"] == [round(b - a, 3) for a, b in zip(before, after, strict=True)]
     assert any(columns["difference"]["values"] != [0, 0] for columns in found.values())
+    monkeypatch.setattr(frozen, "build_model", None)  # a second time, what is known is read
+    frozen.main(["tiny=experiments/debug/point-mae/a", "--out", "again.json", "--section", "frozen"])
+    assert json.loads((tmp_path / "again.json").read_text())["frozen"]["tiny"] == found
     assert "| tiny | Synthetic, nearest neighbours |" in capsys.readouterr().out
