@@ -15,6 +15,7 @@ from models import MODELS, build_model
 from models.weights import method_of
 from tools.checkpoint_model import model_of_checkpoint
 from tools.context import RunContext
+from tools.published import pcp_mae
 from tools.published.keys import OLD_NAMES
 from tools.published.paths import Recipe, find_recipe
 from tools.resume import check_resumed
@@ -45,13 +46,14 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
         import_file(Path(file) if Path(file).is_file() else None, f"--import {file}")
     _resolve_names(args)
     checkpoint = read_checkpoint(args.ckpts or args.start_ckpts) if args.ckpts or args.start_ckpts else None
-    recipe = find_recipe(args.config, _method(args, checkpoint))
+    method = _method(args, checkpoint)
+    recipe = find_recipe(args.config, method)
     if args.transfer and recipe.task == "segmentation":
         raise UserError("--transfer: is not for part segmentation; leave it out, or use another recipe")
     _check_tune(args, recipe)
     folder = experiment_folder(args, recipe.path)
     check_folder(args, folder)
-    overrides = [*args.set, *_few_shot(args, recipe.path)]
+    overrides = [*pcp_mae.settings(recipe.path, method), *args.set, *_few_shot(args, recipe.path)]
     notes: list[str] = []
     config = load_recipe(
         recipe,

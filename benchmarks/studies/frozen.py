@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datasets import DATASETS
 from models import MODELS, build_model
@@ -35,6 +36,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("groups", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the study")
     parser.add_argument("--section", required=True, help="name of this comparison in the study")
+    parser.add_argument(
+        "--published_C",
+        action="store_true",
+        help="take the C published for ModelNet40 in place of 0.01, where there is one",
+    )
     args = parser.parse_args(arguments)
     found = {}
     for text in args.groups:
@@ -42,16 +48,25 @@ def main(arguments: list[str] | None = None) -> None:
         runs = sorted(path.parent for path in Path(folder).glob("*/ckpt-last.pth"))
         if not runs:
             parser.error(f"{text}: expected NAME=FOLDER with runs in it, such as FOLDER/seed0/ckpt-last.pth")
-        found[name] = summary([evaluate(run) for run in runs])
+        found[name] = summary([evaluate(run, published_C=args.published_C) for run in runs])
     study = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     text = json.dumps(study | {args.section: found}, indent=1) + "\n"
     write_atomic(args.out, lambda file: file.write(text.encode()))
     print(table(found), end="")
 
 
-def evaluate(folder: Path) -> dict[str, dict[str, float]]:
-    """Return accuracies in percent by quantity, each `untrained` and `pre-trained`, of one run; kept as `frozen.json` in its folder."""
-    known, weights = folder / "frozen.json", folder / "ckpt-last.pth"
+def fixed_C(model: nn.Module, published_C: bool) -> float:
+    """Return the C of the linear SVM that nothing chooses."""
+    return model.svm_C.get("modelnet40", PRETRAINING_C) if published_C else PRETRAINING_C
+
+
+def evaluate(folder: Path, *, published_C: bool = False) -> dict[str, dict[str, float]]:
+    """Return accuracies in percent by quantity, each `untrained` and `pre-trained`, of one run.
+
+    They are kept in its folder, as `frozen.json`, or `frozen-published.json` with the published C.
+    """
+    known = folder / ("frozen-published.json" if published_C else "frozen.json")
+    weights = folder / "ckpt-last.pth"
     if known.exists() and known.stat().st_mtime > weights.stat().st_mtime:
         return json.loads(known.read_text(encoding="utf-8"))
     checkpoint = read_checkpoint(weights)
@@ -64,7 +79,7 @@ def evaluate(folder: Path) -> dict[str, dict[str, float]]:
     results: dict[str, dict[str, float]] = {}
     for state in ("untrained", "pre-trained"):
         for sets in (config.dataset.svm, built_in):
-            probe = LinearProbe(run, PRETRAINING_C, sets)
+            probe = LinearProbe(run, fixed_C(model, published_C), sets)
             features = probe.features(model)
             svm = probe.evaluate_features(features, choose=True)
             values = {

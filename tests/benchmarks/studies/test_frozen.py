@@ -5,6 +5,7 @@ import json
 import main
 from benchmarks.studies import frozen
 from tests.commands import ROOT
+from tests.models.test_contract import build
 
 
 def test_runs_are_compared_with_what_they_began_from(tmp_path, monkeypatch, capsys):
@@ -26,3 +27,9 @@ def test_runs_are_compared_with_what_they_began_from(tmp_path, monkeypatch, caps
     frozen.main(["tiny=experiments/debug/point-mae/a", "--out", "again.json", "--section", "frozen"])
     assert json.loads((tmp_path / "again.json").read_text())["frozen"]["tiny"] == found
     assert "| tiny | Synthetic, nearest neighbours |" in capsys.readouterr().out
+
+
+def test_published_C():
+    model = build("Point_JEPA")
+    assert (frozen.fixed_C(model, False), frozen.fixed_C(model, True)) == (0.01, 0.012)
+    assert frozen.fixed_C(build("Point_MAE"), True) == 0.01

@@ -1,11 +1,13 @@
 """Every command line on the pages of the projects, as published: its flags are read and its recipe is found."""
 
 import shlex
+from functools import partial
 
 import pytest
 
 import main_vis
 from tools.launch import load_recipe
+from tools.published import point_jepa
 from tools.published.gm3d import parse_finetune, parse_pretrain
 from tools.published.paths import find_recipe
 from tools.published.segmentation import translate
@@ -127,6 +129,24 @@ COMMANDS = {
         main_finetune.py --config Point-M2AE_SA3D/cfgs/fewshot-Point-M2AE.yaml {TRAILS} --finetune P --way 10 --shot 20 --fold 9
             -> few-shot/gm3d-point-m2ae/modelnet40
     """,
+    "point-jepa": """
+        pointjepa fit -c configs/Point-JEPA/pretraining/shapenet.yaml -> pre-training/point-jepa
+        pointjepa validate -c configs/Point-JEPA/pretraining/shapenet.yaml --model.pretrained_ckpt_path P -> pre-training/point-jepa
+        pointjepa.tasks.classification fit --config configs/Point-JEPA/classification/modelnet40.yaml --model.pretrained_ckpt_path P --seed_everything 1
+            -> fine-tuning/point-jepa/modelnet40
+        pointjepa.tasks.classification fit --config configs/Point-JEPA/classification/scanobjectnn.yaml --model.pretrained_ckpt_path P
+            -> fine-tuning/point-jepa/scan_pb
+        pointjepa.tasks.classification fit --config configs/Point-JEPA/classification/scanobjectnn.yaml --config configs/Point-JEPA/classification/_scanobjectnn_obj_bg.yaml --model.pretrained_ckpt_path P
+            -> fine-tuning/point-jepa/scan_obj-bg
+        pointjepa.tasks.classification fit --config configs/Point-JEPA/classification/scanobjectnn.yaml --config configs/Point-JEPA/classification/_scanobjectnn_obj_only.yaml --model.pretrained_ckpt_path P
+            -> fine-tuning/point-jepa/scan_obj
+        pointjepa.tasks.classification fit --config configs/Point-JEPA/classification/modelnet_fewshot.yaml --model.pretrained_ckpt_path P --data.way 5 --data.shot 10 --data.fold 0
+            -> few-shot/point-jepa/modelnet40
+        pointjepa.tasks.part_segmentation fit --config configs/Point-JEPA/segmentation/shapenetpart.yaml --model.pretrained_ckpt_path P
+            -> segmentation/point-jepa/shapenet_part
+        pointjepa.eval.voting --config configs/Point-JEPA/classification/modelnet40.yaml --finetuned_ckpt_path P --seed_everything 1 --vote_num 10 --vote_iterations 300
+            -> fine-tuning/point-jepa/modelnet40
+    """,  # noqa: E501
 }
 PROGRAMS = {
     "main.py": parse_args,
@@ -134,6 +154,7 @@ PROGRAMS = {
     "main_pretrain.py": parse_pretrain,
     "main_finetune.py": parse_finetune,
     "segmentation/main.py": lambda argv: parse_args(translate(argv)),
+    **{name: partial(point_jepa.parse, name) for name in point_jepa.PROGRAMS},
 }
 
 
@@ -153,6 +174,6 @@ def test_published_command(method, command, recipe, monkeypatch):
     found = find_recipe(args.config, args.method or (method if args.ckpts else None))
     assert (ROOT / found.path).relative_to(ROOT).as_posix() == recipe
     config = load_recipe(found, overrides=args.set)
-    if args.finetune_model and "segmentation" not in program:
+    if args.finetune_model and "segment" not in program:
         assert config.model.cls_dim
     assert args.notes == []

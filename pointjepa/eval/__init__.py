@@ -1,0 +1,1 @@
+"""Published programs that evaluate."""
