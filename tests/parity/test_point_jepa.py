@@ -322,7 +322,11 @@ def test_classifier_forward_and_backward(name):
 
 
 def test_finetuning_steps():
-    """Three AdamW steps clipped to a norm of 10: the transformer is frozen for two of them."""
+    """Three AdamW steps clipped to a norm of 10: the transformer is frozen for two of them.
+
+    Adam's first steps follow the signs of gradients, so that rounding grows: the third norm is 1.7e-3 off here, 1.6e-3 in double
+    precision and 2e-4 there with weights that begin 2e-7 apart; in single precision such starts are 6e-4, 1.3e-3 and 3.9e-2 off.
+    """
     ref = read("train_steps_finetune_modelnet")
     model = filled(
         NAME="PointJepaClassification", drop_path_rate=0.0, encoder_unfreeze_epoch=int(ref["thaw_before_step"])
@@ -331,7 +335,7 @@ def test_finetuning_steps():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     optimizer = adamw(model, ref)
-    for step, tolerance in enumerate((1e-5, 1e-4, 1e-3)):
+    for step, (tolerance, of_norm) in enumerate(((1e-5, 1e-3), (1e-4, 1e-3), (1e-3, 5e-3))):
         model.begin_epoch(step)
         optimizer.zero_grad()
         points = torch.from_numpy(ref["pts"][step])
@@ -340,8 +344,7 @@ def test_finetuning_steps():
         assert loss.item() == pytest.approx(float(ref["loss"][step]), rel=tolerance)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), float(ref["clip"]))
-        if step < 2:
-            assert float(norm) == pytest.approx(float(ref["grad_norm_before_clip"][step]), rel=1e-3)
+        assert float(norm) == pytest.approx(float(ref["grad_norm_before_clip"][step]), rel=of_norm)
         optimizer.step()
     check_after(model, ref, atol=1e-3)
 
