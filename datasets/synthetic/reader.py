@@ -1,12 +1,13 @@
 """The reader of the built-in set: keys, cache and `CloudSet`."""
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
 from datasets.cache import Recipe, cached
-from datasets.clouds import CloudSet, check_subset
+from datasets.clouds import UP_AXES, CloudSet, check_subset
 from datasets.fractions import FractionKeys
 from datasets.registry import DATASETS
 from datasets.synthetic.categories import CATEGORIES, PART_IDS, PART_NAMES
@@ -15,11 +16,17 @@ from utils.errors import UserError
 
 MOST_POINTS = 20_000_000_000  # of a split, half a terabyte
 DEFAULT_CLOUDS = {"train": 4000, "test": 1000}
+# Rotations from up along y to up along another axis.
+TURNS = {
+    "x": ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+    "y": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "z": ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+}
 
 
 @dataclass
 class SyntheticConfig(FractionKeys):
-    """Keys of Synthetic. Up is y; clouds lie in the unit sphere, their mean at the origin."""
+    """Keys of Synthetic. Clouds lie in the unit sphere, their mean at the origin."""
 
     NAME: str = "Synthetic"
     N_POINTS: int = 2048  # points stored for each cloud
@@ -33,7 +40,7 @@ class SyntheticConfig(FractionKeys):
     tilt: float = 0.1  # largest lean about the horizontal axes, radians
     stretch: float = 0.25  # axes are scaled by exp(U[-stretch, stretch])
     jitter: float = 0.01  # standard deviation of the noise on the points
-    UP_AXIS: str = "y"  # fixed
+    UP_AXIS: str = "y"  # x and z: the same shapes, turned upright along that axis
     sampling: str = "random"  # random | first | all; stored points are in random order
     normalize: bool = False
     bs: int = 0  # batch of this loader; 0 = the recipe's
@@ -54,11 +61,17 @@ def read_synthetic(config: SyntheticConfig) -> CloudSet:
     arrays = cached(
         Recipe(
             name=f"Synthetic-{config.subset}",
-            key={"seed": config.seed, "categories": categories, "clouds": count, **asdict(style)},
+            key={
+                "seed": config.seed,
+                "categories": categories,
+                "clouds": count,
+                **asdict(style),
+                **({} if config.UP_AXIS == "y" else {"up": config.UP_AXIS}),
+            },
             sources=[],
             fields={"points": ("<f4", (points, 3)), "normals": ("<f4", (points, 3)), "part_labels": ("<i2", (points,))},
             count=count,
-            chunks=lambda: draw_chunks(config.seed, config.subset, count, categories, style),
+            chunks=lambda: _turned(draw_chunks(config.seed, config.subset, count, categories, style), config.UP_AXIS),
             version=source_version(),
         )
     )
@@ -74,17 +87,24 @@ def read_synthetic(config: SyntheticConfig) -> CloudSet:
         normals=arrays["normals"],
         name=config.NAME,
         subset=config.subset,
-        up_axis="y",
+        up_axis=config.UP_AXIS,
         npoints=config.npoints or config.num_points,
         sampling=config.sampling,
         normalize=config.normalize,
     )
 
 
+def _turned(chunks: Iterator[dict[str, np.ndarray]], up: str) -> Iterator[dict[str, np.ndarray]]:
+    """Turn points and normals of shapes that stand along y by a right angle, so that they stand along another axis."""
+    turn = np.array(TURNS[up], np.float32)
+    for chunk in chunks:
+        yield chunk if up == "y" else {**chunk, **{key: chunk[key] @ turn.T for key in ("points", "normals")}}
+
+
 def _check(config: SyntheticConfig) -> None:
     check_subset(config.subset, config.NAME)
-    if config.UP_AXIS != "y":
-        raise UserError(f"{config.NAME}: UP_AXIS {config.UP_AXIS!r} is not possible; these shapes stand along y")
+    if config.UP_AXIS not in UP_AXES:
+        raise UserError(f"{config.NAME}: UP_AXIS {config.UP_AXIS!r} is unknown; choose one of {', '.join(UP_AXES)}")
     for name in config.categories:
         if name not in CATEGORIES:
             close = difflib.get_close_matches(name, CATEGORIES, 3) or list(CATEGORIES)

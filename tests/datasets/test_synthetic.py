@@ -129,7 +129,7 @@ def test_categories_key(small):
         ({"subset": "val"}, "subset 'val' is unknown"),
         ({"clouds": 5}, "5 clouds cannot hold 20 categories"),
         ({"npoints": 300}, "300 points a sample are asked, but its clouds hold 256"),
-        ({"UP_AXIS": "z"}, "UP_AXIS 'z'"),
+        ({"UP_AXIS": "w"}, "UP_AXIS 'w'"),
         ({"N_POINTS": 0}, "N_POINTS is 0; it must be at least 1"),
         ({"jitter": -0.1}, "jitter is -0.1"),
     ],
@@ -137,6 +137,16 @@ def test_categories_key(small):
 def test_bad_keys(small, keys, message):
     with pytest.raises(UserError, match=message):
         small(**keys)
+
+
+def test_shapes_stand_along_any_axis(small):
+    """Height, the y of published sets, is the z or x of the others; the shapes are the same ones."""
+    by_up = {up: small(UP_AXIS=up) for up in ("x", "y", "z")}
+    x, y, z = np.moveaxis(np.asarray(by_up["y"].points), -1, 0)
+    for up, expected in (("z", (x, -z, y)), ("x", (y, -x, z))):
+        assert np.array_equal(by_up[up].points, np.stack(expected, -1)) and by_up[up].up_axis == up
+        lengths = np.linalg.norm(by_up[up].normals, axis=-1)
+        assert np.allclose(lengths, np.linalg.norm(by_up["y"].normals, axis=-1))
 
 
 def test_raw_coordinates_do_not_solve_it(small):
