@@ -430,6 +430,8 @@ class GM3DPointM2AEConfig(HierarchicalMAEConfig):
     def __post_init__(self):
         self.guidance.check(self.num_groups[-1], self.mask_ratio)
         super().__post_init__()
+        if not self.multi_scale_mask:
+            raise ValueError("model.multi_scale_mask: false is for Point-M2AE and I2P-MAE; GM3D guides the coarsest scale alone")
 
     def base(self) -> HierarchicalMAEConfig:
         """Return the keys of the base method alone."""

@@ -13,7 +13,7 @@ from models.base import MaskedAutoencoder, check_ranges
 from models.layers.embed import PatchEmbed, position_embed
 from models.layers.group import Pyramid
 from models.layers.init import init_truncated_normal, init_xavier
-from models.layers.packing import Packing, Rows, pack, rows_of, unpack
+from models.layers.packing import Packing, Rows, pack, plan_packing, rows_of, unpack
 from models.layers.propagate import TokenPropagation
 from models.layers.transformer import Blocks, Stack, drop_path_rates
 from models.losses import RECONSTRUCTION_LOSSES
@@ -61,6 +61,12 @@ class HierarchicalMAEConfig(HierarchyConfig):
     decoder_depths: list[int] = field(default_factory=lambda: [1, 1])
     decoder_up_blocks: list[int] = field(default_factory=lambda: [1, 1])
     loss: str = "cdl2"
+    # As published; the other values are for ablations.
+    skip_connections: bool = True  # tokens of the encoder join the decoder at each finer scale
+    multi_scale_mask: bool = (
+        True  # what is hidden follows from the coarsest scale; else each scale hides groups of its own
+    )
+    local_attention: bool = False  # visible tokens attend within `local_radius` while pre-training too
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,6 +85,8 @@ class HierarchicalMAEConfig(HierarchyConfig):
                 f"model.decoder_depths: {self.decoder_depths} must have {stages} entries, as decoder_dims has"
             )
         check_ranges(self, counts=(), depths=("decoder_depths", "decoder_up_blocks"), where="model.")
+        if self.local_attention and not any(radius > 0 for radius in self.local_radius):
+            raise ValueError(f"model.local_attention: needs a radius above 0, local_radius is {self.local_radius}")
         if self.loss not in RECONSTRUCTION_LOSSES:
             raise ValueError(f"model.loss: {self.loss!r} is unknown; choose from {', '.join(RECONSTRUCTION_LOSSES)}")
 
@@ -89,14 +97,22 @@ class HierarchicalEncoder(nn.Module):
     Args:
         config: keys of the encoder.
         with_norms: keep the layer norms that pre-training and part segmentation apply to each scale's output.
+        local_visible: let visible tokens attend within the local radius of their scale only.
         near_padding: let visible tokens attend to padding nearer than the radius, as the published code does. The output of a
             sample then depends on the other samples of its batch. One name of `legacy`.
     """
 
-    def __init__(self, config: HierarchyConfig, *, with_norms: bool = True, near_padding: bool = False):
+    def __init__(
+        self,
+        config: HierarchyConfig,
+        *,
+        with_norms: bool = True,
+        near_padding: bool = False,
+        local_visible: bool = False,
+    ):
         super().__init__()
         self.local_radius = tuple(config.local_radius)
-        self.near_padding = near_padding
+        self.near_padding, self.local_visible = near_padding, local_visible
         dims, depths = config.encoder_dims, config.encoder_depths
         rates = iter(drop_path_rates(config.drop_path_rate, sum(depths)))
 
@@ -112,6 +128,8 @@ class HierarchicalEncoder(nn.Module):
                 self.token_embed.append(PatchEmbed(below, width, widths=(below, below, width)))
             self.encoder_pos_embeds.append(position_embed(width))
             self.encoder_blocks.append(Blocks(width, config.num_heads, drop_paths=[next(rates) for _ in range(depth)]))
+            if depth == 0:
+                self.encoder_pos_embeds[-1].requires_grad_(False)  # no block adds it
             if with_norms:
                 self.encoder_norms.append(nn.LayerNorm(width))
         self.apply(init_truncated_normal)
@@ -153,6 +171,12 @@ class HierarchicalEncoder(nn.Module):
     def _attend_visible(self, scale: int, tokens: Tensor, centers: Tensor, packing: Packing) -> Tensor:
         tokens, centers = pack(tokens, packing), pack(centers, packing)  # (B, V, C), (B, V, 3)
         position, valid = self.encoder_pos_embeds[scale](centers), packing.valid
+        if self.local_visible and self.local_radius[scale] > 0:
+            near = within(centers, self.local_radius[scale]) & valid.unsqueeze(1)
+            itself = torch.eye(
+                near.shape[1], dtype=torch.bool, device=near.device
+            )  # padding has nothing else to attend to
+            return self.encoder_blocks[scale](tokens, position, attend=near | itself)
         if not self.near_padding or self.local_radius[scale] <= 0:
             return self.encoder_blocks[scale](tokens, position, valid)
         # Padding is at the origin, so the published code hides it from distant tokens only.
@@ -183,10 +207,13 @@ class HierarchicalMAE(MaskedAutoencoder):
         # The order of creation decides the random weights.
         self.mask_token = nn.Parameter(torch.zeros(1, config.encoder_dims[-1]))
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-2.0, b=2.0)
-        self.h_encoder = HierarchicalEncoder(config, near_padding=self.near_padding)
+        self.h_encoder = HierarchicalEncoder(
+            config, near_padding=self.near_padding, local_visible=config.local_attention
+        )
         self._build_decoder(config)
-        # Scales that are never decoded have a norm that gets no gradient here; it stays in the optimizer's groups.
-        for norm in self.h_encoder.encoder_norms[: self.decoded_scale]:
+        # Scales whose tokens the decoder never takes have a norm that gets no gradient here; it stays in the optimizer's groups.
+        taken = self.decoded_scale if config.skip_connections else -1
+        for norm in self.h_encoder.encoder_norms[:taken]:
             norm.requires_grad_(False)
 
     def _build_decoder(self, config: HierarchicalMAEConfig) -> None:
@@ -199,8 +226,8 @@ class HierarchicalMAE(MaskedAutoencoder):
             self.h_decoder.append(Blocks(width, config.num_heads, drop_paths=[next(rates) for _ in range(depth)]))
             self.decoder_pos_embeds.append(position_embed(width))
             if stage > 0:
-                blocks = config.decoder_up_blocks[stage - 1]
-                self.token_prop.append(TokenPropagation(dims[stage - 1] + width, width, blocks=blocks))
+                blocks, joined = config.decoder_up_blocks[stage - 1], width if config.skip_connections else 0
+                self.token_prop.append(TokenPropagation(dims[stage - 1] + joined, width, blocks=blocks))
         self.decoder_norm = nn.LayerNorm(dims[-1])
         self.h_decoder.apply(init_xavier)
 
@@ -209,6 +236,21 @@ class HierarchicalMAE(MaskedAutoencoder):
         B, G, _ = pyramid.centers[-1].shape
         masked = random_mask(B, G, self.config.mask_ratio, generator=generator)
         return send(masked, pyramid.centers[-1].device)
+
+    def _plan(self, pyramid: Pyramid, masked: Tensor, shown: int) -> list[Packing]:
+        """Plan what is visible at each scale; without `multi_scale_mask` each finer scale draws a mask of its own, of the same ratio.
+
+        Those are drawn from torch's generator, which a step of training seeds, and are not replayed with `masked`.
+        """
+        if self.config.multi_scale_mask:
+            return super()._plan(pyramid, masked, shown)
+        ratio = self.config.mask_ratio if shown < masked.shape[1] else 0.0
+        plans = []
+        for centers in pyramid.centers[:-1]:
+            B, G, _ = centers.shape
+            hidden = torch.rand(B, G, device=centers.device).argsort(1).argsort(1) < int(ratio * G)
+            plans.append(plan_packing(~hidden, G - int(ratio * G), tight=self.near_padding))
+        return [*plans, plan_packing(~masked, shown, tight=self.near_padding)]
 
     def encode_visible(self, pyramid: Pyramid, masks: list[Packing]) -> list[Tensor]:
         """Encode what is visible; returns normed tokens (B, V_s, C_s) of the scales that are decoded, the coarsest last."""
@@ -231,7 +273,7 @@ class HierarchicalMAE(MaskedAutoencoder):
         for stage in range(1, len(self.h_decoder)):
             scale = last - stage
             finer, encoded = pyramid.centers[scale], visible[-1 - stage]
-            skip = unpack(encoded, masks[scale], encoded.new_zeros(()))
+            skip = unpack(encoded, masks[scale], encoded.new_zeros(())) if self.config.skip_connections else None
             tokens = self.token_prop[stage - 1](finer, pyramid.centers[scale + 1], skip, tokens)
             tokens = self.h_decoder[stage](tokens, self.decoder_pos_embeds[stage](finer))
         return self.decoder_norm(tokens)

@@ -51,6 +51,9 @@ class I2PMAEConfig(HierarchicalMAEConfig):
     clip_config: ClipConfig = field(default_factory=ClipConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     mask_temperature: float = 1.0  # of the softmax over saliency; as published 1, which is nearly uniform
+    # The two schemes of the paper, one by one for ablations.
+    guided_mask: bool = True  # salient patches stay visible; else the mask is random
+    image_targets: bool = True  # visible patches are rebuilt in 2D semantics as well
 
     def __post_init__(self):
         super().__post_init__()
@@ -94,6 +97,7 @@ class I2PMAE(HierarchicalMAE):
         width, members = config.decoder_dims[-1], config.group_sizes[self.decoded_scale]
         self.rec_head_3d = PointwiseConv(width, 3 * members)
         self.rec_head_2d = PointwiseConv(width, len(VIEWS) * config.clip_config.feat_dim * members)
+        self.rec_head_2d.requires_grad_(config.image_targets)
         self.semantic_mean = MeanLoss()
 
     def autoencode(self, pyramid: Pyramid, masks: list[Packing], targets: Tensor | None = None) -> dict[str, Tensor]:
@@ -105,7 +109,7 @@ class I2PMAE(HierarchicalMAE):
         hidden = self.hidden_rows(masks)
         out = self.compare(self.rec_head_3d(hidden.take(tokens)), pyramid, masks, hidden)
         out["loss_3d"] = out["loss"]
-        if targets is not None:
+        if targets is not None and self.config.image_targets:
             mask = masks[self.decoded_scale]
             visible = rows_of(mask.visible, mask.order.shape[1], tight=self.near_padding)
             meant = self.rec_head_2d(visible.take(tokens))  # (V, K * W * C)
@@ -130,6 +134,8 @@ class I2PMAE(HierarchicalMAE):
     def mask_by_saliency(self, saliency: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """Draw the coarsest groups to hide, (B, G) bool, from their saliency (B, G): 2D-guided masking."""
         ratio, temperature = self.config.mask_ratio, self.config.mask_temperature
+        if not self.config.guided_mask:
+            saliency = torch.zeros_like(saliency)
         return image_guided_mask(saliency, ratio, temperature=temperature, generator=generator)
 
     def pool(self, tokens: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ _LOG = logging.getLogger("m2ae.models")
 class GatedEncoderConfig(SingleScaleConfig):
     """Keys of the encoder, wherever it is."""
 
-    gate: Literal["diagonal", "attention"] = "diagonal"  # published, or what its code seems to have meant
+    # Published, what its code seems to have meant, or none, for ablations.
+    gate: Literal["diagonal", "attention", "none"] = "diagonal"
 
 
 @dataclass

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from models.layers.norm import BatchNorm, PointwiseConv
 from models.losses import at_least_float
 
-GATES = ("diagonal", "attention")
+GATES = ("diagonal", "attention", "none")
 
 
 class SelfGate(nn.Module):
     """Weigh the members of each group by the attention A = softmax(q k^T) among them, without scaling and without values.
 
     "diagonal" (published): member n is multiplied by A[n, n], a number of about 1/K. "attention": member n becomes the mean of
-    all members under A[n, :], which the published code seems to have meant.
+    all members under A[n, :], which the published code seems to have meant. "none": members stay as they are, for ablations.
 
     Note:
         The published einsum repeats an index and so takes the diagonal; published weights were trained with that, so it is the
@@ -26,11 +26,14 @@ class SelfGate(nn.Module):
     def __init__(self, channels: int, gate: str = "diagonal"):
         super().__init__()
         self.gate = gate
-        self.q_conv = PointwiseConv(channels, channels, bias=False)
-        self.k_conv = PointwiseConv(channels, channels, bias=False)
+        if gate != "none":
+            self.q_conv = PointwiseConv(channels, channels, bias=False)
+            self.k_conv = PointwiseConv(channels, channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weigh members (L, K, C) of L groups."""
+        if self.gate == "none":
+            return x
         logits = at_least_float(torch.bmm(self.q_conv(x), self.k_conv(x).transpose(1, 2)))  # (L, K, K)
         if self.gate == "attention":
             return torch.bmm(logits.softmax(-1).to(x.dtype), x)

@@ -61,9 +61,11 @@ class TokenPropagation(nn.Module):
         self.extraction = nn.Module()
         self.extraction.operation = nn.Sequential(*(ResidualConv(out_channels) for _ in range(blocks)))
 
-    def forward(self, fine: Tensor, coarse: Tensor, skip: Tensor, values: Tensor) -> Tensor:
-        """Map values (B, M, C1) at coarse (B, M, 3) and skip (B, G, C0) at fine (B, G, 3) to (B, G, C_out)."""
-        joined = torch.cat([skip, interpolate(fine, coarse, values).to(skip.dtype)], dim=-1)  # (B, G, C0 + C1)
+    def forward(self, fine: Tensor, coarse: Tensor, skip: Tensor | None, values: Tensor) -> Tensor:
+        """Map values (B, M, C1) at coarse (B, M, 3) and skip (B, G, C0), or None, at fine (B, G, 3) to (B, G, C_out)."""
+        joined = interpolate(fine, coarse, values)
+        if skip is not None:
+            joined = torch.cat([skip, joined.to(skip.dtype)], dim=-1)  # (B, G, C0 + C1)
         B, G, C = joined.shape
         rows = self.extraction.operation(self.fuse.net(joined.view(B * G, C)))
         return rows.view(B, G, -1)
