@@ -23,7 +23,7 @@ from tools.summary_table import HEADERS, NUMBERS, Row
 from utils.errors import UserError, run_command, say
 from utils.files import write_atomic
 
-SHOWN = ("last", "selected", "best")  # scores that are compared, in this order
+SHOWN = ("last", "chosen", "selected", "best")  # scores that are compared, in this order
 PICTURES = 12  # galleries of a page
 
 

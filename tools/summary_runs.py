@@ -38,6 +38,7 @@ class Run:
     Args:
         score: what the scores are.
         best: that of the epoch that is best on the test set itself.
+        chosen: the last epoch's linear SVM with C from cross-validation on the training features.
         selected: that of the epoch that held-out clouds selected.
         held_out: that epoch's score on the held-out clouds.
         untrained: the linear SVM on random weights.
@@ -53,6 +54,7 @@ class Run:
     score: str = ""
     last: float | None = None
     best: float | None = None
+    chosen: float | None = None
     selected: float | None = None
     held_out: float | None = None
     untrained: float | None = None
@@ -105,7 +107,7 @@ def read_run(folder: Path) -> Run:
         seed=seed if isinstance(seed, int) else None,
         epochs=len(log.epochs),
         minutes=_minutes(log),
-        keys=dict(_flat(config)),
+        keys=dict(flat_keys(config)),
         note=_note(config, log),
         log=log,
         **_scores(log),
@@ -163,12 +165,15 @@ def _scores(log: RunLog) -> dict:
     rows = getattr(log, kind) if kind else []
     values = curve(rows, key)[1]
     untrained = [value for row in rows if is_untrained(row) and (value := number(row, key)) is not None]
+    trained = [row for row in rows if not is_untrained(row)][-1:]
+    chosen = [value for row in trained if (value := number(row, "chosen_accuracy")) is not None]
     selected = [value for row in log.selected if (value := number(row, key)) is not None]
     epoch = log.selected[-1].get("epoch") if log.selected else None
     held_out = [value for row in log.held_out if row.get("epoch") == epoch and (value := number(row, key)) is not None]
     found = {
         "last": values[-1:],
         "best": [max(values)] if len(values) > 1 else [],
+        "chosen": chosen,
         "selected": selected[-1:],
         "held_out": held_out[-1:],
         "untrained": untrained[-1:],
@@ -191,10 +196,11 @@ def _note(config: Mapping, log: RunLog) -> str:
     return f"{len(log.epochs)} of {wanted} epochs" if wanted is not None and len(log.epochs) < wanted else ""
 
 
-def _flat(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def flat_keys(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield dotted key and value of a configuration, without what no two runs are compared by."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key not in NOT_COMPARED:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat_keys(value, f"{prefix}{key}.")
         elif key not in NOT_COMPARED and key not in PLACES and not str(key).endswith("sha256"):
             yield f"{prefix}{key}", value
 

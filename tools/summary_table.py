@@ -15,6 +15,7 @@ HEADERS = {
     "seeds": "seeds",
     "last": "last epoch",
     "best": "best epoch (selected on the test set)",
+    "chosen": "last epoch, C cross-validated",
     "selected": "epoch selected on held-out clouds",
     "held_out": "on the held-out clouds",
     "untrained": "random weights",
@@ -23,7 +24,7 @@ HEADERS = {
     "note": "note",
     "folder": "folder",
 }
-NUMBERS = ("last", "best", "selected", "held_out", "untrained", "minutes")
+NUMBERS = ("last", "best", "chosen", "selected", "held_out", "untrained", "minutes")
 # Below the folder of a command, those of its seeds and folds.
 PARTS = ("seed", "fold")
 

@@ -1,9 +1,13 @@
-"""Several runs of one command, `--seeds` and `--fold all`: mean and spread over them."""
+"""Several runs of one command, `--seeds` and `--fold all`: mean and spread over them.
+
+As a program it runs all recipes of a folder (`sweep_command.py`).
+"""
 
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from tools.published.paths import find_recipe
 from tools.report.summary import write_summary
 from tools.run_folder import experiment_folder
 from utils.config.cli import FOLDS
+from utils.errors import run_command
 from utils.files import write_atomic
 
 
@@ -74,3 +79,14 @@ def _table(runs: list[str], rows: Mapping[str, dict]) -> str:
         each = ", ".join(f"{value:.2f}" for value in row["values"])
         lines.append(f"| {name} | {row['mean']:.2f} | {row['std']:.2f} | {each} |")
     return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the recipes of a folder; returns the exit status."""
+    from tools.sweep_command import parse, sweep
+
+    return run_command(lambda: sweep(parse(sys.argv[1:] if arguments is None else arguments)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

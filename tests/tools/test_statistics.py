@@ -50,7 +50,7 @@ def test_ranking_of_several_methods():
     assert found.ranks["a"] == 3 and found.ranks["b"] + found.ranks["c"] == pytest.approx(3)
     assert found.friedman < 0.001 and found.nemenyi["a"]["b"] < 0.05 < found.nemenyi["b"]["c"]
     picture = critical_difference_plot(found)
-    assert picture.startswith("<svg") and "a (3)" in picture
+    assert picture.startswith("<svg") and "(3) a" in picture
 
 
 def test_friedman_needs_three_methods():

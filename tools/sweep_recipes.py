@@ -1,0 +1,93 @@
+"""The recipes of a folder as rows of one table: each checked before anything runs, each with the keys in which it differs from the base."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models import build_model
+from tools.launch import load_recipe
+from tools.published.paths import find_recipe
+from tools.run_folder import experiment_folder
+from tools.summary_runs import Run, flat_keys, read_run
+from utils.config.cli import parse_args
+from utils.config.merge import to_dict
+from utils.errors import UserError
+
+BASE = "base"  # the recipe that the others are compared with
+TRAINS_A_CLASSIFIER = ("--finetune_model", "--scratch_model")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe of a sweep.
+
+    Args:
+        changes: the keys in which it differs from the base, with their values; empty for the base itself.
+        folder: where its runs `seed0`, `seed1` ... are.
+        arguments: the command line of the main program, without seeds.
+    """
+
+    name: str
+    path: Path
+    changes: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+    def run(self, seed: int) -> Run | None:
+        """Return the complete run of a seed, or None where there is none yet."""
+        folder = self.folder / f"seed{seed}"
+        if not (folder / "result.json").is_file():
+            return None
+        run = read_run(folder)
+        return None if run.note else run
+
+
+def read_rows(folder: Path, *, name: str, flags: Sequence[str]) -> list[Row]:
+    """Read and check all recipes of a folder, the base first, the others by name.
+
+    Args:
+        name: of the sweep, the first part of `--exp_name`.
+        flags: further flags of the main program.
+
+    Raises:
+        UserError: no recipes, or one that does not load, names a key that its method does not have, does not build, or needs other flags.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder; give one of recipes, such as cfgs/ablation/point-m2ae")
+    paths = sorted(folder.glob("*.yaml"), key=lambda path: (path.stem != BASE, path.stem))
+    if not paths:
+        raise UserError(f"{folder}: has no recipes, files that end in .yaml")
+    rows, base = [], None
+    for path in paths:
+        arguments = ["--config", str(path), "--exp_name", name, *flags]
+        args = parse_args(arguments)
+        keys = _check(path, args)
+        base = keys if base is None else base
+        place = experiment_folder(args, find_recipe(path).path)
+        rows.append(Row(path.stem, path, _changes(base, keys), place, tuple(arguments)))
+    return rows
+
+
+def _check(path: Path, args: argparse.Namespace) -> dict[str, object]:
+    """Load a recipe and build its model without memory; returns its keys.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    config = load_recipe(path, overrides=args.set, imports=args.imports, data_root=args.data_root)
+    with torch.device("meta"):
+        build_model(config.model)
+    classifies, flagged = hasattr(config.model, "cls_dim"), args.finetune_model or args.scratch_model
+    if classifies and not hasattr(config.model, "num_parts") and not flagged:
+        raise UserError(
+            f"{path}: trains a classifier; add -- {' or '.join(TRAINS_A_CLASSIFIER)}, the former with --ckpts PATH"
+        )
+    return dict(flat_keys(to_dict(config)))
+
+
+def _changes(base: Mapping[str, object], keys: Mapping[str, object]) -> str:
+    names = list(dict.fromkeys([*base, *keys]))
+    return ", ".join(f"{name}={keys.get(name)}" for name in names if base.get(name) != keys.get(name))
