@@ -1,0 +1,83 @@
+"""What models cost: parameters as published, FLOPs as PyTorch counts them, the table."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import build_model
+from tools import cost
+from tools.launch import load_recipe
+from tools.published.cost import PARAMETERS
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "count"),
+    PARAMETERS.items(),
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_parameters_are_exactly_those_published(key, count):
+    name, variant = key
+    keys = (
+        {"guidance": {"mode": variant}}
+        if variant in ("feature", "usual")
+        else {"cls_dim": int(variant)}
+        if variant
+        else {}
+    )
+    with torch.device("meta"):
+        model = build_model({"NAME": name, **keys})
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_flops_of_point_m2ae_are_those_known():
+    """10.06 G forward at 1,024 points, two a multiply-add, as the plain layers have them."""
+    torch.manual_seed(0)
+    model = build_model({"NAME": "Point_M2AE_ModelNet40"})
+    points = torch.randn(cost.COUNTED, 1024, 3) * 0.3
+    assert cost._flops(lambda: cost._evaluate(model, (points,))) == pytest.approx(10.06, abs=0.005)
+
+
+def test_flops_by_hand():
+    layer = torch.nn.Linear(8, 4)
+    rows = torch.randn(cost.COUNTED, 8)
+    assert cost._flops(lambda: layer(rows)) == 2 * 8 * 4 / 1e9
+
+
+def test_a_step_costs_three_forward_passes():
+    """All but the first layer have as much again for each of the two gradients."""
+    config = load_recipe(ROOT / "cfgs" / "debug" / "point-mae.yaml")
+    found = cost.cost(config, CPU, timed=(2, 1))
+    assert 2.4 < found.step / found.forward < 3.2 and found.features > found.forward / 3
+    assert sum(found.parts.values()) == found.parameters and found.published_parameters == PARAMETERS[("Point_MAE", "")]
+    assert found.samples_per_second > 0 and found.memory_mb > 0
+
+
+@pytest.mark.parametrize("recipe", ["fine-tuning/point-m2ae/debug.yaml", "segmentation/point-mae/debug.yaml"])
+def test_other_tasks_are_counted_too(recipe):
+    found = cost.cost(load_recipe(ROOT / "cfgs" / recipe), CPU)
+    assert found.features is None and found.step > 2 * found.forward > 0
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "cost.json"
+    flags = [
+        "--config",
+        str(ROOT / "cfgs" / "debug" / "point-mae.yaml"),
+        "--no_time",
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    assert cost.main([*flags, "--format", "csv"]) == 0
+    text = capsys.readouterr().out
+    assert "GMACs forward" in text and "MAE_encoder" in text
+    [row] = json.loads(out.read_text()).values()
+    assert row["parameters"] == sum(row["parts"].values()) and row["samples_per_second"] is None
+    assert cost.main([*flags, "--batch", "1"]) == 2 and "2 clouds" in capsys.readouterr().err
+    assert len(cost.all_recipes()) > 20
