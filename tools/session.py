@@ -9,6 +9,7 @@ from models.layers.norm import convert_sync_batchnorm
 from tools.context import RunContext
 from tools.optim import build_optimizer
 from tools.run_state import RunState
+from tools.tracking import Tracker
 from tools.train import StopRequest, Task, Trainer, last_epoch
 from utils.dist import is_main
 from utils.errors import UserError
@@ -71,6 +72,7 @@ def run_session(session: Session) -> dict[str, float]:
     if is_main():
         session.open_evaluation()
     writer = open_metrics(run, state)
+    tracker = open_tracker(run, writer)
     run.log.info(session.describe(len(batches)))
     updates = len(batches) * (last_epoch(run.config) + 1) // run.config.step_per_update
     if updates < FEW_UPDATES:
@@ -83,10 +85,21 @@ def run_session(session: Session) -> dict[str, float]:
                 trainer.finish_pending()
                 session.finish(trainer)
     finally:
+        if tracker is not None:
+            tracker.close()
         if is_main():
             writer.close()
             session.report()
     return session.conclude(state) if is_main() else {}
+
+
+def open_tracker(run: RunContext, writer: MetricsWriter | None) -> Tracker | None:
+    """Let a service follow the rows that are written, where `--track` asks for one."""
+    service = getattr(run.args, "track", None)
+    if service is None or writer is None:
+        return None
+    writer.follower = Tracker(service, run.folder, run.config_dict())
+    return writer.follower
 
 
 def trainer_class() -> type[Trainer]:

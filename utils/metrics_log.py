@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class MetricsWriter:
         self._boards: dict[str, Any] | None = {}
         self._earlier: dict[str, list[Path]] = {}  # event files of earlier processes, by split
         self._seen: set[tuple[str, str]] = set()
+        self.follower: Callable[[dict], None] | None = None  # gets every row that is written
         if resume_from is not None:
             _truncate(self.path, resume_from, frozenset(pending))
         try:
@@ -63,6 +64,8 @@ class MetricsWriter:
         except OSError as error:
             raise UserError(explain_write(self.path, error, RESUME)) from error
         self.flush()
+        if self.follower is not None:
+            self.follower(json.loads(text))
 
     def flush(self) -> None:
         """Bring rows and scalars to the disk."""

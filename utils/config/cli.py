@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +13,7 @@ PROG = "main.py"
 PROBES = ("knn", "logistic")
 TRANSFERS = ("full", "mlp3", "linear")
 SELECTIONS = ("best_test", "last", "held_out")
+TRACKERS = ("wandb", "trackio", "mlflow")
 FOLDS = 10  # of few-shot classification
 SVM_SETS = ("modelnet40", "scan", "modelnet10", "synthetic", "own")
 OVERRIDES = ("seed", "precision", "transfer", "select", "held_out")  # flags that are keys of the recipe
@@ -167,6 +169,7 @@ def _add_run(group) -> None:
         metavar="SHARE",
         help="train on the first clouds of the training list only, this share of it",
     )
+    group.add_argument("--track", choices=TRACKERS, help="send the rows of metrics.jsonl to this service as well")
     group.add_argument("--val_freq", type=int, default=1, metavar="N", help="epochs between evaluations (default: 1)")
     group.add_argument("--debug", action="store_true", help="show the traceback of errors")
 
@@ -302,6 +305,8 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("select", "held_out"):
         if getattr(args, name) is not None and (args.test or args.predict):
             raise UserError(f"--{name}: is for training and --test_svm; an evaluation selects nothing, leave it out")
+    if args.track and find_spec(args.track) is None:
+        raise UserError(f"--track {args.track}: is not installed; pip install {args.track}, or leave it out")
     if args.corruptions and not args.test:
         raise UserError(
             f"--corruptions {args.corruptions}: evaluates a fine-tuned classifier; add --test and --ckpts PATH"
