@@ -74,6 +74,22 @@ COMMANDS = {
         "several runs on one page: curves, differences, statistics, galleries",
         parsers=("tools.compare:build_parser",),
     ),
+    "sweep": Command(
+        "tools.sweep",
+        "train the recipes of a folder with several seeds, as one table",
+        parsers=("tools.sweep_command:build_parser",),
+    ),
+    "reproduce": Command(
+        "tools.reproduce",
+        "published numbers: what they take, run them, ours next to them",
+        parsers=("tools.reproduce:build_parser",),
+    ),
+    "cost": Command(
+        "tools.cost", "parameters, FLOPs, memory and speed of a recipe", parsers=("tools.cost:build_parser",)
+    ),
+    "track": Command(
+        "tools.tracking", "send a run to wandb, trackio or mlflow", parsers=("tools.tracking:build_parser",)
+    ),
     "weights": Command(
         "tools.weights",
         "list, fetch and check published weights; clean a file",
