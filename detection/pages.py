@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.clouds import CloudSet
 from detection.detections import Detected
 from detection.evaluate import DetectionEvaluator
 from detection.metrics import SCORES, SIZES, THRESHOLDS, SceneResult, average_precision
 from tools.context import RunContext
 from tools.report.charts import Series, line_chart
+from tools.report.clouds import CATEGORIES
 from tools.report.markup import MISSING, table
 from tools.report.page import GalleryItem, Section, write_report
 from tools.report.runlog import curve, read_rows
@@ -25,6 +25,8 @@ SURE = 0.3  # score of the predicted boxes that are drawn
 EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 EDGE_POINTS = 24
 ROOM = "scene"
+GREY = CATEGORIES.index("#7f8794")  # place of the scene among the colours of classes
+BORDER, FLOOR = 0.12, 0.1  # metres of a scene's walls that would hide what is inside, and of the floor that is shown
 
 
 def write_pages(
@@ -59,7 +61,7 @@ def write_pages(
         sections=sections,
         gallery_about=(
             "Scenes with the lowest AP25",
-            f"At most {WORST}; true boxes, and predicted ones with a score above {SURE:g}.",
+            f"At most {WORST}; true boxes, and predicted ones with a score above {SURE:g}. Outer walls are left out.",
         ),
     )
 
@@ -192,17 +194,21 @@ def worst_scenes(evaluator: DetectionEvaluator) -> list[GalleryItem]:
 
 def _item(evaluator: DetectionEvaluator, row: int, score: float) -> GalleryItem:
     clouds, scene = evaluator.clouds, evaluator.scenes[row]
-    points = shown_points(clouds, row)
+    count = clouds.points.shape[1] if clouds.counts is None else int(clouds.counts[row])
+    points = shown_points(np.array(clouds.points[row, :count]))
     sure = [(label, scene.corners[box]) for label, box, score in best_of_each(scene.detected) if score > SURE]
     true = list(zip(scene.target_classes.tolist(), scene.target_corners, strict=True))
     note = f"AP25 {100 * score:.1f} %, {len(true)} objects, {len(sure)} boxes"
     return scene_item(clouds.names[row], points, {"true": true, "predicted": sure}, clouds.class_names, note=note)
 
 
-def shown_points(clouds: CloudSet, row: int) -> np.ndarray:
-    """Return some points (n, 3) of a scene, spread over its stored order."""
-    count = clouds.points.shape[1] if clouds.counts is None else int(clouds.counts[row])
-    return np.array(clouds.points[row, np.linspace(0, count - 1, min(count, SHOWN_POINTS)).astype(int)])
+def shown_points(points: np.ndarray) -> np.ndarray:
+    """Return some of the points (n, 3) of a scene, spread over their order, without the walls at its horizontal limits."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    inside = ((points > low + BORDER) & (points < high - BORDER))[:, :2].all(axis=1)
+    open_points = points[inside | (points[:, 2] < low[2] + FLOOR)]
+    points = open_points if len(open_points) else points
+    return points[np.linspace(0, len(points) - 1, min(len(points), SHOWN_POINTS)).astype(int)]
 
 
 def scene_item(
@@ -214,13 +220,13 @@ def scene_item(
     note: str,
 ) -> GalleryItem:
     """Return a gallery row: a scene (n, 3), once with each set of boxes, given as (class, corners (8, 3) in the camera frame)."""
-    cells, values = {}, {}
+    cells, values, place = {}, {}, min(GREY, len(class_names))
+    legend = [*class_names[:place], ROOM, *class_names[place:]]
     for title, own in boxes.items():
         edges = [box_edges(corners) for _, corners in own]
         cells[f"{title} boxes"] = np.concatenate([points, *edges]).astype(np.float32)
-        labels = [np.full(len(edge), 1 + label) for (label, _), edge in zip(own, edges, strict=True)]
-        values[f"{title} boxes"] = np.concatenate([np.zeros(len(points), np.int64), *labels])
-    legend = [ROOM, *class_names]
+        labels = [np.full(len(edge), label + (label >= GREY)) for (label, _), edge in zip(own, edges, strict=True)]
+        values[f"{title} boxes"] = np.concatenate([np.full(len(points), place), *labels])
     return GalleryItem(name, cells, values=values, legend=legend, value_name="class", up_axis="z", note=note)
 
 

@@ -17,7 +17,7 @@ from datasets.scenes import centered_colors, sample, targets
 from detection.detections import Rules
 from detection.evaluate import load_detector, predict, scene_results
 from detection.inputs import Inputs, scene_of_points
-from detection.pages import SHOWN_POINTS, SURE, best_of_each, box_edges, depth_bounds, scene_item
+from detection.pages import SURE, best_of_each, box_edges, depth_bounds, scene_item, shown_points
 from tools.context import RunContext
 from tools.report.clouds import CATEGORIES
 from tools.report.page import GalleryItem, write_report
@@ -94,9 +94,10 @@ def _detect_file(
     boxes = [box for box in best_of_each(result.detected) if box[2] > SURE]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
     _write(folder, stem, points, [(names[label], score, result.corners[box]) for label, box, score in boxes])
-    thin = points[np.linspace(0, len(points) - 1, min(len(points), SHOWN_POINTS)).astype(int)]
     shown = {"predicted": [(label, result.corners[box]) for label, box, _ in boxes]}
-    item = scene_item(printable(name), thin, shown, names, note=f"{len(boxes)} boxes with a score above {SURE:g}")
+    item = scene_item(
+        printable(name), shown_points(points), shown, names, note=f"{len(boxes)} boxes with a score above {SURE:g}"
+    )
     return item, [names[label] for label, *_ in boxes]
 
 
