@@ -39,6 +39,7 @@ COMMANDS = {
     'prog="tools.doctor"': 'prog="m2ae doctor"',
     "python -m datasets.prepare": "m2ae data",
     "python -m tools.embed": "m2ae embed",
+    "python -m tools.look": "m2ae look",
     "python -m tools.summary": "m2ae summary",
     "python -m tools.compare": "m2ae compare",
     "python -m tools.sweep": "m2ae sweep",

@@ -63,6 +63,11 @@ COMMANDS = {
         "features, and predictions of a classifier, of any clouds or meshes",
         parsers=("tools.embed:build_parser",),
     ),
+    "look": Command(
+        "tools.look",
+        "what a model has learned: features as colours, attention, similar patches, masks and errors",
+        parsers=("tools.look.command:build_parser",),
+    ),
     "data": Command(
         "datasets.prepare", "check, fetch, convert, draw data sets", parsers=("datasets.prepare:build_parser",)
     ),

@@ -41,11 +41,28 @@ def build_parser() -> argparse.ArgumentParser:
         description="Features, and with a classifier predictions, of any clouds or meshes.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier: a file, mini, or a published name"
-    )
+    add_model_flags(parser)
     parser.add_argument(
         "--input", required=True, metavar="PATH", help="a cloud or mesh, or a folder of them, with those below it"
+    )
+    parser.add_argument(
+        "--out", default="embeddings.npz", metavar="NPZ",
+        help="features (default: embeddings.npz); the predictions of a classifier go to the same name ending in .csv",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
+    parser.add_argument(
+        "--batch_size", type=int, default=32, metavar="N", help="clouds encoded at a time (default: 32)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the configuration's)"
+    )
+    return parser
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which model encodes clouds of one's own, and how such clouds are read."""
+    parser.add_argument(
+        "--ckpts", required=True, metavar="PTH", help="weights of a pre-trained model or of a classifier: a file, mini, or a published name"
     )
     parser.add_argument(
         "--start_ckpts", metavar="PTH", help="where --ckpts is what --tune trained: its base, if that has moved"
@@ -58,26 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override a key of the configuration"
     )
     parser.add_argument(
-        "--out", default="embeddings.npz", metavar="NPZ",
-        help="features (default: embeddings.npz); the predictions of a classifier go to the same name ending in .csv",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace these files where they exist")
-    parser.add_argument(
         "--normalize", action="store_true", default=None,
         help="centre clouds and scale them to the unit sphere (default: as the training set did)",
     )  # fmt: skip
     parser.add_argument("--no_normalize", dest="normalize", action="store_false", help="take coordinates as they are")
-    parser.add_argument(
-        "--batch_size", type=int, default=32, metavar="N", help="clouds encoded at a time (default: 32)"
-    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="of the computation (default: the configuration's)"
-    )
     parser.add_argument("--up", default="y", help="axis of the input that points up and becomes y (default: y)")
     parser.add_argument("--skip_bad", action="store_true", help="pass over files that cannot be read, and list them")
     parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    return parser
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -99,6 +99,7 @@ def open_embedder(
     normalize: bool | None = None,
     device: torch.device | str = "cpu",
     base: str | Path | None = None,
+    parts: bool = False,
 ) -> Embedder:
     """Build the model of a checkpoint with its weights.
 
@@ -107,13 +108,14 @@ def open_embedder(
         overrides: "key.path=value" each, over the configuration.
         normalize: centre clouds and scale them to the unit sphere, or leave them as they are; None = as the training set did.
         base: of a checkpoint that holds only what tuning trained: where its base is, if not where it was.
+        parts: take part segmenters too.
 
     Raises:
         UserError: the checkpoint has no configuration and none is given, does not fit it, or is of a model without features.
     """
     resolved, guess = configuration_of(ckpts, read_checkpoint(ckpts), config, overrides)
     model = build_model(resolved.model)
-    if isinstance(model, PartSegmenter) or not hasattr(model, "encode"):
+    if (isinstance(model, PartSegmenter) and not parts) or not hasattr(model, "encode"):
         raise UserError(
             f"{ckpts}: {resolved.model.NAME} has no feature of a whole cloud; give a pre-trained model or a classifier"
         )

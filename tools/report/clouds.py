@@ -127,6 +127,12 @@ def prepare(item: GalleryItem) -> Row:
     return Row(str(item.name), item.note, clouds, legend, value_range, item.value_name, _fit(clouds), item.pair)
 
 
+def unit_frame(points: np.ndarray, frame: np.ndarray, up_axis: str) -> np.ndarray:
+    """Return points (n, 3) with y up, where the cloud `frame` (m, 3) is inside the unit sphere: (n, 3) float32."""
+    center, radius = _frame([frame])
+    return (((points.astype(np.float64) - center) / radius) @ TO_SCREEN[up_axis].T).astype(np.float32)
+
+
 def _fit(clouds: list[Cloud]) -> float:
     """Return the zoom that shows all but the outermost points; 1 where they lie in the sphere of the first cloud."""
     reach = [np.quantile(np.linalg.norm(cloud.points, axis=1), INSIDE) for cloud in clouds if len(cloud.points)]

@@ -117,14 +117,14 @@ def _shown(rows: list[Row], about: tuple[str, str], confusion: tuple | None) -> 
     return found
 
 
-def page(title: str, *, subtitle: str, cards: str, sections: list[Section]) -> str:
-    """Fill the template in one pass, so that braces inside a value are never taken for a slot."""
+def page(title: str, *, subtitle: str, cards: str, sections: list[Section], script: str = "") -> str:
+    """Fill the template in one pass, so that braces inside a value are never taken for a slot; `script` runs after the viewer."""
     values = {
         "title": escape(title),
         "subtitle": escape(subtitle),
         "cards": cards,
         "style": asset("page.css"),
-        "scripts": asset("charts.js") + asset("viewer.js"),
+        "scripts": asset("charts.js") + asset("viewer.js") + script,
         "navigation": "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections)),
         "sections": "\n".join(section.html(f"s{i}") for i, section in enumerate(sections)),
     }

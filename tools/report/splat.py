@@ -16,8 +16,8 @@ def view(points: np.ndarray, yaw: float = YAW, pitch: float = PITCH) -> np.ndarr
     return points @ (tilt @ turn).T.astype(np.float32)
 
 
-def draw(points: np.ndarray, colors: np.ndarray, size: int, *, ball: float = 0.014) -> np.ndarray:
-    """Return a (size, size, 3) uint8 image on white.
+def draw(points: np.ndarray, colors: np.ndarray, size: int, *, ball: float = 0.014, clear: bool = False) -> np.ndarray:
+    """Return a (size, size, 3) uint8 image on white, or, with `clear`, one of (size, size, 4) on nothing.
 
     Args:
         points: (n, 3) inside the unit sphere, y up.
@@ -52,4 +52,6 @@ def draw(points: np.ndarray, colors: np.ndarray, size: int, *, ball: float = 0.0
             # A far point with a larger z offset cannot stand after a nearer one here: radii shrink with distance.
             image[pixel[inside]] = (paint * shade)[inside]
             nearest[pixel[inside]] = depth[inside]
-    return np.clip(image, 0, 255).astype(np.uint8).reshape(size, size, 3)
+    if clear:
+        image = np.concatenate([image, np.where(np.isfinite(nearest), 255, 0)[:, None]], axis=1)
+    return np.clip(image, 0, 255).astype(np.uint8).reshape(size, size, -1)

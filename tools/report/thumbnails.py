@@ -6,29 +6,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tools.report.clouds import HEIGHT_SCALE, TO_SCREEN, VALUE_SCALE, scale_colors
+from tools.report.clouds import HEIGHT_SCALE, VALUE_SCALE, scale_colors, unit_frame
 from tools.report.markup import escape, short
 from tools.report.splat import draw
 
 
 def picture(image: np.ndarray, *, side: int, alt: str) -> str:
     """Return an image (S, S) grey or (S, S, 3), uint8, as HTML, `side` pixels wide on the page."""
+    style = "image-rendering:pixelated;border-radius:4px"
+    return f'<img src="{data_address(image)}" width="{side}" height="{side}" alt="{escape(alt)}" style="{style}">'
+
+
+def data_address(image: np.ndarray) -> str:
+    """Return an image (S, S) grey, (S, S, 3) or (S, S, 4), uint8, as a `data:` address."""
     from PIL import Image
 
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG")
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    style = "image-rendering:pixelated;border-radius:4px"
-    return (
-        f'<img src="data:image/png;base64,{data}" width="{side}" height="{side}" alt="{escape(alt)}" style="{style}">'
-    )
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def cloud_picture(points: np.ndarray, up_axis: str, size: int = 120) -> np.ndarray:
     """Draw a cloud (n, 3) as the gallery does: (size, size, 3) uint8."""
-    upright = np.asarray(points, np.float32) @ TO_SCREEN[up_axis].T
-    upright = upright - (upright.min(0) + upright.max(0)) / 2
-    upright /= max(float(np.linalg.norm(upright, axis=1).max()), 1e-9)
+    upright = unit_frame(points, points, up_axis)
     heights = upright[:, 1]
     colors = scale_colors(HEIGHT_SCALE, (heights - heights.min()) / max(float(np.ptp(heights)), 1e-6))
     return draw(upright, colors, size)

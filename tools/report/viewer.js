@@ -84,7 +84,8 @@
   }
 
   function colorOf(item, cloud, mode, i) {
-    if (mode === "value" && item.hasValues) {
+    if (mode === "paint" && cloud.paint) return [cloud.paint[3 * i], cloud.paint[3 * i + 1], cloud.paint[3 * i + 2]];
+    if ((mode === "value" || mode === "paint") && item.hasValues) {
       if (!cloud.values) return scales.cloud[0];
       const value = cloud.values[i];
       return item.categories ? scales.category[value % scales.category.length] : valueRamp[value];
@@ -140,6 +141,23 @@
     context.putImageData(image, 0, 0);
   }
 
+  // The point of a cloud that is drawn nearest to a place of its canvas, in shares of its side; of those within a ball the front one.
+  function pick(item, cloud, left, top) {
+    const cosY = Math.cos(item.yaw), sinY = Math.sin(item.yaw), cosP = Math.cos(item.pitch), sinP = Math.sin(item.pitch);
+    const half = (data.view.margin * item.zoom) / 2, eye = data.view.camera;
+    let best = -1, least = Infinity;
+    for (let i = 0; i < cloud.n; i++) {
+      const x = cloud.xyz[3 * i], y = cloud.xyz[3 * i + 1], z = cloud.xyz[3 * i + 2];
+      const across = cosY * x + sinY * z, away = cosY * z - sinY * x;
+      const up = cosP * y - sinP * away, near = sinP * y + cosP * away;
+      const grow = eye / (eye - near);
+      const apart = Math.hypot(0.5 + across * grow * half - left, 0.5 - up * grow * half - top);
+      const cost = apart <= 1.5 * BALL ? -10 - near : apart;
+      if (near < eye - 0.2 && cost < least) { least = cost; best = i; }
+    }
+    return least < 0.08 ? best : -1;
+  }
+
   let scheduled = false, last = 0;
   const spinning = () => control("spin").checked;
   function request() {
@@ -173,8 +191,10 @@
   function listen(item) {
     const stage = item.element.querySelector(".clouds");
     const pointers = new Map();
+    let pressed = null;
     stage.addEventListener("pointerdown", (event) => {
       if (event.button > 0) return;
+      pressed = pointers.size ? null : event;
       pointers.set(event.pointerId, event);
       stage.setPointerCapture(event.pointerId);
       dragged = item;
@@ -190,6 +210,13 @@
         turnBy(item, (event.clientX - before.clientX) * 0.01, (event.clientY - before.clientY) * 0.01);
       }
       pointers.set(event.pointerId, event);
+    });
+    stage.addEventListener("pointerup", (event) => {
+      const cloud = pressed && item.clouds.find((other) => other.canvas === pressed.target);
+      if (!cloud || Math.hypot(event.clientX - pressed.clientX, event.clientY - pressed.clientY) > 4) return;
+      const box = cloud.canvas.getBoundingClientRect();
+      const point = pick(item, cloud, (event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+      if (point >= 0) item.element.dispatchEvent(new CustomEvent("pick", { detail: { cloud, point } }));
     });
     for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
       stage.addEventListener(name, (event) => {
@@ -222,6 +249,8 @@
     });
   }
 
+  // For scripts that colour points themselves: `paint` of a cloud is three bytes a point, "pick" the event of a click on a point.
+  window.galleryView = { items, touch: touchAll, ramp: valueRamp, bytes };
   items.forEach(listen);
   for (const name of ["color", "size", "equal", "link", "spin"]) control(name)?.addEventListener("input", touchAll);
   control("reset").addEventListener("click", () => items.forEach(reset));

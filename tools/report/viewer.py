@@ -9,8 +9,12 @@ from tools.report.clouds import CATEGORIES, COLUMN_COLORS, HEIGHT_SCALE, VALUE_S
 from tools.report.markup import Section, embed_json, escape, short
 
 
-def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "") -> Section:
-    """Return the section with the viewer; `viewer.js` draws into its canvases."""
+def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "", paint: str = "") -> Section:
+    """Return the section with the viewer; `viewer.js` draws into its canvases.
+
+    Args:
+        paint: what another script of the page colours points by; clouds that it leaves out are coloured by their values.
+    """
     data = {
         "scales": {"height": HEIGHT_SCALE, "value": VALUE_SCALE, "category": CATEGORIES, "cloud": COLUMN_COLORS},
         "view": {"yaw": splat.YAW, "pitch": splat.PITCH, "camera": splat.CAMERA, "margin": splat.MARGIN},
@@ -18,7 +22,7 @@ def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "") 
         "items": [_pack_row(row) for row in rows],
     }
     body = (
-        f'{_controls(rows)}<p class="hint">Drag to turn, double-click to reset. Click a row first to zoom with the '
+        f'{_controls(rows, paint)}<p class="hint">Drag to turn, double-click to reset. Click a row first to zoom with the '
         f"wheel or two fingers. Keyboard: arrows turn, + and - zoom, 0 resets.{_without_values(rows)}</p>"
         '<noscript><p class="none">Turning needs scripts; gallery.png shows the same clouds.</p></noscript>'
         f'<div class="items{_density(rows)}">{"".join(_row(row, f"cloud-{i}") for i, row in enumerate(rows))}</div>'
@@ -40,11 +44,12 @@ def _without_values(rows: list[Row]) -> str:
     return f" Rows without {escape(names)} are coloured by height."
 
 
-def _controls(rows: list[Row]) -> str:
+def _controls(rows: list[Row], paint: str) -> str:
     names = list(dict.fromkeys(row.value_name for row in rows if row.has_values))
     denser = any(len(cloud.points) > equal_count(row) > 0 for row in rows for cloud in row.clouds)
     by_value = f'<option value="value">{escape(" or ".join(names))}</option>' if names else ""
-    options = f'{by_value}<option value="height">height</option><option value="cloud">column</option>'
+    painted = f'<option value="paint">{escape(paint)}</option>' if paint else ""
+    options = f'{painted}{by_value}<option value="height">height</option><option value="cloud">column</option>'
     equal = '<label><input type="checkbox" id="view-equal" checked> equal point counts</label>' if denser else ""
     return (
         '<div class="controls" role="group" aria-label="Gallery display">'

@@ -1,0 +1,7 @@
+"""`python -m tools.look`."""
+
+import sys
+
+from tools.look.command import main
+
+sys.exit(main())
