@@ -81,8 +81,8 @@ def test_the_test_set_is_evaluated_once(monkeypatch):
     assert not evaluated and len(rows(folder, "selected")) == 1
 
 
-def test_ckpt_best_is_what_the_selected_row_says():
-    folder = Path("experiments") / RECIPES["fine-tuning"] / "held"
+def test_ckpt_best_is_what_the_selected_row_says(no_report):
+    folder = run("fine-tuning", "again", "--select", "held_out", "--held_out", "0.25")
     [selected] = rows(folder, "selected")
     arguments = ["--config", str(ROOT / "cfgs" / f"{RECIPES['fine-tuning']}.yaml"), "--test", "--device", "cpu"]
     sets = ["--set", "dataset.test.clouds=40", "--set", "dataset.val.clouds=40"]

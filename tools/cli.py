@@ -172,6 +172,8 @@ def _whole_parser(files: object) -> argparse.ArgumentParser:
         parents = [
             getattr(_imported(module), function)() for module, function in (path.split(":") for path in command.parsers)
         ]
+        for group in (group for parent in parents for group in parent._action_groups):
+            group.conflict_handler = "resolve"  # of a flag that two of them have, the last one counts
         added = commands.add_parser(
             name, help=command.help, parents=parents, add_help=False, conflict_handler="resolve"
         )

@@ -51,7 +51,7 @@ def read(layout, root, **keys):
     [
         layout
         for layout in LAYOUTS
-        if layout.config and layout.name not in ("Folder", "Synthetic", "ModelNet40-C", "ShapeNetRender")
+        if layout.config and layout.name not in ("Folder", "Synthetic", "ModelNet40-C", "ShapeNetRender", "ScanNet")
     ],
 )
 def test_readers_read_the_fixtures(tiny, layout):

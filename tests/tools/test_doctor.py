@@ -109,8 +109,8 @@ def test_every_public_op_and_every_method_is_tested():
     import extensions
 
     calls = {name.partition(",")[0] for name in self_test.op_calls()}
-    assert set(extensions.__all__) - calls == {"near_first"}  # an order for speed, which has no reference
-    assert set(launch.methods()) == set(doctor.methods()) >= {"point-jepa", "pcp-mae"}
+    assert set(extensions.__all__) - calls == {"near_first", "along_a_curve"}  # orders, which have no reference
+    assert set(launch.methods()) - {"3detr"} == set(doctor.methods()) >= {"point-jepa", "pcp-mae"}
     probes = doctor.probes(torch.device("cuda"), ["point-mae"])
     assert set(probes) == {"reference", "kernels", GRAPH, SIDE_STREAM, "bf16", "bf16, fused kernels"}
 
