@@ -11,7 +11,7 @@ from utils.errors import UserError
 
 @dataclass
 class MixtureConfig:
-    """Keys of Mixture. All clouds come to stand along `UP_AXIS`; there are no labels, as classes of the sets differ."""
+    """Keys of Mixture. All clouds come to stand along `UP_AXIS`; several sets lose their labels, as their classes differ."""
 
     NAME: str = "Mixture"
     sets: list[dict] = field(default_factory=list)  # each a data set: NAME and its keys
@@ -43,11 +43,14 @@ def read_mixture(config: MixtureConfig) -> CloudSet:
                 f"{config.NAME}: {config.npoints} points a sample are asked, but the clouds of {part.name} hold "
                 f"{part.points.shape[1]}; set npoints to {stored} or less"
             )
+    only = parts[0] if len(parts) == 1 else None
     points = [_turn(np.asarray(part.points[:, :stored]), part.up_axis, config.UP_AXIS) for part in parts]
     return CloudSet(
         points=np.concatenate(points),
         names=[f"{part.name}/{name}" for part in parts for name in part.names or map(str, range(len(part)))],
-        name=config.NAME,
+        labels=only.labels if only else None,
+        class_names=only.class_names if only else None,
+        name=only.name if only else config.NAME,
         subset=config.subset,
         source=", ".join(dict.fromkeys(part.source or part.name for part in parts)),
         up_axis=config.UP_AXIS,

@@ -3,15 +3,16 @@
     python -m benchmarks.studies.frozen point-m2ae=experiments/pre-training/point-m2ae/mini/mini \\
         point-mae=experiments/pre-training/point-mae/mini/mini --out benchmarks/results/mini-weights.json --section frozen
 
-A group is a folder of runs, `seed0`, `seed1` ... Every encoder is evaluated on ModelNet10 and on the built-in set: linear SVM at C 0.01
-and at the C that cross-validation on the training features chooses, and nearest neighbours. Nothing is chosen on the test sets.
+A group is a folder of runs, `seed0`, `seed1` ... Every encoder is evaluated on the set of its recipe, turned to the axis along which the
+training clouds stand, and on the built-in set: linear SVM at C 0.01 and at the C that cross-validation on the training features
+chooses, and nearest neighbours. Nothing is chosen on the test sets.
 """
 
 import argparse
 import json
 import logging
 import statistics
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -55,6 +56,15 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(found), end="")
 
 
+def turned(entry, axis: str):
+    """Return the configuration of a data set whose clouds stand along `axis`."""
+    if axis == entry.UP_AXIS:
+        return entry
+    points = entry.npoints or entry.num_points
+    keys = {"sets": [asdict(entry)], "subset": entry.subset, "UP_AXIS": axis, "npoints": points, "sampling": "first"}
+    return DATASETS.config({"NAME": "Mixture", **keys})
+
+
 def fixed_C(model: nn.Module, published_C: bool) -> float:
     """Return the C of the linear SVM that nothing chooses."""
     return model.svm_C.get("modelnet40", PRETRAINING_C) if published_C else PRETRAINING_C
@@ -73,12 +83,16 @@ def evaluate(folder: Path, *, published_C: bool = False) -> dict[str, dict[str, 
     config = saved_config(checkpoint["config"], str(folder), models=MODELS, datasets=DATASETS)
     config = replace(config, svm=replace(config.svm, cross_validate=True))
     run = RunContext(config, argparse.Namespace(), folder, torch.device("cpu"), logging.getLogger("m2ae"))
-    built_in = SVMDatasets(*(DATASETS.config(BUILT_IN | {"subset": subset}) for subset in ("train", "test")))
+    axis, svm_sets = config.dataset.train.UP_AXIS, config.dataset.svm
+    own = SVMDatasets(turned(svm_sets.train, axis), turned(svm_sets.test, axis))
+    built_in = SVMDatasets(
+        *(DATASETS.config(BUILT_IN | {"subset": subset, "UP_AXIS": axis}) for subset in ("train", "test"))
+    )
     seed_everything(config.seed)
     model = build_model(config.model)
     results: dict[str, dict[str, float]] = {}
     for state in ("untrained", "pre-trained"):
-        for sets in (config.dataset.svm, built_in):
+        for sets in (own, built_in):
             probe = LinearProbe(run, fixed_C(model, published_C), sets)
             features = probe.features(model)
             svm = probe.evaluate_features(features, choose=True)

@@ -29,6 +29,14 @@ def test_clouds_follow_each_other_and_stand_along_one_axis(modelnet):
     assert mixture.names[3] == f"Synthetic/{alone.names[0]}"
 
 
+def test_one_set_keeps_its_labels_and_its_name(modelnet):
+    _, keys = modelnet
+    turned = build_dataset({"NAME": "Mixture", "sets": [keys], "npoints": 32, "sampling": "first"})
+    alone = build_dataset({**keys, "num_points": 32})
+    np.testing.assert_array_equal(turned.labels, alone.labels)
+    assert turned.name == "ModelNet10" and turned.class_names == alone.class_names
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
