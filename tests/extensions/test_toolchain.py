@@ -273,5 +273,6 @@ def test_a_finished_library_must_fit(tmp_path):
     assert find(name="cpu") is None
     source.write_text("2")
     assert find() is None
-    stamp.write_text("broken")
-    assert find() is None
+    for text in ("broken", "[1]", "[]", "3"):
+        stamp.write_text(text)
+        assert find() is None

@@ -69,6 +69,6 @@ def find_finished(folder: Path, csrc: Path, name: str, torch: str, devices: Sequ
 
 def _stamp(folder: Path) -> dict:
     try:
-        return json.loads((folder / STAMP).read_text())
-    except (OSError, ValueError):  # no such folder, or a broken file
+        return dict(json.loads((folder / STAMP).read_text()))
+    except (OSError, TypeError, ValueError):  # no such folder, or a broken file
         return {}
