@@ -69,8 +69,8 @@ def shipped() -> list[tuple]:
         seen.append(to_dict(config))
         with torch.device("meta"):
             model = build_model(config)
-        sizes = getattr(config, "group_sizes", None) or [config.group_size]
-        embeds = [module for module in model.modules() if type(module) is PatchEmbed]
+        embeds = [module for module in model.modules() if type(module) is PatchEmbed]  # none in detectors
+        sizes = embeds and (getattr(config, "group_sizes", None) or [config.group_size])
         for embed, k in zip(embeds, sizes, strict=False):
             (lift, *others), _ = embed.layers()
             A, P = lift.weight.flatten(1).shape
