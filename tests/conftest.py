@@ -11,6 +11,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+pytest_plugins = ["tests.browser"]
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("M2AE_SHARED", ROOT.parent / "shared"))
 

@@ -3,20 +3,16 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 
+from tests.browser import click_canvas, inked, pixels
 from tools.embedder import open_embedder
 from tools.launch import weights_file
 from tools.look.page import write_page
 from tools.look.study import Given, Query, study
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-LONGEST = 120  # seconds of a browser on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -62,27 +58,27 @@ def test_one_file_with_data_that_give_the_numbers(page, found):
     assert text.count("<symbol") == 5 and text.count("dot-of-map") > 5
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-def test_a_browser_restores_a_view_and_draws(page, found, tmp_path):
+def test_a_browser_restores_a_view_and_draws(page, found, browser_page):
     scale = found.clouds[2].scales[1]
-    text = opened(page, tmp_path, "#view=2,1,3,attention,0,1")
-    assert 'data-view="2,1,3,attention,0,1"' in text
-    legend = re.search(r'id="look-legend">(.*?)</span>', text)[1]
-    assert legend.startswith(f"attention of patch {scale.index[3]} of &lt;cloud&gt; 2, scale 1")
-    high = float(re.search(r'id="look-high">(.*?)</span>', text)[1])
+    opened = browser_page(page, fragment="#view=2,1,3,attention,0,1")
+    assert opened.locator("html").get_attribute("data-view") == "2,1,3,attention,0,1"
+    legend = opened.locator("#look-legend").text_content()
+    assert legend.startswith(f"attention of patch {scale.index[3]} of <cloud> 2, scale 1")
+    high = float(opened.locator("#look-high").text_content())
     assert high == pytest.approx(float(scale.attention(3)[0, 1].max()), rel=0.06)
+    assert inked(pixels(opened)) > 0.05
     # An address that fits nothing gives the first view.
-    assert 'data-view="0,2,0,features' in opened(page, tmp_path, "#view=99,0,0,similarity,,")
+    other = browser_page(page, fragment="#view=99,0,0,similarity,,")
+    assert other.locator("html").get_attribute("data-view").startswith("0,2,0,features")
 
 
-def opened(page, folder, address):
-    """Open a page in a headless browser; returns what has become of it, without a message of an error."""
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--enable-logging=stderr",
-            f"--user-data-dir={folder / 'profile'}", "--dump-dom", page.as_uri() + address,
-        ],
-        capture_output=True, text=True, timeout=LONGEST, check=True,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return done.stdout
+def test_a_click_chooses_a_patch(page, browser_page):
+    opened = browser_page(page)
+    before, view = pixels(opened), opened.locator("html").get_attribute("data-view")
+    click_canvas(opened)
+    assert np.abs(pixels(opened).astype(int) - before).mean() > 2
+    chosen = opened.locator("html").get_attribute("data-view")
+    assert view.split(",")[3] == "features" and chosen.split(",")[3] == "similarity"
+    opened.keyboard.press(".")
+    after = opened.locator("html").get_attribute("data-view")
+    assert int(after.split(",")[2]) == (int(chosen.split(",")[2]) + 1) % 16
