@@ -24,7 +24,7 @@ from utils.metrics_log import read_rows
 from utils.provenance import provenance
 
 KINDS = ("full", "linear", "lora", "gst", "dapt", "prompt")
-UPDATES = {0.01: 150, 0.1: 300, 1.0: 600}  # by share of the labels
+UPDATES = {0.01: 150, 0.1: 150, 1.0: 248}  # by share of the labels, rounded up to whole epochs
 CLOUDS, BATCH = 3991, 32
 RATES = (5e-4, 2e-3)
 CHOOSING = 0.1  # share of the labels with which the rate is chosen
@@ -122,7 +122,8 @@ def train(args: argparse.Namespace, name: str, kind: str, share: float, rate: fl
     ]
     flags = ["--config", str(ROOT / "cfgs" / "fine-tuning" / args.method / "mini.yaml"), "--finetune_model"]
     flags += ["--ckpts", str(args.ckpts.resolve()), "--tune", kind, "--seed", str(seed), "--exp_name", name]
-    flags += ["--data_root", str(args.data_root.resolve()), "--val_freq", str(max(epochs // 10, 1)), "--device", "cpu"]
+    flags += ["--data_root", str(args.data_root.resolve()), "--device", "cpu"]
+    flags += ["--val_freq", str(max(epochs // 10, 1) if "select=held_out" in settings else epochs)]
     flags += [part for setting in (*sets, *settings) for part in ("--set", setting)]
     subprocess.run([sys.executable, str(ROOT / "main.py"), *flags], check=True, cwd=args.runs)
     return folder
