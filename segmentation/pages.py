@@ -1,10 +1,11 @@
-"""Reports of part segmentation: tables of IoUs, the confusion of parts, true and predicted clouds, PLY files."""
+"""Reports of part segmentation: IoUs by category and part, the confusion of parts, the worst clouds, PLY files."""
 
 import csv
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,19 @@ from segmentation.metrics import PartScores
 from tools.context import RunContext
 from tools.report.clouds import CATEGORIES
 from tools.report.confusion import confusion_section
-from tools.report.markup import MISSING, table
+from tools.report.markup import MISSING, Html, escape, table
 from tools.report.page import GalleryItem, Section, write_report
 from utils.files import write_atomic
 
-MOST_ROWS = 24  # of the gallery, one a category
+MOST_ROWS = 24  # of a gallery, one a category
+WORST = 12  # clouds of all categories together; the worst one of each category is shown as well
+GREY = len(CATEGORIES) - 1  # of the categories' colours
+ABOUT = (
+    "Clouds, worst first",
+    "The clouds with the lowest mean IoU over their parts, the worst one of each category among them, with true and predicted parts; "
+    "errors: a wrong point has the colour of the part that it was given, right ones are grey. After them the first cloud of each "
+    "category, which nobody selected.",
+)
 
 
 def write_pages(
@@ -27,22 +36,39 @@ def write_pages(
 ) -> Path:
     """Write the report of a run or test into `folder`, with what the last evaluation found; returns the page.
 
-    With `report.html` and `gallery.png` come `ious.csv` and `parts/<category>_{true,predicted}.ply`.
+    With `report.html`, `gallery.png` (the worst clouds) and `categories.png` (the first of each category) come `ious.csv` and
+    `parts/<cloud>_{true,predicted}.ply` of the latter.
     """
-    sections, gallery = [], []
+    sections, worst, first = [], [], []
     if evaluator.scores is not None:
         clouds = evaluator.clouds
         rows = iou_rows(evaluator.scores, clouds.class_names, clouds.category_parts, clouds.part_names)
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_atomic(folder / "ious.csv", lambda file: file.write(text.getvalue().encode("utf-8")))
-        sections = [_iou_section(evaluator.scores, rows), _confusion(evaluator)]
-        gallery = _gallery(evaluator)
-        for item in gallery:
+        chosen = worst_clouds(evaluator.scores.shape_ious, clouds.labels)
+        sections = [_iou_section(evaluator, chosen), _confusion(evaluator)]
+        worst = [with_errors(item) for item in _items(evaluator, chosen)]
+        first = _items(evaluator, np.unique(clouds.labels, return_index=True)[1].tolist()[:MOST_ROWS])
+        for item in first:
             write_parts(folder / "parts", item)
     return write_report(
-        folder, config=run.config_dict(), gallery=gallery, summary=summary, title=title, sections=sections
+        folder,
+        config=run.config_dict(),
+        gallery=worst,
+        galleries={"categories": [with_errors(item) for item in first]},
+        gallery_about=ABOUT,
+        summary=summary,
+        title=title,
+        sections=sections,
     )
+
+
+def worst_clouds(ious: np.ndarray, labels: np.ndarray, count: int = WORST) -> list[int]:
+    """Return the clouds with the lowest mean IoUs (M,), lowest first: `count` of all, and of each category the worst one."""
+    order = np.argsort(ious, kind="stable")
+    of_each = np.sort(np.unique(labels[order], return_index=True)[1])[:MOST_ROWS]
+    return order[np.union1d(np.arange(min(count, len(order))), of_each)].tolist()
 
 
 def iou_rows(
@@ -84,44 +110,86 @@ def part_item(
     )
 
 
+def with_errors(item: GalleryItem) -> GalleryItem:
+    """Add a third cloud to a row of true and predicted parts: wrong points with the part that they were given, right ones grey."""
+    right = GREY + len(CATEGORIES) * (len(item.legend) // len(CATEGORIES))
+    legend = [*item.legend, *[""] * (right - len(item.legend)), "right"]  # at a place whose colour is grey
+    true, predicted = item.values["true"], item.values["predicted"]
+    errors = np.where(predicted == true, right, predicted)
+    return replace(
+        item,
+        clouds={**item.clouds, "errors": item.clouds["true"]},
+        values={**item.values, "errors": errors},
+        legend=legend,
+    )
+
+
 def _short(name: str, category: str) -> str:
     return name.removeprefix(f"{category} ")
 
 
-def _gallery(evaluator: PartEvaluator) -> list[GalleryItem]:
-    """Return the first cloud of each category, which nobody chose, with its true and its predicted parts."""
+def _items(evaluator: PartEvaluator, rows: Sequence[int]) -> list[GalleryItem]:
+    """Return clouds of the set by their rows, in this order, with their true and their predicted parts."""
     clouds = evaluator.clouds
-    _, first = np.unique(clouds.labels, return_index=True)
-    rows = sorted(first.tolist())[:MOST_ROWS]
+    ascending = sorted(rows)
+    points = dict(zip(ascending, evaluator.points(ascending), strict=True))
     items = []
-    for row, points in zip(rows, evaluator.points(rows), strict=True):
+    for row in rows:
         category = clouds.class_names[clouds.labels[row]]
         ids = sorted(clouds.category_parts[category])
+        parts = {"true": evaluator.parts[row], "predicted": evaluator.predictions[row]}
+        wrong = (parts["true"] != parts["predicted"]).mean()
         items.append(
             part_item(
                 clouds.names[row] if clouds.names else f"#{row}",
-                points,
-                {"true": evaluator.parts[row], "predicted": evaluator.predictions[row]},
+                points[row],
+                parts,
                 ids,
                 [_short(clouds.part_names[part], category) for part in ids],
                 up_axis=clouds.up_axis,
-                note=f"{category}, mean IoU {100 * evaluator.scores.shape_ious[row]:.1f} %",
+                note=f"{category}, mean IoU {100 * evaluator.scores.shape_ious[row]:.1f} %, {100 * wrong:.1f} % of the points wrong",
             )
         )
     return items
 
 
-def _iou_section(scores: PartScores, rows: list[list]) -> Section:
-    overall = [
-        ("mean over clouds (instance mIoU)", "", _percent(scores.instance_miou)),
-        ("mean over categories (class mIoU)", "", _percent(scores.class_miou)),
+def _iou_section(evaluator: PartEvaluator, worst: Sequence[int]) -> Section:
+    """Return the IoUs of categories as a table, with links to the worst clouds in the gallery, and those of parts as bars."""
+    scores, clouds = evaluator.scores, evaluator.clouds
+    count, mean = len(clouds), "mean over"
+    rows = [
+        (f"{mean} clouds (instance mIoU)", count, _percent(scores.instance_miou), ""),
+        (f"{mean} categories (class mIoU)", count, _percent(scores.class_miou), ""),
     ]
-    lead = "A part that a cloud neither has nor is given counts as an IoU of 1, as published."
-    return Section(
-        "IoU by category and part",
-        f'<div class="panel">{table(rows[0], [*overall, *rows[1:]], text_columns=2)}</div>',
-        lead,
+    cards = []
+    for number, category in enumerate(clouds.class_names):
+        own = np.flatnonzero(clouds.labels == number)
+        lowest = next((place for place, row in enumerate(worst) if clouds.labels[row] == number), None)
+        value = MISSING if not len(own) else _percent(scores.shape_ious[own].min())
+        linked = value if lowest is None else Html(f'<a href="#cloud-{lowest}">{value}</a>')
+        rows.append((category, len(own), _percent(scores.category_ious[number]), linked))
+        if len(own):
+            cards.append(_part_bars(scores, category, clouds.category_parts[category], clouds.part_names))
+    head = ("category", "clouds", "mean IoU, %", "worst cloud, %")
+    lead = (
+        "A part that a cloud neither has nor is given counts as an IoU of 1, as published. The worst cloud of a category leads to it in "
+        "the gallery. Below, the parts of each category, with the number of true points."
     )
+    body = f'<div class="panel">{table(head, rows)}</div><div class="columns">{"".join(cards)}</div>'
+    return Section("IoU by category and part", body, lead)
+
+
+def _part_bars(scores: PartScores, category: str, parts: Sequence[int], names: Sequence[str]) -> str:
+    """Return the IoU of each part of a category as bars."""
+    points = scores.confusion.sum(1)
+    bars = "".join(
+        f'<li><span class="name">{escape(_short(names[part], category))}</span>'
+        f'<span class="bar"><i style="width:{0 if math.isnan(iou) else 100 * iou:.1f}%"></i></span>'
+        f'<span class="share">{_percent(iou)}</span><small>{points[part]:,}</small></li>'
+        for part in parts
+        for iou in [float(scores.part_ious[part])]
+    )
+    return f'<div class="panel"><h3>{escape(category)}</h3><ul class="bars">{bars}</ul></div>'
 
 
 def _confusion(evaluator: PartEvaluator) -> Section:

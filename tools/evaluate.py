@@ -17,7 +17,7 @@ from datasets import CloudSet, build_dataset
 from datasets.transforms import augment
 from models import load_weights
 from tools.context import RunContext
-from tools.report.predictions import ABOUT, Predictions, class_section, mistake_items
+from tools.report.predictions import ABOUT, Predictions, class_section, cloud_item, mistakes, of_cells
 from tools.sampling import farthest, oversampled, subset
 from utils.device import autocast
 from utils.errors import UserError
@@ -130,8 +130,10 @@ class Evaluator:
             points=lambda row: self._thin[row].numpy(),
             up_axis=clouds.up_axis,
         )
+        first = mistakes(found)
         return {
-            "gallery": mistake_items(found),
+            "gallery": [cloud_item(found, row) for row in first],
+            "galleries": {"cells": [cloud_item(found, row) for row in of_cells(found, first)]},
             "gallery_about": ABOUT,
             "confusion": self.confusion(),
             "sections": [class_section(found)],

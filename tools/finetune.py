@@ -13,6 +13,7 @@ from models.tuning import TuneConfig, Tuning
 from tools.context import RunContext
 from tools.evaluate import Evaluator, check_class_names, check_classes, check_points
 from tools.report.page import write_report
+from tools.results import write_predictions
 from tools.sampling import training_points
 from tools.supervised import Supervised, run_supervised, votes_after
 from tools.train import Trainer, Values, last_epoch
@@ -134,8 +135,12 @@ class Classification(Supervised):
         return super().results() | self.last_and_best("vote", {"mean": "accuracy with voting"}, "mean")
 
     def write_report(self) -> None:
-        """Write report.html."""
-        run = self.run
+        """Write report.html, and the predictions of the last evaluation; where there is none, the run was complete before."""
+        run, predictions = self.run, self.evaluator.predictions
+        if predictions is not None:
+            write_predictions(run.folder, self.val, predictions)
+        elif (run.folder / "report.html").exists():
+            return
         path = write_report(
             run.folder,
             config=run.config_dict(),

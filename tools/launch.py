@@ -254,7 +254,8 @@ def _write_config(run: RunContext) -> None:
     if not is_training(run.args):
         return
     if run.args.overwrite:
-        for pattern in ("ckpt-*.pth", "metrics.jsonl", "report.html", "result.json", "*.png", "TFBoard/*/events.*"):
+        written = ("metrics.jsonl", "report.html", "result.json", "predictions.txt")
+        for pattern in ("ckpt-*.pth", *written, "*.png", "TFBoard/*/events.*"):
             for path in run.folder.glob(pattern):
                 path.unlink()
     save_config(run.config, run.folder / "config.yaml")

@@ -14,13 +14,14 @@ DOTS_UP_TO = 40  # a curve with few points shows them
 
 @dataclass(frozen=True)
 class Series:
-    """One curve. `color` counts in the palette of the style sheet (0-5); a `thin` one is in the background."""
+    """One curve. `color` counts in the palette of the style sheet (0-5); a `thin` one is in the background, `dots` are not joined."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     color: int = 0
     thin: bool = False
+    dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,9 @@ def _curve(series: Series, xs: list[float], ys: list[float], x_scale: Scale, y_s
     points = [(x_scale(x), y_scale(y)) for x, y in zip(xs, ys, strict=True)]
     kind = "thin" if series.thin else "line"
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    parts = [f'<polyline class="c{series.color} {kind}" points="{path}"/>'] if len(points) > 1 else []
-    if len(points) == 1 or (not series.thin and len(points) <= DOTS_UP_TO):
+    joined = len(points) > 1 and not series.dots
+    parts = [f'<polyline class="c{series.color} {kind}" points="{path}"/>'] if joined else []
+    if not joined or (not series.thin and len(points) <= DOTS_UP_TO):
         parts += [f'<circle class="c{series.color} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
     return "".join(parts)
 

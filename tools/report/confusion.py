@@ -16,7 +16,7 @@ def confusion_section(
     *,
     title: str = "Confusion matrix",
     unit: str = "clouds",
-    links: Mapping[tuple[str, str], str] | None = None,
+    links: Mapping[tuple[str, str], Sequence[str]] | None = None,
 ) -> Section:
     """Return the section of a confusion matrix.
 
@@ -24,7 +24,7 @@ def confusion_section(
         matrix: (n, n) counts, rows the true classes, columns the predicted ones.
         class_names: n names; None stands for "0", "1", ...
         unit: what is counted.
-        links: (true, predicted) class -> id of an element that shows such a cloud.
+        links: (true, predicted) class -> ids of the elements that show such clouds; `confusion.js` hides the others on a click.
 
     Raises:
         ValueError: if the matrix is not square, holds negative or non-finite counts, or does not match the names.
@@ -65,7 +65,8 @@ def _heat_table(matrix: np.ndarray, totals: np.ndarray, names: list[str], links:
             shade = share if i == j else 10 * share**0.5
             kind = ("hit" if i == j else "miss") + (" strong" if shade > 60 else "")
             hint = f"{name} → {other}: {count} of {int(totals[i])} ({share:.1f} %)"
-            shown = _linked(count if numbers else "", links.get((name, other)))
+            shown = _linked(count if numbers else "·", links.get((name, other)), hint)
+            shown = shown if numbers or (name, other) in links else ""
             cells.append(f'<td class="{kind}" style="--s:{shade:.0f}%" title="{escape(hint)}">{shown}</td>')
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     kind = "heat" if numbers else "heat fine"
@@ -77,8 +78,11 @@ def _heat_table(matrix: np.ndarray, totals: np.ndarray, names: list[str], links:
     )
 
 
-def _linked(text: object, anchor: str | None) -> str:
-    return f'<a href="#{anchor}">{text}</a>' if anchor and text != "" else str(text)
+def _linked(text: object, anchors: Sequence[str] | None, hint: str) -> str:
+    """Return a number that leads to the first of the elements, and names them all for the script."""
+    if not anchors:
+        return str(text)
+    return f'<a href="#{anchors[0]}" data-rows="{" ".join(anchors)}" aria-label="{escape(hint)}">{text}</a>'
 
 
 def _class_bars(matrix: np.ndarray, totals: np.ndarray, names: list[str]) -> str:
@@ -103,7 +107,7 @@ def _pairs(matrix: np.ndarray, totals: np.ndarray, names: list[str], unit: str, 
         (
             names[i],
             names[j],
-            Html(_linked(count, links.get((names[i], names[j])))),
+            Html(_linked(count, links.get((names[i], names[j])), f"{names[i]} → {names[j]}: {count}")),
             f"{100 * count / totals[i]:.1f} %",
         )
         for count, i, j in errors[:PAIRS]

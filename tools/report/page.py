@@ -30,6 +30,8 @@ from utils.provenance import recorded
 
 __all__ = ["GalleryItem", "Section", "write_report"]
 
+MOST_DRAWN = 24  # rows of the picture of a further gallery
+
 
 def write_report(
     folder: str | Path,
@@ -56,7 +58,7 @@ def write_report(
         summary: label -> text, shown first among the cards on top.
         provenance: label -> text (command, device ...), shown with the versions and the git revision found here.
         sections: further sections, after the gallery and the confusion matrix.
-        galleries: further rows of the gallery by name; each name also has a picture, `<name>.png`.
+        galleries: further rows of the gallery by name; each name also has a picture, `<name>.png`, of its first MOST_DRAWN rows.
         gallery_about: title of the gallery and a sentence about it.
 
     Raises:
@@ -92,7 +94,7 @@ def write_report(
     write_atomic(folder / "report.html", lambda file: file.write(text.encode("utf-8")))
     for name, picture in pictures.items():
         if picture:
-            _write_gallery(folder / f"{name}.png", picture)
+            _write_gallery(folder / f"{name}.png", picture if name == "gallery" else picture[:MOST_DRAWN])
     return folder / "report.html"
 
 
@@ -105,14 +107,14 @@ def overview_sections(log: RunLog) -> list[Section]:
 
 
 def _shown(rows: list[Row], about: tuple[str, str], confusion: tuple | None) -> list[Section]:
-    """Return the gallery and the confusion matrix, whose cells link to clouds of the gallery."""
+    """Return the gallery and the confusion matrix, whose cells show clouds of the gallery."""
     title, lead = about
     found = [gallery_section(rows, title=title, lead=lead)] if rows else []
     if confusion is not None:
-        links: dict[tuple[str, str], str] = {}
+        links: dict[tuple[str, str], list[str]] = {}
         for index, row in enumerate(rows):
             if row.pair is not None:
-                links.setdefault(row.pair, f"cloud-{index}")
+                links.setdefault(row.pair, []).append(f"cloud-{index}")
         found.append(confusion_section(*confusion, links=links))
     return found
 
@@ -124,7 +126,7 @@ def page(title: str, *, subtitle: str, cards: str, sections: list[Section], scri
         "subtitle": escape(subtitle),
         "cards": cards,
         "style": asset("page.css"),
-        "scripts": asset("charts.js") + asset("viewer.js") + script,
+        "scripts": asset("charts.js") + asset("viewer.js") + asset("confusion.js") + script,
         "navigation": "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections)),
         "sections": "\n".join(section.html(f"s{i}") for i, section in enumerate(sections)),
     }

@@ -23,7 +23,9 @@ class RunLog:
     vote: list[dict] = field(default_factory=list)  # those by voting
     parts: list[dict] = field(default_factory=list)  # evaluations of a part segmenter, and
     parts_vote: list[dict] = field(default_factory=list)  # those by voting
-    held_out: list[dict] = field(default_factory=list)  # evaluations on clouds that are held out of the training set, and
+    held_out: list[dict] = field(
+        default_factory=list
+    )  # evaluations on clouds that are held out of the training set, and
     selected: list[dict] = field(default_factory=list)  # what the test set says of the epoch that they selected
     skipped: int = 0
 
@@ -61,6 +63,15 @@ def read_rows(path: Path, kind: str) -> list[dict]:
             if isinstance(row, dict) and row.get("kind") == kind:
                 _keep_last(rows, row)
     return sorted(rows.values(), key=lambda row: number(row, "epoch") or 0.0)
+
+
+def read_predictions(path: Path) -> tuple[list[int], list[int]]:
+    """Read true and predicted classes from the `predictions.txt` of a classifier; none of a missing file, or of other lines."""
+    if not path.is_file():
+        return [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    rows = [fields for line in lines if len(fields := line.split("\t")[-2:]) == 2 and all(map(str.isdecimal, fields))]
+    return [int(label) for label, _ in rows], [int(guess) for _, guess in rows]
 
 
 def _keep_last(rows: dict, row: dict) -> None:

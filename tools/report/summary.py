@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tools.report.charts import Series, line_chart
+from tools.report.folds import classes_section, spread_section
 from tools.report.markup import Html, Section, cards, escape, table
 from tools.report.page import page
 from tools.report.runlog import RunLog, curve, percent, read_metrics
@@ -39,7 +40,11 @@ def write_summary(folder: Path, results: Mapping[str, Mapping], runs: list[str],
         title,
         subtitle=f"{len(runs)} runs: {', '.join(runs)}",
         cards=cards(shown),
-        sections=[_table(folder, results, runs), *curve_sections(logs)],
+        sections=[
+            *filter(None, (spread_section(results, runs), classes_section(folder, runs))),
+            _table(folder, results, runs),
+            *curve_sections(logs),
+        ],
     )
     try:
         write_atomic(folder / "summary.html", lambda file: file.write(text.encode("utf-8")))
