@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tools import statistics
-from tools.report.markup import MISSING, Html, Section, cards, escape, table
+from tools.report.markup import MISSING, Html, Section, asset, cards, escape, table
 from tools.report.page import page
 from tools.report.summary import curve_sections
 from tools.statistics import check_pairs, compare_pairs, critical_difference_plot, interval
@@ -114,11 +114,13 @@ def summary_page(folder: Path, rows: Sequence[Row], headers: Sequence[str], cell
             else Html(f'<a href="{escape(report.relative_to(folder).as_posix())}">{escape(texts[-1])}</a>')
         )
         linked.append([*texts[:-1], link or texts[-1]])
-    body = f'<div class="panel">{table(headers, linked, text_columns=4)}</div>'
-    lead = "Scores are percent on the test set: mean and sample standard deviation over the seeds. A folder leads to its report."
+    body = f'<div class="panel sortable">{table(headers, linked, text_columns=4)}</div>'
+    lead = "Scores are percent on the test set: mean and sample standard deviation over the seeds. A folder leads to its report, "
+    lead += "and a head sorts by its column."
     logs = {"/".join(run.folder.relative_to(folder).parts): run.log for row in rows for run in row.runs}
     sections = [Section("Runs", body, lead), *curve_sections(logs)]
-    return page(f"Runs in {folder.name}", subtitle=f"{len(logs)} runs", cards=cards([]), sections=sections)
+    title = f"Runs in {folder.name}"
+    return page(title, subtitle=f"{len(logs)} runs", cards=cards([]), sections=sections, script=asset("table.js"))
 
 
 def _by_seed(groups: Mapping[str, list[Run]], column: str) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.browser import axe_serious, screenshot, scrolls_sideways
 from tools import compare, summary
 from tools.report.tables import FORMS
 from tools.summary_runs import find_runs
@@ -169,3 +170,51 @@ def test_runs_keep_what_was_known(experiments):
     run = next(run for run in runs if run.folder.match("deep/seed1"))
     assert (run.last, run.best, run.selected, run.epochs) == (pytest.approx(79), pytest.approx(86), None, 3)
     assert "dataset.train.ROOT" not in run.keys and "class_names" not in run.keys
+
+
+def folders(opened):
+    """Return the last column of the rows that are shown."""
+    shown = opened.locator(".sortable tbody tr:visible")
+    return [text.rpartition("/")[2] for text in shown.locator("td:last-child").all_text_contents()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
+def test_a_browser_sorts_and_filters_the_summary(experiments, tmp_path, browser_page, width):
+    assert summary.main([str(experiments), "--format", "html", "--out", str(tmp_path / "all.html")]) == 0
+    opened = browser_page(tmp_path / "all.html", width=width, height=800)
+    assert opened.locator("svg").count() and axe_serious(opened) == [] and not scrolls_sideways(opened)
+    best = opened.get_by_role("button", name="best epoch (selected on the test set)")
+    best.click()
+    assert folders(opened) == ["deep", "plain", "empty"]  # the highest first, what has no number last
+    best.click()
+    assert folders(opened) == ["plain", "deep", "empty"]
+    assert opened.locator("th[aria-sort=ascending]").count() == 1
+    opened.get_by_role("button", name="folder").click()
+    assert folders(opened) == ["deep", "empty", "plain"]
+    opened.get_by_label("Filter rows").fill("RATE=0.2")
+    assert folders(opened) == ["deep"] and "1 of 3 rows" in opened.locator("output").all_text_contents()
+    opened.get_by_label("Filter rows").fill("nothing has this")
+    assert folders(opened) == []
+    opened.get_by_label("Filter rows").fill("")
+    assert len(folders(opened)) == 3 and axe_serious(opened) == []
+    assert screenshot(opened, f"summary-{width}").stat().st_size > 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
+def test_a_browser_shows_the_comparison(experiments, tmp_path, browser_page, width):
+    pytest.importorskip("scikit_posthocs")
+    for seed in range(3):
+        write_run(experiments / "third" / f"seed{seed}", [0.5, 0.6, 0.7 + seed / 100], seed=seed)
+    out = tmp_path / "compare.html"
+    assert compare.main([*(str(experiments / name) for name in ("plain", "deep", "third")), "--out", str(out)]) == 0
+    opened = browser_page(out, width=width, height=800)
+    heads = opened.locator("h2").all_text_contents()
+    assert {"Results", "Differences", "Ranking", "Curves"} <= set(heads)
+    assert axe_serious(opened) == [] and not scrolls_sideways(opened)
+    chart = opened.locator("figure.chart").first
+    chart.scroll_into_view_if_needed()
+    chart.locator("svg").first.hover()
+    assert chart.locator(".tip").is_visible()
+    assert screenshot(opened, f"compare-{width}").stat().st_size > 20_000
