@@ -5,12 +5,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import main as program
 from datasets.preparing.fixtures import Size, write_fixture
 from datasets.preparing.layouts import find
+from models import build_model
 from tools import reproduce
-from tools.published.numbers import Number, numbers
+from tools.launch import load_recipe
+from tools.published.numbers import TASKS, Number, numbers
+from utils.config.merge import to_dict
+from utils.files import save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = {
@@ -105,3 +112,43 @@ def test_verdicts():
     assert reproduce.verdict(plain, [92.8, 93.0, 93.3]).startswith("agrees")
     assert reproduce.verdict(plain, [90.0, 90.1, 90.2]) == "lower than published"
     assert reproduce.verdict(plain, [95.0, 95.1, 95.2]) == "higher than published"
+
+
+SHORT = ["max_epoch=1", "max_epoch_inclusive=true", "total_bs=8", "log_every=1"]
+CLOUDS = [f"dataset.{entry}.N_POINTS=1024" for entry in ("train", "val", "test")]
+PARTS = [f"dataset.{entry}.npoints=256" for entry in ("train", "val", "test")]
+HEAD = ["model.prop_widths=[64, 32]", "model.head_widths=[32, 16]"]
+# Number -> its data, clouds and points of the fixture, and what makes its run a small one.
+FROM_WEIGHTS = {
+    "modelnet40": ("ModelNet", (20, 1024), ["npoints=256", *CLOUDS]),
+    "5way-10shot": ("ModelNetFewShot", (20, 0), []),
+    "parts-instance": ("ShapeNetPart", (16, 512), [*PARTS, *HEAD, "total_bs=4"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", FROM_WEIGHTS)
+def test_numbers_from_weights_of_our_own(tmp_path, monkeypatch, capsys, inside, task):
+    """Fine-tuning, ten folds of few-shot classification and part segmentation, each to a number next to the published one."""
+    monkeypatch.chdir(tmp_path)
+    config = load_recipe(str(ROOT / "cfgs" / "debug" / "point-mae.yaml"))
+    torch.manual_seed(0)
+    save_checkpoint("own.pth", {"base_model": build_model(config.model).state_dict(), "config": to_dict(config)})
+    name, size, settings = FROM_WEIGHTS[task]
+    write_fixture(find(name)[0], tmp_path / "data", Size(*size))
+    flags = [f"point-mae/{task}", "--ckpts", "own.pth", "--data_root", "data", "--any_count"]
+    sets = ["--", "--device", "cpu", *(part for text in [*SHORT, *settings] for part in ("--set", text))]
+    assert reproduce.main([*flags, *sets]) == 0, capsys.readouterr().err
+    assert len(inside) == 1 and inside[0].endswith(f"{Path(TASKS[task].recipe).name}")
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"point-mae/{task} ") and "1 of 1 seeds" in line
+    kept = json.loads(Path("experiments", "reproduce", "point-mae", f"{task}.json").read_text())
+    assert len(kept["values"]) == 1 and 0 <= kept["values"][0] <= 100 and kept["ours"] == f"{kept['values'][0]:.2f}"
+    if task == "5way-10shot":
+        [summary] = Path("experiments").rglob("summary.json")
+        assert len(json.loads(summary.read_text())["runs"]) == 10
+        assert "twice the published spread" in kept["verdict"]
+    else:
+        assert kept["verdict"] == "one run: no verdict"
+    inside.clear()
+    assert reproduce.main([*flags, *sets]) == 0 and not inside  # complete: nothing runs again
