@@ -11,6 +11,8 @@ from models import build_model, load_weights
 from tests.commands import rows
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BEFORE = Path(__file__).parent / "fixtures" / "before"
 LOSSES, WEIGHTS = 2e-6, 1e-5  # rounding: 3e-7 and 2e-7 were measured
 # Nothing of the loss depends on this bias, because a batch norm follows that takes the mean away: its gradient is rounding alone (in double

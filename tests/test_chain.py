@@ -17,6 +17,8 @@ from tools import export
 from utils.config.yaml import read_yaml
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # Fixture -> clouds and points of each.
 SETS = {
     "ModelNet40_SVM": (30, 1024),

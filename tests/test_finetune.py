@@ -17,6 +17,8 @@ from tools import finetune as runner_finetune
 from utils.config.yaml import read_yaml
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("experiments/fine-tuning/point-mae/debug")
 SMALLER = [

@@ -1,5 +1,6 @@
 """GeoMask3D from end to end: a teacher, guided runs that stop and go on, the report, the published commands, bad input."""
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import main_pretrain
 from tests.commands import run_in_processes
 from tools import pretrain as runner_pretrain
 from tools.guides.gm3d import map_distances
+from tools.session import Session
 from utils.files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +24,8 @@ SMALLER = [
     "svm.random_weights=false", "svm.cross_validate=false",
 ]  # fmt: skip
 BASES = {"gm3d": "point-mae", "gm3d-point-m2ae": "point-m2ae"}
+# Both methods run the same code; the pyramid takes twice as long.
+METHODS = ["gm3d", pytest.param("gm3d-point-m2ae", marks=pytest.mark.slow)]
 
 
 def flags(settings):
@@ -43,22 +47,27 @@ def run_folder(method, name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """Return a folder with a teacher of each base method and an uninterrupted run in feature mode of each."""
-    folder, before = tmp_path_factory.mktemp("gm3d"), Path.cwd()
-    os.chdir(folder)
-    try:
-        for method, base in BASES.items():
+def teachers(tmp_path_factory):
+    """Return a folder with a teacher of each base method."""
+    folder = tmp_path_factory.mktemp("gm3d")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Session, "report", lambda self: None)
+        for base in BASES.values():
             assert pretrain(base, "teacher", settings=["max_epoch=0"]) == 0
-            assert pretrain(method, "whole", settings=feature(method)) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
 @pytest.fixture(autouse=True)
-def beside_whole(whole, monkeypatch):
-    monkeypatch.chdir(whole)
+def beside_teachers(teachers, monkeypatch):
+    monkeypatch.chdir(teachers)
+
+
+def whole(method):
+    """Return the folder of an uninterrupted run in feature mode, which the first who asks for it trains."""
+    folder = run_folder(method, "whole")
+    if not folder.exists():
+        assert pretrain(method, "whole", settings=feature(method)) == 0
+    return folder
 
 
 def same(a, b):
@@ -72,9 +81,11 @@ def same(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("method, call", [("gm3d", 9), ("gm3d-point-m2ae", 6)])
-def test_average_and_maps_survive_a_stop_bit_for_bit(monkeypatch, method, call):
+@pytest.mark.parametrize("method", METHODS)
+def test_average_and_maps_survive_a_stop_bit_for_bit(monkeypatch, method):
     """Stopped within an epoch, the run ends with the same student, average, maps, optimizer and numbers as one that was not."""
+    uninterrupted, call = whole(method), {"gm3d": 9, "gm3d-point-m2ae": 6}[method]
+    monkeypatch.setattr(Session, "report", lambda self: None)
     calls, original = [], runner_pretrain.augment
 
     def augment(*args):
@@ -89,7 +100,7 @@ def test_average_and_maps_survive_a_stop_bit_for_bit(monkeypatch, method, call):
     monkeypatch.setattr(runner_pretrain, "augment", original)
     assert read_checkpoint(run_folder(method, name) / "ckpt-last.pth")["pending"]["step"] == call % 4
     assert pretrain(method, name, "--resume", settings=feature(method)) == 0
-    a, b = (read_checkpoint(run_folder(method, run) / "ckpt-last.pth") for run in ("whole", name))
+    a, b = (read_checkpoint(run / "ckpt-last.pth") for run in (uninterrupted, run_folder(method, name)))
     for part in ("base_model", "ema", "optimizer", "metrics", "best_metrics"):
         assert same(a[part], b[part]), part
     moved = [key for key, value in a["base_model"].items() if not torch.equal(value, a["ema"][f"module.{key}"])]
@@ -97,10 +108,10 @@ def test_average_and_maps_survive_a_stop_bit_for_bit(monkeypatch, method, call):
     assert set(a["ema"]["_extra_state"]) == {"map 0", "map 1", "map 2"}
 
 
-@pytest.mark.parametrize("method", BASES)
+@pytest.mark.parametrize("method", METHODS)
 def test_what_a_run_shows(method):
     """Losses and curves of the guidance in the log; maps of a few clouds at some epochs as a picture and to turn."""
-    folder = run_folder(method, "whole")
+    folder = whole(method)
     epochs = [
         row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if row["kind"] == "epoch"
     ]
@@ -128,7 +139,7 @@ def test_distance_between_maps():
     assert map_distances({0: rising, 1: 5 * rising, 2: -rising, 5: rising}) == {1: 0.0, 2: 2.0}
 
 
-def test_published_commands(tmp_path):
+def test_published_commands(no_pictures, tmp_path):
     """Pre-training into a folder of its own, fine-tuning from its averaged weights, evaluation of that."""
     recipe = str(ROOT / "cfgs" / "debug" / "gm3d.yaml")
     out, log = tmp_path / "out", tmp_path / "log"
@@ -162,7 +173,7 @@ def test_published_commands(tmp_path):
         == 0
     )
     assert list(tuned.glob("test_*"))
-    plain = run_folder("gm3d", "whole") / "ckpt-last.pth"
+    plain = out / "ckpt-last.pth"
     del (stripped := read_checkpoint(plain))["ema"]
     torch.save(stripped, tmp_path / "stripped.pth")
     assert (
@@ -190,7 +201,7 @@ def test_bad_input_is_said_before_the_first_step(capsys, settings, message):
     assert not (run_folder("gm3d", "bad") / "ckpt-last.pth").exists()
 
 
-def test_a_resumed_run_keeps_its_teacher(capsys):
+def test_a_resumed_run_keeps_its_teacher(no_pictures, capsys):
     """Another file under the teacher's name is refused."""
     assert pretrain("gm3d", "kept", settings=[*feature("gm3d"), "max_epoch=0"]) == 0
     path = Path(f"experiments/debug/{BASES['gm3d']}/teacher/ckpt-last.pth")

@@ -18,6 +18,8 @@ from tools import export as export_published
 from tools import pretrain as runner_pretrain
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 FOLDER = Path("experiments/debug/i2p-mae")
 SMALLER = [

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,7 @@ PLACE = re.compile(
 )
 
 
+@cache
 def read(path: Path) -> ast.AST:
     return ast.parse(path.read_text(encoding="utf-8"))
 

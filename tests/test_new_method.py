@@ -11,6 +11,8 @@ from tests.commands import rows
 from tools.launch import methods
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 FILE = Path(__file__).parent / "fixtures" / "toy_method.py"
 ENCODER = {"trans_dim": 24, "encoder_dims": 24, "depth": 2, "num_heads": 2, "embed_widths": [8, 16, 32]}

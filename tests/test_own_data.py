@@ -23,6 +23,8 @@ from tools.launch import load_recipe
 from utils import ROOT
 from utils.config.yaml import read_yaml
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CLASSES = sorted(CATEGORIES)[:10]
 COMMANDS = {"main.py": main.main, "datasets.prepare": prepare.main, "tools.embed": embed.main}
 

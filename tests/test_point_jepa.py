@@ -14,6 +14,8 @@ from tools import pretrain as runner
 from utils.config.load import load_config
 from utils.files import read_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 SMALLER = [
     "dataset.train.clouds=64", "dataset.svm.train.clouds=40", "dataset.svm.test.clouds=30", "total_bs=16", "log_every=2",

@@ -10,6 +10,8 @@ import main
 from datasets import prepare
 from extensions import fps
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 SETS = {
     "ModelNet": ("NAME: ModelNet, DATA_PATH: data/ModelNet/modelnet40_normal_resampled, N_POINTS: 256", 40),

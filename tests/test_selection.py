@@ -15,6 +15,8 @@ from tools.results import printable
 from tools.session import Session
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent
 SETS = {
     "fine-tuning": ["dataset.train.clouds=96", "dataset.val.clouds=40", "scheduler.lag=0", "max_epoch=3"],
@@ -48,12 +50,6 @@ def place(tmp_path_factory):
         yield
 
 
-@pytest.fixture
-def no_report(monkeypatch):
-    """Leave out the report, which takes longer than these runs."""
-    monkeypatch.setattr(Session, "report", lambda self: None)
-
-
 def test_the_test_set_is_evaluated_once(monkeypatch):
     """With `held_out` the epoch is chosen on a part of the training set; the test set is evaluated with its weights alone."""
     evaluated, original = [], Evaluator.evaluate
@@ -81,7 +77,7 @@ def test_the_test_set_is_evaluated_once(monkeypatch):
     assert not evaluated and len(rows(folder, "selected")) == 1
 
 
-def test_ckpt_best_is_what_the_selected_row_says(no_report):
+def test_ckpt_best_is_what_the_selected_row_says():
     folder = run("fine-tuning", "again", "--select", "held_out", "--held_out", "0.25")
     [selected] = rows(folder, "selected")
     arguments = ["--config", str(ROOT / "cfgs" / f"{RECIPES['fine-tuning']}.yaml"), "--test", "--device", "cpu"]
@@ -91,7 +87,7 @@ def test_ckpt_best_is_what_the_selected_row_says(no_report):
     assert json.loads(test.read_text())["results"]["accuracy"] == pytest.approx(100 * selected["accuracy"])
 
 
-def test_both_selections_of_one_run(no_report):
+def test_both_selections_of_one_run():
     """With a held-out part beside the published selection, one run tells how optimistic that is."""
     folder = run("fine-tuning", "both", "--held_out", "0.25")
     on_test = {row["epoch"]: row["accuracy"] for row in rows(folder, "val")}
@@ -105,14 +101,14 @@ def test_both_selections_of_one_run(no_report):
     assert "(best so far, selected on the test set)" in log
 
 
-def test_last_epoch_selects_nothing(no_report):
+def test_last_epoch_selects_nothing():
     folder = run("fine-tuning", "last", "--select", "last")
     [only] = rows(folder, "val")
     assert only["epoch"] == 3 and not (folder / "ckpt-best.pth").exists()
     assert result(folder)["results"] == {"accuracy, last epoch": 100 * only["accuracy"]}
 
 
-def test_part_segmentation_selects_by_instance_miou(no_report):
+def test_part_segmentation_selects_by_instance_miou():
     folder = run("segmentation", "held", "--select", "held_out", "--held_out", "0.34")
     held_out, [selected] = rows(folder, "held_out"), rows(folder, "selected")
     assert len(held_out) == 2 and not rows(folder, "parts")
@@ -122,7 +118,7 @@ def test_part_segmentation_selects_by_instance_miou(no_report):
     )
 
 
-def test_pre_training_selects_epoch_and_c(no_report):
+def test_pre_training_selects_epoch_and_c():
     folder = run("debug", "held", "--select", "held_out", "--held_out", "0.34")
     held_out, [selected] = rows(folder, "held_out"), rows(folder, "selected")
     assert [row["epoch"] for row in held_out] == [None, 0, 1] and not rows(folder, "svm")
@@ -149,7 +145,7 @@ def test_pre_training_selects_epoch_and_c(no_report):
     ] == pytest.approx(100 * selected["accuracy"])
 
 
-def test_pre_training_shows_all_that_is_known(no_report):
+def test_pre_training_shows_all_that_is_known():
     folder = run("debug", "both", "--held_out", "0.34")
     found = result(folder)
     svm = [row for row in rows(folder, "svm") if row["epoch"] is not None]

@@ -13,15 +13,15 @@ import main_vis
 from datasets import build_dataset
 from datasets.formats.ply import write_ply
 from models import build_model, load_weights
-from segmentation import runner
-from segmentation import test as segmentation_test
 from tests.commands import check_exact_resume, pretrained, rows
-from tools import embed, finetune, test
+from tools import embed, finetune
 from tools.export.published import export, export_tensors
 from tools.launch import open_run
 from tools.weights import command as weights_command
 from utils.config.cli import parse_args
 from utils.files import file_hash, read_checkpoint
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("mlp3", "linear", "lora", "gst", "dapt", "prompt")
@@ -62,21 +62,19 @@ def beside(bases, monkeypatch):
     monkeypatch.chdir(bases)
 
 
-@pytest.fixture
-def without_pages(monkeypatch):
-    """Leave out reports, which take longer than these runs."""
-    for module in (finetune, test):
-        monkeypatch.setattr(module, "write_report", lambda *args, **keys: Path("report.html"))
-    for module in (runner, segmentation_test):
-        monkeypatch.setattr(module, "write_pages", lambda *args, **keys: Path("report.html"))
-
-
 WHOLE = folder_of("fine-tuning", "point-mae", "whole")
 
 
-@pytest.mark.parametrize("method", ["point-mae", "point-m2ae"])
-@pytest.mark.parametrize("task", ["fine-tuning", "segmentation"])
-def test_every_kind_trains_and_is_tested(beside, without_pages, capsys, task, method):
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        ("fine-tuning", "point-mae"),
+        ("segmentation", "point-m2ae"),
+        pytest.param("fine-tuning", "point-m2ae", marks=pytest.mark.slow),
+        pytest.param("segmentation", "point-mae", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kind_trains_and_is_tested(beside, capsys, task, method):
     """What a run keeps is small, and gives in --test, which is not told the kind, the scores of the last evaluation."""
     settings = ["model.embed_widths=[128,256,512]"] if method == "point-m2ae" else []  # as the base has them
     for kind in KINDS:
@@ -111,7 +109,7 @@ def test_the_best_epoch_is_kept_small(beside):
     assert (WHOLE / "ckpt-best.pth").stat().st_size < 4 * facts["trained_parameters"] + 20_000
 
 
-def test_resume_is_exact(beside, without_pages, monkeypatch):
+def test_resume_is_exact(beside, monkeypatch):
     check_exact_resume(monkeypatch, finetune, resumable, WHOLE.parent, at_call=6, kinds=("epoch", "val"))
 
 
@@ -123,7 +121,7 @@ def refused(capsys, argv, *words, command=main.main):
         assert word in message, message
 
 
-def test_another_base_is_refused(beside, without_pages, capsys, tmp_path):
+def test_another_base_is_refused(beside, capsys, tmp_path):
     """Wherever a checkpoint is read; one that has moved is found next to it, or by --start_ckpts."""
     best = tmp_path / "best.pth"
     moved = read_checkpoint(WHOLE / "ckpt-best.pth")
@@ -199,7 +197,7 @@ def test_another_model_is_refused(beside, capsys):
     refused(capsys, clean, "needs its base", command=weights_command.main)
 
 
-def test_updates_merge_where_nothing_is_inserted(beside, without_pages, capsys):
+def test_updates_merge_where_nothing_is_inserted(beside, capsys):
     """A full fine-tuning starts from the merged weights, and an export holds them."""
     best = WHOLE / "ckpt-best.pth"
     saved = read_checkpoint(best)

@@ -66,7 +66,7 @@ def test_a_run_leaves_everything_behind(with_whole):
     assert {"AP25, last epoch", "AP50, last epoch"} <= set(json.loads((folder / "result.json").read_text())["results"])
 
 
-def test_resume_is_exact(with_whole, monkeypatch):
+def test_resume_is_exact(with_whole, no_pictures, monkeypatch):
     """Stopped in the second epoch, whose fourth and last step has two scenes."""
 
     def start(name, *flags):

@@ -208,7 +208,7 @@ def test_devices_with_too_few_registers_take_the_plain_form(as_if_on_a_gpu):
     assert not fused_ready(**kind()) and not fused_ready(**kind(dtype=torch.float16))
 
 
-@pytest.mark.parametrize("k", [1, 3, 16, 128])
+@pytest.mark.parametrize("k", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 16, 128))])
 def test_what_is_compared_has_programs_of_several_tiles(as_if_on_a_gpu, k):
     """As in training: a loop over one tile alone would say nothing of the others."""
     tiles = []

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,7 @@ def test_thread_count_changes_nothing(clouds):
         torch.set_num_threads(before)
 
 
+@cache
 def search_all_kinds() -> list[torch.Tensor]:
     """Return what the neighbour searches find, in sorted and in small clouds, at this process's instruction set."""
     results = []

@@ -92,7 +92,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(("folder", "module"), [("chamfer_dist", "chamfer"), ("emd", "emd")])
+@pytest.mark.parametrize(
+    ("folder", "module"), [("chamfer_dist", "chamfer"), pytest.param("emd", "emd", marks=pytest.mark.slow)]
+)
 def test_the_published_install_line(tmp_path, folder, module):
     """`cd extensions/chamfer_dist && python setup.py install --user`, then the import of published code."""
     pytest.importorskip("setuptools")

@@ -105,7 +105,7 @@ def test_coloured_clouds_name_their_parts(beside_whole):
     assert read_cloud(files[1]).shape == (256, 3)
 
 
-def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
+def test_the_encoder_comes_from_the_checkpoint(beside_whole, no_pictures, capsys):
     settings = [*SMALLER, "optimizer.kwargs.lr=0", "max_epoch=1"]
     assert main.main(arguments("start", "--finetune_model", "--ckpts", "pre.pth", settings=settings)) == 0
     message = capsys.readouterr().err
@@ -118,12 +118,12 @@ def test_the_encoder_comes_from_the_checkpoint(beside_whole, capsys):
         torch.testing.assert_close(before[key], after[key.removeprefix("MAE_encoder.")], atol=1e-4, rtol=0)
 
 
-def test_resume_is_exact(beside_whole, monkeypatch):
+def test_resume_is_exact(beside_whole, no_pictures, monkeypatch):
     kinds = ("epoch", "parts", "parts_vote")
     check_exact_resume(monkeypatch, runner, voting, FOLDER, at_call=6, kinds=kinds)
 
 
-def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, monkeypatch):
+def test_a_judgement_that_was_interrupted_is_made_up_for(beside_whole, no_pictures, monkeypatch):
     check_late_evaluation(monkeypatch, runner.PartEvaluator, voting, FOLDER, kinds=("parts", "parts_vote"))
 
 
@@ -211,7 +211,7 @@ def test_predict_agrees_with_the_judge(beside_whole):
     assert (torch.from_numpy(parts[order]) == found).float().mean() > 0.97
 
 
-def test_double_step_is_legacy(beside_whole):
+def test_double_step_is_legacy(beside_whole, no_pictures):
     """Twice as many updates of one gradient, the second one clipped; the default is one."""
     settings = [
         *SMALLER,
@@ -230,7 +230,7 @@ def test_double_step_is_legacy(beside_whole):
     assert (first - second).abs().max() > 1e-4
 
 
-def test_a_segmenter_learns(beside_whole):
+def test_a_segmenter_learns(beside_whole, no_pictures):
     settings = [
         *SMALLER,
         "max_epoch=12",

@@ -14,6 +14,8 @@ from tools.accelerate import Background, is_asynchronous
 from tools.svm import LinearProbe
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FOLDER = Path("experiments/debug/point-mae")
 SETTINGS = [
     "max_epoch=1", "total_bs=4", "dataset.train.clouds=20", "dataset.svm.train.clouds=40", "dataset.svm.test.clouds=40", "log_every=2",

@@ -14,6 +14,8 @@ from tests.commands import run_in_processes
 from tools.guides.inter_mae import FreshBranch, PictureGuide
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "debug" / "inter-mae.yaml"
 FOLDER = Path("experiments/debug/inter-mae")

@@ -19,6 +19,8 @@ from utils.config.merge import to_dict
 from utils.errors import UserError
 from utils.files import save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = ROOT / "cfgs" / "fine-tuning" / "point-mae" / "debug.yaml"
 FOLDER = Path("experiments/fine-tuning/point-mae/debug")

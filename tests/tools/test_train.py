@@ -15,6 +15,8 @@ from tests.training import DISPLAY, Stop, toy_run, toy_trainer
 from tools.train import EpochLog, NonFiniteLoss, StopRequest, Trainer
 from utils.files import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -178,6 +180,7 @@ def test_training_needs_no_accelerators(tmp_path, monkeypatch):
     commands = [arguments(recipe, "plain") for recipe in RUNS]
     program = (
         f"import sys; sys.modules['tools.accelerate'] = None; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tools.session import Session; Session.report = lambda self: None\n"
         f"import main; sys.exit(max(main.main(argv) for argv in {commands!r}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)

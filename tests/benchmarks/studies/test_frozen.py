@@ -2,10 +2,14 @@
 
 import json
 
+import pytest
+
 import main
 from benchmarks.studies import frozen
 from tests.commands import ROOT
 from tests.models.test_contract import build
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def test_runs_are_compared_with_what_they_began_from(tmp_path, monkeypatch, capsys):

@@ -46,7 +46,9 @@ def run(folder: Path, script: str, options: list[str], *arguments: str, way=INST
     return answer.stdout
 
 
-@pytest.mark.parametrize("way", [INSTALLED, IN_REPOSITORY], ids=["installed", "in the repository"])
+@pytest.mark.parametrize(
+    "way", [INSTALLED, pytest.param(IN_REPOSITORY, marks=pytest.mark.slow)], ids=["installed", "in the repository"]
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_import_and_call_form_runs(other_repository, way, device):
     if way is INSTALLED:  # with a regular package, ours could not be found under this name at all
@@ -75,6 +77,7 @@ def test_shims_give_back_what_age_took_away(other_repository):
     assert said == "gave back what age took away\n"
 
 
+@pytest.mark.slow  # of the launcher below, each process does the same
 def test_processes_that_start_afresh_are_served(other_repository):
     assert run(other_repository, "uses_workers.py", ON_CPU) == "workers of rank 0 ran on pointnet2_ops\n"
 
