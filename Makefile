@@ -1,6 +1,7 @@
 # The two commands a newcomer needs, each from nothing:
 #   make quickstart   environment, pre-training + linear SVM on the built-in data, report
 #   make test         environment, the default test suite
+# and `make docs`, which builds this documentation as a site: site/index.html.
 # PYTHON=python3.12 chooses the interpreter (3.11 to 3.13), VENV the folder of the environment.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKERS ?= auto
 
-.PHONY: quickstart test test-slow style native clean
+.PHONY: quickstart test test-slow style docs native clean
 
 quickstart: $(VENV)/.installed native
 	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 2 --overwrite
@@ -24,6 +25,11 @@ test-slow: $(VENV)/.installed-dev native
 style: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# Opens as a file, without a server or a network. A link that leads nowhere fails.
+docs: $(VENV)/.installed-docs native
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	@echo "site/index.html"
 
 # Compiles the CPU kernels, and the CUDA kernels where there is a CUDA device; says so where there is no compiler. Everything
 # runs either way. That the CUDA kernels compile wherever nvcc is found is one of the tests.
@@ -42,5 +48,9 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
+$(VENV)/.installed-docs: requirements-docs.txt $(VENV)/.installed-dev
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site build/docs .pytest_cache .ruff_cache .hypothesis

@@ -334,7 +334,7 @@ class MaskedAutoencoder(PretrainingModel):
         return {
             "masked": ~masks[-1].visible,
             "masked_finest": ~masks[0].visible,
-            "rebuilt": rebuilt.view(len(rebuilt), -1, 3),  # (L, n, 3)
+            "rebuilt": rebuilt.unflatten(-1, (-1, 3)),  # (L, n, 3); L may be 0
             "target": hidden.take(pyramid.neighborhoods[scale]),  # (L, K, 3)
             "centers": hidden.take(pyramid.centers[scale]),
             "samples": hidden.samples(),

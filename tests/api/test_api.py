@@ -46,6 +46,15 @@ def test_weights_bring_their_size(pretrained):
     assert rebuilt.hidden.shape == (2, 128) and rebuilt.hidden.any() and len(rebuilt.clouds) == 2
 
 
+def test_a_mask_that_hides_no_finest_patch_leaves_nothing_to_rebuild():
+    """With few coarse patches hidden, each finer one may lie in a visible one, for they overlap."""
+    model = api.create_model("point_m2ae.pretrain", weights="mini", mask_ratio=0.1)
+    points = torch.rand(1, 256, 3, generator=torch.Generator().manual_seed(0))
+    rebuilt = model.reconstruct(points, generator=torch.Generator().manual_seed(0))
+    assert rebuilt.masked.sum() == 1 and len(rebuilt.rebuilt[0]) == 0
+    assert torch.equal(rebuilt.clouds[0], points[~rebuilt.hidden])
+
+
 def test_a_classifier_and_a_segmenter_start_from_an_encoder(pretrained):
     path, source = pretrained
     points = torch.randn(2, 128, 3) * 0.4
