@@ -9,9 +9,16 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "api").glob("*.md")),
+]
+NOTEBOOKS = sorted((ROOT / "docs" / "tour").glob("*.ipynb"))
 SPREAD = re.compile(
     r"(-?[\d.]+) ± ([\d.]+)(?:\*\*)? \((-?[\d.]+(?:, -?[\d.]+)+)\)"
 )  # mean ± deviation (value, value ...)
@@ -73,15 +80,47 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
+def text_of(page: Path) -> str:
+    """Return the Markdown of a page, or that of the cells of a notebook."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return text
+    return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=names([*PAGES, *NOTEBOOKS]))
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if target.startswith(("http://", "https://")):
             continue
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def pages_of(nav: list | dict | str) -> Iterator[str]:
+    """Yield the pages of a navigation of MkDocs, in its order."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for part in nav.values() if isinstance(nav, dict) else nav:
+            yield from pages_of(part)
+
+
+def test_the_navigation_of_the_site_has_every_page_once():
+    docs = ROOT / "docs"
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    hook = ast.parse((docs / "hooks" / "site.py").read_text(encoding="utf-8"))
+    outside = next(
+        ast.literal_eval(node.value)
+        for node in hook.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "PAGES"
+    )
+    assert [name for name in outside if not (ROOT / name).is_file()] == []
+    own = {path.relative_to(docs).as_posix() for path in (*docs.glob("*.md"), *docs.glob("api/*.md"))} - {"README.md"}
+    tour = {f"tour/{path.stem}.md" for path in NOTEBOOKS}
+    assert sorted(pages_of(config["nav"])) == sorted(own | tour | set(outside.values()))
 
 
 def prose(page: Path) -> list[tuple[int, str]]:
