@@ -1,8 +1,5 @@
 """Self-attention of narrow heads: by hand, against the reference and PyTorch, its gradients, padding, extremes, errors."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -172,21 +169,11 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-@compiled
 @pytest.mark.parametrize("local", [False, True])
-@pytest.mark.parametrize("isa", ["avx2", "base"])
-def test_other_instruction_sets_agree(isa, local, monkeypatch, tmp_path):
-    """The kernels of a lesser processor, in a process of their own."""
+def test_other_instruction_sets_agree(lesser_processor, local):
     qkv, counts, grad = operands((150, (150, 129), 2, 24), torch.float32)
-    torch.save((qkv, counts, grad, attend := near((150,)) if local else None), tmp_path / "in.pt")
-    script = (
-        "import sys, torch; from extensions.m2ae_ops.private.attention import by_kernel; "
-        "qkv, counts, grad, attend = torch.load(sys.argv[1]); "
-        "out = by_kernel(qkv.requires_grad_(), counts, attend); out.backward(grad); torch.save((out.detach(), qkv.grad), sys.argv[2])"
-    )
-    monkeypatch.setenv("M2AE_CPU", isa)
-    subprocess.run([sys.executable, "-c", script, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
-    for found, expected in zip(torch.load(tmp_path / "out.pt"), run(by_kernel, qkv, counts, grad, attend), strict=True):
+    given = by_kernel, qkv, counts, grad, near((150,)) if local else None
+    for found, expected in zip(lesser_processor(run, *given), run(*given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
 
 

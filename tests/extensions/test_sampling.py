@@ -1,10 +1,6 @@
 """Farthest point sampling: hand-worked cases, rules and errors."""
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -135,28 +131,18 @@ def test_large_clouds_agree_with_the_reference(device, count, samples):
         assert torch.equal(ours, reference.fps(points, samples, skip, tie_break))
 
 
-SAMPLE_ALL = """
-import sys
-import torch
-from extensions import fps
-results = []
-for points in torch.load(sys.argv[1]):
-    results += [fps(points, 70), *fps(points, [60, 20], skip_near_origin=True)]
-torch.save(results, sys.argv[2])
-"""
-
-
-@pytest.mark.parametrize("level", ["avx2", "base"])
-def test_instruction_sets_agree(level, tmp_path):
-    clouds = [lattice(3, 500, 3, 0.1), torch.randn(3, 500, 3).double(), torch.randn(2, 5000, 3)]
-    torch.save(clouds, tmp_path / "in.pt")
-    command = [sys.executable, "-c", SAMPLE_ALL, str(tmp_path / "in.pt"), str(tmp_path / "out.pt")]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, check=True, cwd=root, env=os.environ | {"M2AE_CPU": level, "PYTHONPATH": str(root)})
-    expected = []
+def sample_all(clouds: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return single and nested samples of each set of clouds."""
+    found = []
     for points in clouds:
-        expected += [fps(points, 70), *fps(points, [60, 20], skip_near_origin=True)]
-    assert all(torch.equal(a, b) for a, b in zip(torch.load(tmp_path / "out.pt"), expected, strict=True))
+        found += [fps(points, 70), *fps(points, [60, 20], skip_near_origin=True)]
+    return found
+
+
+def test_instruction_sets_agree(lesser_processor):
+    clouds = [lattice(3, 500, 3, 0.1), torch.randn(3, 500, 3).double(), torch.randn(2, 5000, 3)]
+    found, expected = lesser_processor(sample_all, clouds), sample_all(clouds)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_thread_count_changes_no_sample():

@@ -1,6 +1,7 @@
 """`tools.look`: features as colours, similarity, attention, masks and files, by their properties; bad input."""
 
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,14 @@ def test_neighbours_and_maps():
     assert neighbours(features[:1], 2)[0].shape == (1, 0) and maps(features[:4], 0) == {}
     first, second = maps(features, 3)["tsne"], maps(features, 3)["tsne"]
     assert first.shape == (6, 2) and np.array_equal(first, second)
+
+
+@pytest.mark.slow
+def test_maps_of_the_optional_package(monkeypatch):
+    monkeypatch.delitem(sys.modules, "umap")
+    pytest.importorskip("umap", reason="needs umap-learn")
+    found = maps(np.random.default_rng(0).normal(size=(12, 5)), 3)
+    assert set(found) == {"tsne", "umap"} and found["umap"].shape == (12, 2) and np.isfinite(found["umap"]).all()
 
 
 def test_masks_and_errors(mini):
