@@ -208,6 +208,15 @@ def test_devices_with_too_few_registers_take_the_plain_form(as_if_on_a_gpu):
     assert not fused_ready(**kind()) and not fused_ready(**kind(dtype=torch.float16))
 
 
+def test_float32_that_the_compiler_would_round_takes_the_plain_form(as_if_on_a_gpu):
+    as_if_on_a_gpu.setenv("M2AE_FUSED", "on")
+    as_if_on_a_gpu.setattr(check, "_reason_against", lambda *key: None)
+    for capability, exact in {(9, 0): True, (10, 0): False, (10, 3): False, (12, 0): True}.items():
+        as_if_on_a_gpu.setattr(check.torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert fused_ready(**kind(dtype=torch.float32, k=65)) == exact
+        assert fused_ready(**kind(dtype=torch.float32, k=64)) and fused_ready(**kind(k=128))
+
+
 @pytest.mark.parametrize("k", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 16, 128))])
 def test_what_is_compared_has_programs_of_several_tiles(as_if_on_a_gpu, k):
     """As in training: a loop over one tile alone would say nothing of the others."""

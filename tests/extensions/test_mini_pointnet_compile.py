@@ -11,6 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from extensions.m2ae_ops.private.fused.check import rounds_to_tf32
 
 pytest.importorskip("triton")
 
@@ -59,7 +62,8 @@ def test_allowed_sizes_compile(capability):
     assert {row["kind"][0] for row in rows} == {"float16", "bfloat16", "float32"}
     for row in rows:
         dtype, (k, *_), _ = row["kind"]
-        assert not worst(row, "tf32")[0], f"{row['kind']} rounds float32 to TF32"
+        rounds = rounds_to_tf32(capability // 10, getattr(torch, dtype), k)
+        assert worst(row, "tf32")[0] == rounds, f"{row['kind']}: TF32 in place of float32: {not rounds}"
         if dtype != "float32":
             fits = worst(row, "shared")[0] <= SHARED[capability] * 1024
             assert fits == (k <= 64 or SHARED[capability] > 99), f"{row['kind']}: {worst(row, 'shared')}"

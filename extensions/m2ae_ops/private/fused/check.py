@@ -18,6 +18,8 @@ from .limits import KERNEL_DTYPES, LARGEST_GROUP, has_triton
 MODES = ("auto", "on", "off")
 OLDEST_DEVICE = (8, 0)
 """Compute capability from which the kernels serve: on 7.5 they keep kilobytes a thread outside of its registers."""
+TENSOR_MEMORY = (10, 12)
+"""Compute capabilities, from and below, on which Triton 3.6 makes TF32 of float32 products of 128 rows, which it was asked not to."""
 BOUNDS = {torch.float16: 5e-3, torch.bfloat16: 2e-2, torch.float32: 1e-4}
 """Largest relative difference (of norms; of winners the share) that is put down to rounding."""
 GROUPS, TILE, FEW_PROGRAMS = 21, 512, 2
@@ -34,7 +36,8 @@ def fused_ready(
     groups, in programs of several tiles; numbers of groups and tiles are no part of what is compiled, so these are the kernels that
     training runs. Where that fails (also where a device has too little shared memory for groups so large), one warning says why and the
     answer stays False. While a CUDA graph is captured nothing can be compared: what was not asked before is answered with False, and
-    asked again later. Devices before compute capability 8.0 have too few registers for these kernels.
+    asked again later. Devices before compute capability 8.0 have too few registers for these kernels; float32 in groups of more than
+    64 is not exact on all devices (TENSOR_MEMORY).
 
     Raises:
         ValueError: M2AE_FUSED is not one of MODES.
@@ -45,7 +48,8 @@ def fused_ready(
     setting = mode()
     if setting == "off" or (setting == "auto" and dtype == torch.float32):
         return False
-    if torch.cuda.get_device_capability(device) < OLDEST_DEVICE:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_DEVICE or rounds_to_tf32(capability[0], dtype, k):
         return False
     try:
         reason = _reason_against(device, dtype, widths, points, k)
@@ -59,6 +63,11 @@ def fused_ready(
 
 # What `torch.compiler.assume_constant_result` does, which imports the compiler: a second that a start without it does not need.
 fused_ready._dynamo_marked_constant = True
+
+
+def rounds_to_tf32(major: int, dtype: torch.dtype, k: int) -> bool:
+    """Return whether the compiled kernels would round float32 operands, by the major compute capability."""
+    return dtype == torch.float32 and k > 64 and TENSOR_MEMORY[0] <= major < TENSOR_MEMORY[1]
 
 
 def mode() -> str:
