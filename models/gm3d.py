@@ -56,7 +56,7 @@ class GuidanceConfig:
     """Keys of the guidance; defaults as released."""
 
     mode: Literal["feature", "usual"] = "feature"  # distil a pre-trained teacher's features, or rebuild points
-    teacher: str | None = None  # feature mode: checkpoint of the base method
+    teacher: str | None = None  # feature mode: checkpoint of the base method, or a name of weights
     teacher_sha256: str | None = None  # a run fills it in; where it is given, the file must be that one
     fraction: float | None = (
         None  # of the hidden patches, guided at the end of the curriculum; None: 0.8 feature, 0.5 usual

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from models.pyg_layout import is_converted, published_layout
 from models.registry import MODELS
 from models.tuning.base import Base
 from models.tuning.files import base_of, check_complete, check_kind, find_base, is_tuned, tuned_keys
@@ -56,8 +57,12 @@ def _modules(keys: Iterable[str], others: Iterable[str]) -> str:
 
 
 def state_dict_of(checkpoint: Mapping) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint or bare state dict, without the wrappers of their keys (`utils.checkpoints`)."""
-    return find_weights(checkpoint)
+    """Find the weights in a checkpoint or bare state dict, without the wrappers of their keys (`utils.checkpoints`).
+
+    Those that torch-pointcloud converted get their published keys back.
+    """
+    weights = find_weights(checkpoint)
+    return published_layout(weights) if is_converted(weights) else weights
 
 
 def averaged(checkpoint: Mapping) -> dict[str, Mapping]:
@@ -105,10 +110,10 @@ def load_weights(
 ) -> LoadReport:
     """Load a checkpoint into a model, in place.
 
-    Reads our checkpoints and the published layouts, with or without `module.`. Four class attributes of a model list key prefixes:
-    `missing_keys` may be absent (for example an untrained head), `ignored_keys` are skipped, `renamed_keys` are pairs of prefixes, and
-    `refused_keys` are an error. Where a renamed key meets another one that had this name already, the renamed one is taken; with
-    `later_key_wins` the later one, as published programs do. A checkpoint of what tuning trained brings its base; updates of LoRA are
+    Reads our checkpoints, the published layouts, with or without `module.`, and that of torch-pointcloud. Four class attributes of a model
+    list key prefixes: `missing_keys` may be absent (for example an untrained head), `ignored_keys` are skipped, `renamed_keys` are pairs of
+    prefixes, and `refused_keys` are an error. Where a renamed key meets another one that had this name already, the renamed one is taken;
+    with `later_key_wins` the later one, as published programs do. A checkpoint of what tuning trained brings its base; updates of LoRA are
     merged into the weights of a model that is not tuned.
 
     Args:

@@ -1,6 +1,7 @@
 """GeoMask3D from end to end: a teacher, guided runs that stop and go on, the report, the published commands, bad input."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -157,8 +158,7 @@ def test_published_commands(no_pictures, tmp_path):
     arguments = ["--config", recipe, "--device", "cpu", *sets]
     start, still = ["--finetune", str(out / "ckpt-last.pth")], ["--lr", "0", "--min_lr", "0"]
     assert (
-        main_finetune.main([*arguments, *start, "--output_dir", str(tuned), "--teacher", "--epochs", "1", *still])
-        == 0
+        main_finetune.main([*arguments, *start, "--output_dir", str(tuned), "--teacher", "--epochs", "1", *still]) == 0
     )
     state = read_checkpoint(tuned / "ckpt-last.pth")["base_model"]  # nothing moved, at a rate of 0
     averaged = checkpoint["ema"]
@@ -190,6 +190,7 @@ def test_published_commands(no_pictures, tmp_path):
         (["model.guidance.epochs=9"], "the curriculum of 9 epochs is longer than the run of 3"),
         (["model.guidance.mode=feature"], "model.guidance.teacher: is missing"),
         (["model.guidance.mode=feature", "model.guidance.teacher=none.pth"], "none.pth"),
+        (["model.guidance.mode=feature", "model.guidance.teacher=mini-mae"], "model.guidance.teacher: mini-mae: is neither"),
         (["model.guidance.fraction=1.5"], "fraction: 1.5 must lie between 0 and 1"),
         ([*feature("gm3d-point-m2ae")], "is a checkpoint of point-m2ae; give one of point-mae"),
         ([*feature("gm3d"), "model.group_size=8"], "was trained with group_size 16, the student has 8"),
@@ -215,6 +216,16 @@ def test_a_resumed_run_keeps_its_teacher(no_pictures, capsys):
         path.write_bytes(content)
     assert "is not the teacher that this run began with" in capsys.readouterr().err
     assert pretrain("gm3d", "kept", "--resume", settings=feature("gm3d")) == 0
+
+
+def test_a_teacher_by_its_name():
+    """As after `--ckpts`: `mini` is that of the base method; the configuration keeps the name."""
+    sizes = ["model.num_group=32", "model.group_size=32"]  # of the small weights
+    settings = ["model.guidance.mode=feature", "model.guidance.teacher=mini", *sizes, "max_epoch=0"]
+    assert pretrain("gm3d", "by-name", settings=settings) == 0
+    guidance = read_checkpoint(run_folder("gm3d", "by-name") / "ckpt-last.pth")["config"]["model"]["guidance"]
+    file = ROOT / "api" / "weights" / "mini-point-mae.safetensors"
+    assert guidance["teacher"] == "mini" and guidance["teacher_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.mark.slow

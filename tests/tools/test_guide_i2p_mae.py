@@ -1,6 +1,7 @@
 """I2P-MAE's guide: what it hands to the model, its store of features, its section, and what it refuses."""
 
 import dataclasses
+import hashlib
 import re
 from functools import partial
 from pathlib import Path
@@ -154,3 +155,19 @@ def test_a_flat_cloud_and_a_batch_of_one(folder):
     )
     given = prepare(guide, flat)
     assert torch.isfinite(given["targets"]).all() and given["masked"].shape == (1, 8)
+
+
+def test_the_teacher_by_a_name_of_weights(folder):
+    """Published I2P-MAE has CLIP inside; a name leads to its file, which the guide notes by its hash, the name stays."""
+    settings = "model.teacher.weights=i2p-mae-pretrain"
+    with pytest.raises(
+        UserError, match=r"model\.teacher\.weights: i2p-mae-pretrain: is not on this machine .* fetch i2p"
+    ):
+        guided(folder, settings)
+    path = folder / "cache" / "weights" / "i2p-mae-pretrain.pth"
+    path.parent.mkdir(parents=True)
+    guide, _ = guided(folder)
+    torch.save(guide.teacher.tower.state_dict(), path)
+    guide, _ = guided(folder, settings)
+    keys = guide.run.config.model.teacher
+    assert keys.weights == "i2p-mae-pretrain" and keys.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -82,7 +82,8 @@ def _run(args: argparse.Namespace) -> None:
         weights = published.export_tensors(args.ckpts, args.out, half=args.half)
         print(f"{args.out}: {len(weights)} tensors, {args.out.stat().st_size:,} bytes")
         return
-    weights = published.export(args.ckpts, args.out, clip=args.clip)
+    clip = args.clip and str(resolve(args.clip))
+    weights = published.export(args.ckpts, args.out, clip=clip)
     print(f"{args.out}: {len(weights)} tensors in the published layout")
     for prefix in published.lacking(weights):
         print(

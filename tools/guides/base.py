@@ -22,6 +22,8 @@ from models.layers.group import Pyramid
 from tools.context import RunContext
 from tools.gallery_items import ABOUT, reconstruction_gallery
 from tools.report.page import GalleryItem, Section
+from tools.weights.names import resolve
+from utils.errors import UserError
 
 
 class Guide:
@@ -64,6 +66,23 @@ class Guide:
     def galleries(self, model: nn.Module) -> dict[str, list[GalleryItem]]:
         """Return clouds that the report shows besides the rebuilt ones, by the name of the picture that also has them."""
         return {}
+
+
+def teacher_file(key: str, name: str, *, model: str | None = None) -> str:
+    """Return the file that a key of the configuration means: a path, or a name of weights as after `--ckpts`.
+
+    The configuration keeps the name, so that a run goes on where the file lies elsewhere.
+
+    Args:
+        model: as in `tools.weights.resolve`.
+
+    Raises:
+        UserError: as `tools.weights.resolve`, with the key.
+    """
+    try:
+        return str(resolve(name, model=model))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _own_file(model: nn.Module) -> ModuleType | None:

@@ -21,7 +21,7 @@ from models.masking import guided_mask
 from models.teachers import FrozenTeacher, NotingTeacher, feature_spread, load_teacher
 from tools.context import RunContext
 from tools.gallery_items import chosen_clouds, describe
-from tools.guides.base import Guide
+from tools.guides.base import Guide, teacher_file
 from tools.report.charts import Series, line_chart
 from tools.report.page import GalleryItem, Section
 from tools.report.runlog import RunLog, curve, read_metrics
@@ -203,7 +203,9 @@ def _teacher(run: RunContext, model: nn.Module) -> FrozenTeacher:
     if run.args.resume and last.exists():
         saved = read_checkpoint(last)["config"]["model"]["guidance"]
         guidance.teacher_sha256 = guidance.teacher_sha256 or saved["teacher_sha256"]
-    teacher = load_teacher(guidance.teacher, model.config.base(), sha256=guidance.teacher_sha256)
+    base, path = model.config.base(), guidance.teacher
+    path = path and teacher_file("model.guidance.teacher", path, model=base.NAME)
+    teacher = load_teacher(path, base, sha256=guidance.teacher_sha256)
     teacher.model.to(run.device)
     guidance.teacher_sha256 = teacher.sha256
     if is_main():

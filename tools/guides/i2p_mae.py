@@ -7,6 +7,7 @@ Shapes: `B` batch, `N` points, `W` = 3 views, `P` patches along the edge of an i
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from models.i2p_mae import I2PMAE, Guidance, encode_views, guide
 from models.images.projection import VIEWS
-from models.images.teacher import ImageFeatures, ImageTeacher, build_teacher
+from models.images.teacher import ImageFeatures, ImageTeacher, TeacherConfig, build_teacher
 from models.layers.group import Pyramid
 from tools.context import RunContext
-from tools.guides.base import Guide
+from tools.guides.base import Guide, teacher_file
 from tools.report.page import Section
 from utils.config.merge import to_dict
 from utils.config.yaml import save_config
@@ -41,7 +42,7 @@ def build(run: RunContext, model: I2PMAE, clouds: CloudSet) -> "ImageGuide":
             with; its features are not as wide as the head; or a cache is asked for where points change.
     """
     config = run.config.model
-    teacher = build_teacher(config.teacher).to(run.device)
+    teacher = _build_teacher(config.teacher).to(run.device)
     if teacher.width != config.clip_config.feat_dim:
         raise UserError(
             f"model.clip_config.feat_dim: is {config.clip_config.feat_dim}, and features of {config.teacher.name} have {teacher.width} "
@@ -147,6 +148,17 @@ def _identity(clouds: CloudSet) -> dict:
     digest = hashlib.sha256(np.ascontiguousarray(clouds.points[spread])).hexdigest()
     taken = {name: getattr(clouds, name) for name in ("name", "subset", "source", "npoints", "sampling", "normalize")}
     return {**taken, "clouds": len(clouds), "digest": digest}
+
+
+def _build_teacher(keys: TeacherConfig) -> ImageTeacher:
+    """Build the teacher of keys, whose file may have a name of weights, and fill in their SHA-256."""
+    weights = keys.weights
+    if weights not in ("hub", "random"):
+        weights = teacher_file("model.teacher.weights", weights)
+    own = replace(keys, weights=weights)
+    teacher = build_teacher(own)
+    keys.sha256 = own.sha256
+    return teacher
 
 
 def _check_fixed(run: RunContext, clouds: CloudSet) -> None:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from models import MODELS, build_model, load_weights
 from models.images.clip_layout import find_clip
-from models.weights import method_of
+from models.pyg_layout import is_converted
+from models.weights import method_of, state_dict_of
 from tools.launch import load_recipe
 from tools.published.paths import recipe_path
-from tools.weights.pyg import is_converted, published_layout
 from tools.weights.table import Entry, entries
 from utils import ROOT
 from utils.checkpoints import find_weights
@@ -50,7 +50,7 @@ def check(path: Path, entry: Entry | None = None) -> Found:
     import pooch
 
     checkpoint = read_checkpoint(path)
-    weights = find_weights(checkpoint)
+    weights = state_dict_of(checkpoint)
     digest = pooch.file_hash(str(path))
     same = next((each for each in entries().values() if each.sha256 == digest), None)
     entry = entry or same
@@ -58,13 +58,11 @@ def check(path: Path, entry: Entry | None = None) -> Found:
     lines.append(f"sha256 {digest}" + (f": {same.name}, as stated by {same.stated_by}" if same else ""))
     if entry and entry.note:
         lines.append(f"note: {entry.note}")
-    if is_converted(weights):
-        weights = published_layout(weights)
-        lines.append("keys of torch-pointcloud; python -m tools.weights fetch NAME --url FILE brings them back")
-        return _loaded(lines, weights, _config_of(checkpoint, weights, entry), takes_it=False)
+    if is_converted(find_weights(checkpoint)):
+        lines.append("keys of torch-pointcloud, which every command brings back to the published ones")
     if method_of({"base_model": weights}) is None and find_clip(weights):
         return Found([*lines, "CLIP, an image teacher: --set model.teacher.weights=FILE (docs/image-teacher.md)"], True)
-    return _loaded(lines, weights, _config_of(checkpoint, weights, entry), takes_it=True)
+    return _loaded(lines, weights, _config_of(checkpoint, weights, entry))
 
 
 def _config_of(checkpoint: Mapping, weights: Mapping[str, Tensor], entry: Entry | None) -> tuple[Any, str]:
@@ -99,7 +97,7 @@ def _task(weights: Mapping[str, Tensor]) -> tuple[str, str | None, str]:
     return "fine-tuning", data, f"a classifier of {classes} classes ({meaning})"
 
 
-def _loaded(lines: list[str], weights: Mapping[str, Tensor], known: tuple[Any, str], *, takes_it: bool) -> Found:
+def _loaded(lines: list[str], weights: Mapping[str, Tensor], known: tuple[Any, str]) -> Found:
     config, said = known
     lines = [*lines, said]
     if config is None:
@@ -108,4 +106,4 @@ def _loaded(lines: list[str], weights: Mapping[str, Tensor], known: tuple[Any, s
         report = load_weights(build_model(config), {"base_model": dict(weights)})
     except UserError as error:
         return Found([*lines, f"does not load: {error}"], False)
-    return Found([*lines, f"loads: {report}"], takes_it)
+    return Found([*lines, f"loads: {report}"], True)

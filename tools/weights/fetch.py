@@ -63,7 +63,7 @@ def fetch(
 
 def _bring_back(path: Path, provenance: dict[str, str]) -> None:
     """Rewrite a file of torch-pointcloud in the published layout; one of another layout stays as it is."""
-    from tools.weights.pyg import is_converted, published_layout  # here, because they need torch
+    from models.pyg_layout import is_converted, published_layout  # here, because they need torch
     from utils.checkpoints import find_weights
 
     try:

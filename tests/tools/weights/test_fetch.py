@@ -12,8 +12,8 @@ from safetensors.torch import save as save_safetensors
 
 from models import build_model
 from tests.datasets.test_prepare_sources import DRIVE_ID, drive, hub
+from tests.models.test_pyg_layout import converted
 from tests.serving import lead_to, serving
-from tests.tools.weights.test_pyg import converted
 from tools.launch import load_recipe
 from tools.weights import resolve, table
 from tools.weights.command import main
@@ -87,11 +87,11 @@ def test_keys_of_torch_pointcloud_come_back(server, capsys):
     assert saved["provenance"]["sha256"] == hashlib.sha256(there).hexdigest()
     for key, value in model().state_dict().items():
         assert torch.equal(saved["base_model"][key], value), key
-    # The file itself, fetched by hand: check says what it is, and that it is to be brought back.
+    # The file itself, fetched by hand: check says what it is. Its size is that of no recipe.
     Path("by-hand.safetensors").write_bytes(there)
     assert main(["check", "by-hand.safetensors"]) == 2
     out = capsys.readouterr().out
-    assert "keys of torch-pointcloud" in out and "fetch NAME --url FILE brings them back" in out
+    assert "keys of torch-pointcloud, which every command" in out and "point-mae, pre-training, by its keys" in out
     assert main(["fetch", "toy.hub", "--url", "by-hand.safetensors", "--out", "mine.safetensors"]) == 0
     assert "loads: " in capsys.readouterr().out
 
