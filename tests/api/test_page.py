@@ -37,14 +37,16 @@ def small_weights(tmp_path, monkeypatch):
 
 def test_every_section_has_its_snippet():
     assert [heading for heading, _ in NAMED] == [
-        "Models", "Clouds", "A frozen encoder in another project", "In a Lightning module", "Parts of clouds"
+        "Models", "Clouds", "A frozen encoder in another project", "In a Lightning module", "Parts of clouds",
+        "With the library `peft`",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("heading", "code"), NAMED, ids=[heading for heading, _ in NAMED])
 def test_snippet(heading, code, small_weights):
-    if "import lightning" in code:
-        pytest.importorskip("lightning", reason="needs lightning, which nothing here uses: pip install lightning")
+    for library in ("lightning", "peft"):
+        if re.search(rf"^(import|from) {library}\b", code, flags=re.MULTILINE):
+            pytest.importorskip(library, reason=f"needs {library}, which nothing here uses: pip install {library}")
     space: dict = {"__name__": "snippet"}
     exec(compile(code, f"docs/package.md, {heading}", "exec"), space)
     if heading.startswith("A frozen"):
@@ -52,6 +54,12 @@ def test_snippet(heading, code, small_weights):
         assert torch.isfinite(space["loss"])
     if heading == "In a Lightning module":
         assert all(module.training for module in space["trainer"].lightning_module.model.modules())
+    if heading.startswith("With the library"):
+        assert all(
+            "lora_" in key or "cls_head" in key for key, p in space["tuned"].named_parameters() if p.requires_grad
+        )
+        states = [space[name].eval()(space["points"]) for name in ("tuned", "again")]
+        torch.testing.assert_close(*states)
     if heading == "Parts of clouds":
         assert space["parts"][0].max() <= 1 and space["parts"][1].min() >= 2
     if heading == "Models":

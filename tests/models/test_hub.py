@@ -94,6 +94,21 @@ def test_push_writes_the_same_files(model, monkeypatch):
         model.push_to_hub("small")
 
 
+def test_classes_of_the_mixin_share_the_files(model, folder, tmp_path):
+    """What a class that inherits `PyTorchModelHubMixin` reads and writes are these files (docs/export.md)."""
+
+    class Encoder(huggingface_hub.PyTorchModelHubMixin, PointM2AE):
+        def __init__(self, **keys):
+            super().__init__(MODELS.config(keys))
+
+    read = Encoder.from_pretrained(folder, strict=True)
+    assert read.config == model.config and read.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in read.state_dict().items())
+    read.save_pretrained(tmp_path / "theirs")
+    assert same(model, PointM2AE.from_pretrained(tmp_path / "theirs"))
+    assert same(model, PointModel.from_pretrained(tmp_path / "theirs"))
+
+
 def test_messages(model, folder, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"is a PointM2AE, not a Classifier; call PointM2AE\.from_pretrained"):
         Classifier.from_pretrained(folder)
