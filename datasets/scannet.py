@@ -185,12 +185,16 @@ def read_vertices(root: Path, scene: str) -> np.ndarray:
             f"{path}: {int((~finite).sum()):,} of the {len(vertices):,} vertices of {scene} hold NaN or infinity, first row "
             f"{int(np.argmin(finite))}; prepare it again, or take it off the list"
         )
-    colors = vertices[:, 3:]
-    if colors.min() < 0 or colors.max() > 255:
-        raise UserError(
-            f"{path}: colours of {scene} go from {colors.min():g} to {colors.max():g}; expected 0 to 255; another preparation"
-        )
+    check_colors(vertices[:, 3:], scene, str(path))
     return vertices.astype(np.float32)
+
+
+def check_colors(colors: np.ndarray, scene: str, where: str) -> None:
+    """Raise a UserError where colours of a scene are not between 0 and 255."""
+    if not (colors.min() >= 0 and colors.max() <= 255):
+        raise UserError(
+            f"{where}: colours of {scene} go from {colors.min():g} to {colors.max():g}; expected 0 to 255; another preparation"
+        )
 
 
 def read_boxes(root: Path, scene: str) -> np.ndarray:

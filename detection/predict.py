@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets.formats.arrays import load_npy
 from datasets.formats.cloud_files import BadFiles, Shape, cloud_files, read_shape
 from datasets.formats.ply import write_ply
 from datasets.formats.points import Notes, check_up, upright
+from datasets.scannet import check_colors
 from datasets.scenes import centered_colors, sample, targets
 from detection.detections import Rules
 from detection.evaluate import load_detector, predict, scene_results
@@ -89,7 +91,8 @@ def _detect_file(
         raise UserError(
             f"{printable(name)}: has {len(points):,} points, fewer than the {run.config.model.preenc_npoints:,} centres of the model"
         )
-    inputs = _inputs(run, file, points, count)
+    colors = _colors(file, shape) if run.config.model.use_color else None
+    inputs = _inputs(run.device, points, colors, count)
     (result,) = scene_results(inputs, predict(run, model, inputs), Rules())
     boxes = [box for box in best_of_each(result.detected) if box[2] > SURE]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
@@ -106,20 +109,32 @@ def _along_z(points: np.ndarray, up: str) -> np.ndarray:
     return np.stack([x, -z, y], axis=1)
 
 
-def _inputs(run: RunContext, file: Path, points: np.ndarray, count: int) -> Inputs:
+def _colors(file: Path, shape: Shape) -> np.ndarray:
+    """Return the colours (n, 3), 0 to 255, of the points of a scene.
+
+    Raises:
+        UserError: the file holds none that can be used.
+    """
+    if not file.name.endswith(VERTICES):
+        raise UserError(f"{printable(file)}: this detector needs colours, which are read of {VERTICES} files only")
+    vertices = load_npy(file)
+    if vertices.ndim != 2 or vertices.shape[1] != 6:
+        raise UserError(
+            f"{printable(file)}: has shape {vertices.shape}; this detector needs (n, 6), coordinates and colours, as VoteNet prepares them"
+        )
+    colors = vertices[:, 3:] if shape.kept is None else vertices[shape.kept, 3:]
+    check_colors(colors, file.name.removesuffix(VERTICES), printable(file))
+    return colors
+
+
+def _inputs(device: torch.device, points: np.ndarray, colors: np.ndarray | None, count: int) -> Inputs:
     """Return one scene as a batch; its points are drawn from what it holds."""
-    colors = None
-    if run.config.model.use_color:
-        if not file.name.endswith(VERTICES):
-            raise UserError(f"{file}: this detector needs colours, which are read of {VERTICES} files only")
-        colors = centered_colors(np.load(file)[:, 3:])
     seed = zlib.crc32(np.ascontiguousarray(points).tobytes())
     scene = sample(scene_of_points(points), count, np.random.RandomState(seed))
-    device = run.device
     return Inputs(
         torch.from_numpy(scene.points)[None].to(device),
         {key: torch.from_numpy(value)[None].to(device) for key, value in targets(scene).items()},
-        None if colors is None else torch.from_numpy(colors[scene.rows])[None].to(device),
+        None if colors is None else torch.from_numpy(centered_colors(colors[scene.rows]))[None].to(device),
     )
 
 
