@@ -56,12 +56,13 @@ def browser(browser_address):
 def browser_page(browser):
     """Give a function that opens a file offline; the test fails if a page logs an error or asks for anything else.
 
-    `browser_page(path, width=1280, height=900, fragment="", dark=False, touch=False)` returns Playwright's page. Messages
-    are in `page.problems`; a test that expects some empties the list.
+    `browser_page(path, width=1280, height=900, fragment="", dark=False, touch=False, script="")` returns Playwright's page;
+    `fragment` starts with #, `script` runs before those of the page. Messages are in `page.problems`; a test that expects
+    some empties the list.
     """
     contexts = []
 
-    def opened(path, *, width=1280, height=900, fragment="", dark=False, touch=False):
+    def opened(path, *, width=1280, height=900, fragment="", dark=False, touch=False, script=""):
         context = browser.new_context(
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
@@ -72,6 +73,8 @@ def browser_page(browser):
         contexts.append((context, page))
         page.set_default_timeout(1000 * LONGEST)
         page.problems = []
+        if script:
+            page.add_init_script(script)
         page.on("console", lambda message: message.type in ("error", "warning") and page.problems.append(message.text))
         page.on("pageerror", lambda error: page.problems.append(str(error)))
         page.on("request", lambda sent: sent.url.startswith("http") and page.problems.append(f"asked for {sent.url}"))
@@ -89,6 +92,14 @@ def browser_page(browser):
 def settle(page):
     """Wait until the page has drawn what it was asked to."""
     page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def wait_until(page, condition):
+    """Wait until a JavaScript expression is true; Playwright's own way needs `eval`, which the pages forbid themselves."""
+    until = time.monotonic() + LONGEST
+    while not page.evaluate(f"() => Boolean({condition})"):
+        assert time.monotonic() < until, f"{condition}: still not so after {LONGEST} seconds"
+        time.sleep(0.03)
 
 
 def click_canvas(page, index=0, x=0.5, y=0.5):

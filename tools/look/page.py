@@ -9,7 +9,7 @@ import numpy as np
 from tools.look.capture import Layer, Scale
 from tools.look.study import CloudStudy, Study
 from tools.report import page, thumbnails
-from tools.report.clouds import VALUE_SCALE, GalleryItem, prepare, unit_frame
+from tools.report.clouds import VALUE_SCALE, GalleryItem, prepare_all, unit_frame
 from tools.report.markup import Section, asset, cards, embed_json, escape, facts, portable, table
 from tools.report.splat import draw
 from tools.report.viewer import gallery_section
@@ -29,7 +29,7 @@ LEAD = (
 def write_page(folder: Path, study: Study, about: Mapping[str, str], up_axis: str) -> Path:
     """Write `look.html`; returns its path."""
     masks = study.clouds[0].rebuilt is not None
-    rows = [prepare(_item(cloud, up_axis)) for cloud in study.clouds]
+    rows = prepare_all([_item(cloud, up_axis) for cloud in study.clouds])
     gallery = gallery_section(rows, title="Patches", lead=LEAD, paint="patches")
     data = _data(study, up_axis)
     controls = _controls(len(study.axes), SHOW | (HIDDEN if masks else {}))

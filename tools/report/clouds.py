@@ -1,11 +1,12 @@
 """What a gallery shows: named clouds side by side in one frame, with optional values per point."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-MAX_POINTS = 8192  # of one cloud in the report; more are thinned at random and the caption says so
+MAX_POINTS = 8192  # of one cloud of a page with many; more are thinned at random and the caption says so
+PAGE_POINTS = 1_000_000  # of all clouds of a page with few; each takes 8 bytes, so this is a page of 8 MB
 
 INSIDE, MOST_REACH = 0.995, 1.6  # share of the points that a view holds, if they are not farther out than so many radii
 FAR = 32.0  # radii; what lies farther out is outside any view and would only cost resolution
@@ -39,6 +40,8 @@ class GalleryItem:
         values: cloud name -> (n,) one value a point (complexity, saliency, part); clouds may be missing.
         legend: names of the categories; the values are then indices into it.
         value_name: what the values are.
+        frames: cloud name -> (label, (n,) values) pairs, of which a slider shows one at a time, for example the difficulty after
+            each epoch; a cloud that is not in `values` starts with its last frame.
         pair: true and predicted class of a cloud that was classified; the confusion matrix links to it.
     """
 
@@ -50,14 +53,16 @@ class GalleryItem:
     legend: Sequence[str] | None = None
     value_name: str = "value"
     pair: tuple[str, str] | None = None
+    frames: Mapping[str, Sequence[tuple[str, np.ndarray]]] | None = None
 
 
 @dataclass(frozen=True)
 class Cloud:
     """A cloud ready to be drawn: `points` (n, 3) float32, y up, the first cloud of the item inside the unit sphere.
 
-    `values` are (n,) uint8: category indices, or 0-255 between the item's lowest and highest value. `total` counts the
-    points given, `dropped` those of them that were not finite. Points are in random order: a prefix is a fair sample.
+    `values` are (n,) uint8: category indices, or 0-255 between the item's lowest and highest value; so are those of each label in
+    `frames`. `total` counts the points given, `dropped` those of them that were not finite. Points are in random order: a prefix is
+    a fair sample.
     """
 
     name: str
@@ -65,13 +70,15 @@ class Cloud:
     values: np.ndarray | None
     total: int
     dropped: int
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Row:
     """A gallery item ready to be drawn.
 
-    `value_range` is (lowest, highest) of continuous values, else None; `fit` the zoom at which nearly all points of all its clouds
+    `value_range` is (lowest, highest) of continuous values, else None; `height_range` that of the heights of the first cloud, in the
+    unit that it was given in; `fit` the zoom at which nearly all points of all its clouds
     are inside the view.
     """
 
@@ -83,6 +90,7 @@ class Row:
     value_name: str = "value"
     fit: float = 1.0
     pair: tuple[str, str] | None = None
+    height_range: tuple[float, float] = (-1.0, 1.0)
 
     @property
     def has_values(self) -> bool:
@@ -90,8 +98,14 @@ class Row:
         return any(cloud.values is not None for cloud in self.clouds)
 
 
-def prepare(item: GalleryItem) -> Row:
-    """Check `item` and bring its clouds into the common frame.
+def prepare_all(items: Sequence[GalleryItem]) -> list[Row]:
+    """Prepare the items of one page: the fewer their clouds, the more points of each are kept; raises as `prepare`."""
+    clouds = sum(len(item.clouds) for item in items)
+    return [prepare(item, max(MAX_POINTS, PAGE_POINTS // max(clouds, 1))) for item in items]
+
+
+def prepare(item: GalleryItem, limit: int = MAX_POINTS) -> Row:
+    """Check `item` and bring its clouds, of at most `limit` points each, into the common frame.
 
     Raises:
         ValueError: for an unknown axis, a cloud that is not (n, 3), values that do not match their cloud or legend.
@@ -99,32 +113,37 @@ def prepare(item: GalleryItem) -> Row:
     where = f"gallery item {item.name!r}"
     if item.up_axis not in TO_SCREEN:
         raise ValueError(f"{where}: up_axis={item.up_axis!r} is not one of 'x', 'y', 'z'")
-    for name in item.values or {}:
-        if name not in item.clouds:
-            raise ValueError(f"{where}: values for {name!r}, which is not among its clouds: {', '.join(item.clouds)}")
-    points, values, finite = {}, {}, {}
+    points, finite = {}, {}
     for name, cloud in item.clouds.items():
         cloud = np.asarray(cloud, np.float32)
         if cloud.ndim != 2 or cloud.shape[1] != 3:
             raise ValueError(f"{where}: cloud {name!r} has shape {cloud.shape}, expected (n, 3)")
         finite[name] = np.isfinite(cloud).all(axis=1)
         points[name] = cloud
-        if item.values and name in item.values:
-            values[name] = np.asarray(item.values[name])
-            if values[name].shape != cloud.shape[:1]:
-                raise ValueError(f"{where}: {values[name].shape} values for the {len(cloud)} points of {name!r}")
-    shades, value_range = _quantise(values, item.legend, where)
+    shades, value_range = _quantise(_value_sets(item, points, where), item.legend, where)
     center, radius = _frame([points[name][finite[name]] for name in points])
     clouds = []
     for name, cloud in points.items():
         order = np.flatnonzero(finite[name])
-        order = np.random.default_rng(0).permutation(order)[:MAX_POINTS]
+        order = np.random.default_rng(0).permutation(order)[:limit]
         turned = ((cloud[order].astype(np.float64) - center) / radius) @ TO_SCREEN[item.up_axis].T
-        turned = np.clip(turned, -FAR, FAR)
-        shade = shades[name][order] if name in shades else None
-        clouds.append(Cloud(name, turned.astype(np.float32), shade, len(cloud), int((~finite[name]).sum())))
+        turned = np.clip(turned, -FAR, FAR).astype(np.float32)
+        own = {label: shade[order] for label, shade in shades.get(name, {}).items()}
+        shade = own.pop(None, list(own.values())[-1] if own else None)
+        clouds.append(Cloud(name, turned, shade, len(cloud), int((~finite[name]).sum()), own))
     legend = [str(entry) for entry in item.legend] if item.legend is not None else None
-    return Row(str(item.name), item.note, clouds, legend, value_range, item.value_name, _fit(clouds), item.pair)
+    heights = _heights(clouds) * radius + float(TO_SCREEN[item.up_axis][1] @ center)
+    return Row(
+        str(item.name),
+        item.note,
+        clouds,
+        legend,
+        value_range,
+        item.value_name,
+        _fit(clouds),
+        item.pair,
+        tuple(heights.tolist()),
+    )
 
 
 def unit_frame(points: np.ndarray, frame: np.ndarray, up_axis: str) -> np.ndarray:
@@ -149,23 +168,49 @@ def _frame(clouds: list[np.ndarray]) -> tuple[np.ndarray, float]:
     return center, radius if radius > 0 else 1.0
 
 
-def _quantise(values: dict[str, np.ndarray], legend: Sequence[str] | None, where: str) -> tuple[dict, tuple | None]:
-    """Return uint8 values per cloud and the range they stand for (None for categories)."""
-    if not values:
+def _heights(clouds: list[Cloud]) -> np.ndarray:
+    """Return the lowest and the highest y of the first cloud, (-1, 1) where it has none."""
+    heights = clouds[0].points[:, 1] if clouds else np.empty(0)
+    return np.array([heights.min(), heights.max()] if len(heights) else [-1.0, 1.0], np.float64)
+
+
+def _value_sets(item: GalleryItem, points: Mapping[str, np.ndarray], where: str) -> dict[str, dict]:
+    """Return the values of each cloud: label of a frame -> (n,), under None those of `values`."""
+    sets: dict[str, dict] = {}
+    for name, values in (item.values or {}).items():
+        sets[name] = {None: np.asarray(values)}
+    for name, frames in (item.frames or {}).items():
+        sets.setdefault(name, {}).update({str(label): np.asarray(values) for label, values in frames})
+    for name, own in sets.items():
+        if name not in points:
+            raise ValueError(f"{where}: values for {name!r}, which is not among its clouds: {', '.join(points)}")
+        for label, values in own.items():
+            if values.shape != points[name].shape[:1]:
+                frame = "" if label is None else f" in frame {label!r}"
+                raise ValueError(
+                    f"{where}: {values.shape} values for the {len(points[name])} points of {name!r}{frame}"
+                )
+    return sets
+
+
+def _quantise(sets: dict[str, dict], legend: Sequence[str] | None, where: str) -> tuple[dict[str, dict], tuple | None]:
+    """Return the same sets as uint8, and the range that 0 to 255 stand for (None for categories)."""
+    arrays = [values for own in sets.values() for values in own.values()]
+    if not arrays:
         return {}, None
     if legend is not None:
-        for name, array in values.items():
-            if array.size and not (array.min() >= 0 and array.max() < min(len(legend), 256)):
+        for name, own in sets.items():
+            if any(v.size and not (v.min() >= 0 and v.max() < min(len(legend), 256)) for v in own.values()):
                 raise ValueError(f"{where}: values of {name!r} must be indices into the {len(legend)} legend names")
-        return {name: array.astype(np.uint8) for name, array in values.items()}, None
-    known = np.concatenate([array[np.isfinite(array)].astype(np.float64) for array in values.values()])
+        return {name: {label: v.astype(np.uint8) for label, v in own.items()} for name, own in sets.items()}, None
+    known = np.concatenate([array[np.isfinite(array)].astype(np.float64) for array in arrays])
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    width = high - low or 1.0
-    shades = {
-        name: np.clip(np.nan_to_num((array - low) / width, nan=0.0) * 255, 0, 255).astype(np.uint8)
-        for name, array in values.items()
-    }
-    return shades, (low, high)
+
+    def shades(values: np.ndarray) -> np.ndarray:
+        shares = np.nan_to_num((values - low) / (high - low or 1.0), nan=0.0)
+        return np.clip(shares * 255, 0, 255).astype(np.uint8)
+
+    return {name: {label: shades(v) for label, v in own.items()} for name, own in sets.items()}, (low, high)
 
 
 def equal_count(row: Row) -> int:

@@ -6,6 +6,7 @@ from tools.report.clouds import (
     CATEGORIES,
     COLUMN_COLORS,
     HEIGHT_SCALE,
+    MAX_POINTS,
     VALUE_SCALE,
     Cloud,
     GalleryItem,
@@ -66,8 +67,8 @@ def gallery_figure(rows: list[Row]):
 
 
 def shown_count(cloud: Cloud, row: Row) -> int:
-    """Return how many of the points are drawn: no more than of the first cloud, so that densities compare."""
-    return min(len(cloud.points), equal_count(row) or len(cloud.points))
+    """Return how many of the points are drawn: no more than of the first cloud, so that densities compare, or than a figure shows."""
+    return min(len(cloud.points), equal_count(row) or len(cloud.points), MAX_POINTS)
 
 
 def cloud_images(item: GalleryItem) -> list[np.ndarray]:

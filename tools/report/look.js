@@ -151,7 +151,7 @@
     } else if (show === "attention") legend(`attention is not kept of ${data.clouds[state.cloud].name}; choose one of the first clouds`, "", "");
     else legend(`first three principal axes of scale ${state.scale} as red, green, blue; chosen: ${name}`, "", "");
     const parts = [state.cloud, state.scale, state.row, show, control("layer").value, control("head").value];
-    history.replaceState(null, "", "#view=" + parts.join(","));
+    view.link("view", parts.join(","));
     document.documentElement.dataset.view = parts.join(",");
     view.touch();
   }
@@ -196,7 +196,7 @@
 
   // A link restores what it was made of, as far as it fits this page.
   function restore() {
-    const given = /^#view=(\d+),(\d+),(\d+),(\w+),(\d*),(\w*)$/.exec(location.hash);
+    const given = /^(\d+),(\d+),(\d+),(\w+),(\d*),(\w*)$/.exec(view.linked().get("view") || "");
     const scales = given && clouds[given[1]] && clouds[given[1]].scales;
     if (scales && scales[given[2]] && Number(given[3]) < count(scales[given[2]])) {
       [state.cloud, state.scale, state.row] = given.slice(1, 4).map(Number);
@@ -212,4 +212,5 @@
   }
   control("scale").value = state.scale;
   restore();
+  addEventListener("hashchange", restore);
 })();

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from tools.report import overview
-from tools.report.clouds import GalleryItem, Row, prepare
+from tools.report.clouds import GalleryItem, Row, prepare_all
 from tools.report.confusion import confusion_section
 from tools.report.figure import gallery_figure
 from tools.report.markup import Section, asset, escape, facts, portable
@@ -66,10 +66,10 @@ def write_report(
         ValueError: if clouds, values or counts do not have the shapes promised.
     """
     folder = Path(folder)
-    pictures = {
-        name: [prepare(item) for item in items] for name, items in {"gallery": gallery, **(galleries or {})}.items()
-    }
-    rows = [row for picture in pictures.values() for row in picture]
+    items = {"gallery": gallery, **(galleries or {})}
+    rows = prepare_all([item for one in items.values() for item in one])
+    left = iter(rows)
+    pictures = {name: [next(left) for _ in one] for name, one in items.items()}
     log = read_metrics(folder / "metrics.jsonl")
     settings = _plain(config)
     seed = settings.get("seed") if isinstance(settings, dict) else None
@@ -126,7 +126,7 @@ def page(title: str, *, subtitle: str, cards: str, sections: list[Section], scri
         "subtitle": escape(subtitle),
         "cards": cards,
         "style": asset("page.css"),
-        "scripts": asset("charts.js") + asset("viewer.js") + asset("confusion.js") + script,
+        "scripts": asset("charts.js") + asset("balls.js") + asset("viewer.js") + asset("confusion.js") + script,
         "navigation": "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections)),
         "sections": "\n".join(section.html(f"s{i}") for i, section in enumerate(sections)),
     }

@@ -1,6 +1,7 @@
 """The turnable gallery of the page: packs the clouds into the file and lays out the controls."""
 
 import base64
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -22,8 +23,9 @@ def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "", 
         "items": [_pack_row(row) for row in rows],
     }
     body = (
-        f'{_controls(rows, paint)}<p class="hint">Drag to turn, double-click to reset. Click a row first to zoom with the '
-        f"wheel or two fingers. Keyboard: arrows turn, + and - zoom, 0 resets.{_without_values(rows)}</p>"
+        f'{_controls(rows, paint)}<p class="hint">Drag to turn, double-click to reset; click a row first to zoom with the '
+        "wheel. On a touch screen one finger turns to the side, two turn, tilt and zoom. Keyboard: arrows turn, + and - zoom, "
+        f"0 resets{_frame_keys(rows)}. The address follows the view: copy it to share what you see.{_without_values(rows)}</p>"
         '<noscript><p class="none">Turning needs scripts; gallery.png shows the same clouds.</p></noscript>'
         f'<div class="items{_density(rows)}">{"".join(_row(row, f"cloud-{i}") for i, row in enumerate(rows))}</div>'
         f"{embed_json(data, element_id='gallery-data')}"
@@ -31,9 +33,18 @@ def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "", 
     return Section(title, body, lead)
 
 
+def _frames(rows: list[Row]) -> int:
+    """Return the largest number of frames of a cloud."""
+    return max((len(cloud.frames) for row in rows for cloud in row.clouds), default=0)
+
+
+def _frame_keys(rows: list[Row]) -> str:
+    return ", comma and full stop go through the values" if _frames(rows) else ""
+
+
 def _density(rows: list[Row]) -> str:
-    """Let rows of single clouds stand closer."""
-    return " small" if all(len(row.clouds) < 2 for row in rows) else ""
+    """Let many rows of single clouds stand closer."""
+    return " small" if len(rows) > 4 and all(len(row.clouds) < 2 for row in rows) else ""
 
 
 def _without_values(rows: list[Row]) -> str:
@@ -50,23 +61,26 @@ def _controls(rows: list[Row], paint: str) -> str:
     by_value = f'<option value="value">{escape(" or ".join(names))}</option>' if names else ""
     painted = f'<option value="paint">{escape(paint)}</option>' if paint else ""
     options = f'{painted}{by_value}<option value="height">height</option><option value="cloud">column</option>'
+    last = _frames(rows) - 1
+    frame = (
+        f'<label>values <input type="range" id="view-frame" min="0" max="{last}" step="1" value="{last}">'
+        '<output id="view-frame-label" for="view-frame"></output></label>'
+        if last >= 0
+        else ""
+    )
     equal = '<label><input type="checkbox" id="view-equal" checked> equal point counts</label>' if denser else ""
     return (
         '<div class="controls" role="group" aria-label="Gallery display">'
         f'<label>colour by <select id="view-color">{options}</select></label>'
         '<label>point size <input type="range" id="view-size" min="0.4" max="2.5" step="0.05" value="1"></label>'
-        f'{equal}<label><input type="checkbox" id="view-link"> turn all rows together</label>'
+        f'{frame}{equal}<label><input type="checkbox" id="view-link"> turn all rows together</label>'
         '<label><input type="checkbox" id="view-spin"> rotate</label>'
         '<button type="button" id="view-reset">reset</button></div>'
     )
 
 
 def _row(row: Row, anchor: str) -> str:
-    cells = "".join(
-        f'<div class="cloud"><canvas></canvas><div class="caption"><b>{escape(cloud.name)}</b> '
-        f'<span class="count">{_count_text(cloud)}</span></div></div>'
-        for cloud in row.clouds
-    )
+    cells = "".join(_cell(cloud, column) for column, cloud in enumerate(row.clouds))
     note = f'<p class="note">{escape(row.note)}</p>' if row.note else ""
     described = ", ".join(f"{cloud.name} with {cloud.total} points" for cloud in row.clouds)
     keys = "Arrow keys turn, plus and minus zoom, zero resets."
@@ -79,6 +93,15 @@ def _row(row: Row, anchor: str) -> str:
     )
 
 
+def _cell(cloud: Cloud, column: int) -> str:
+    dot = COLUMN_COLORS[column % len(COLUMN_COLORS)]
+    frame = '<span class="frame"></span> ' if cloud.frames else ""
+    return (
+        f'<div class="cloud"><canvas></canvas><div class="caption"><b style="--dot:{dot}">{escape(cloud.name)}</b> '
+        f'{frame}<span class="count">{_count_text(cloud)}</span></div></div>'
+    )
+
+
 def _count_text(cloud: Cloud) -> str:
     text = f"{cloud.total:,}"
     if len(cloud.points) < cloud.total - cloud.dropped:
@@ -87,20 +110,31 @@ def _count_text(cloud: Cloud) -> str:
 
 
 def _legend(row: Row) -> str:
+    """Return what the colours mean; the style sheet shows the one of the chosen colouring."""
+    plain = "" if row.has_values else " unvalued"
+    low, high = (short(value, 3) for value in row.height_range)
+    height = _ramp(f"by-height{plain}", "height, in the unit of the cloud", low, high, HEIGHT_SCALE)
     if row.legend is not None:
-        used = {int(index) for cloud in row.clouds if cloud.values is not None for index in np.unique(cloud.values)}
+        values = [
+            shade for cloud in row.clouds for shade in (cloud.values, *cloud.frames.values()) if shade is not None
+        ]
+        used = {int(index) for shade in values for index in np.unique(shade)}
         entries = "".join(
             f'<li style="--dot:{CATEGORIES[index % len(CATEGORIES)]}">{escape(name)}</li>'
             for index, name in enumerate(row.legend)
             if index in used
         )
-        return f'<ul class="categories">{entries}</ul>'
+        return f'<ul class="categories by-value">{entries}</ul>{height}'
     if row.value_range is not None:
         low, high = (short(value, 3) for value in row.value_range)
-        return (
-            f'<p class="ramp">{escape(row.value_name)}: {low}<i style="--ramp:{",".join(VALUE_SCALE)}"></i>{high}</p>'
-        )
-    return ""
+        return _ramp("by-value", row.value_name, low, high, VALUE_SCALE) + height
+    return height
+
+
+def _ramp(kind: str, name: str, low: str, high: str, scale: Sequence[str]) -> str:
+    return (
+        f'<p class="ramp {kind}">{escape(name)}: <span>{low}<i style="--ramp:{",".join(scale)}"></i>{high}</span></p>'
+    )
 
 
 def _pack_row(row: Row) -> dict:
@@ -115,4 +149,8 @@ def _pack(cloud: Cloud, extent: float) -> dict:
     packed = {"n": len(grid), "xyz": base64.b64encode(grid.tobytes()).decode("ascii"), "total": cloud.total}
     if cloud.values is not None:
         packed["values"] = base64.b64encode(cloud.values.tobytes()).decode("ascii")
+    if cloud.frames:
+        packed["frames"] = [
+            [label, base64.b64encode(values.tobytes()).decode("ascii")] for label, values in cloud.frames.items()
+        ]
     return packed

@@ -1,12 +1,13 @@
 """The gallery: one frame for the clouds of a row, compact packing, values, and its figure."""
 
 import base64
+import re
 
 import numpy as np
 import pytest
 
 from tools.report import splat
-from tools.report.clouds import MAX_POINTS, prepare
+from tools.report.clouds import MAX_POINTS, prepare, prepare_all
 from tools.report.figure import gallery_figure
 from tools.report.page import GalleryItem, write_report
 from tools.report.viewer import _pack_row, gallery_section
@@ -71,6 +72,31 @@ def test_values_follow_their_points():
     assert row.value_range == (points[:, 1].min(), points[:, 1].max())
 
 
+def test_frames_share_one_range_and_follow_their_points():
+    points = cloud()
+    frames = {"input": [("epoch 0", points[:, 0]), ("epoch 1", 3 * points[:, 1])]}
+    row = prepare(GalleryItem("a", {"input": points, "other": points}, frames=frames, value_name="difficulty"))
+    drawn, other = row.clouds
+    assert list(drawn.frames) == ["epoch 0", "epoch 1"] and not other.frames and other.values is None
+    assert row.value_range == pytest.approx((3 * points[:, 1].min(), 3 * points[:, 1].max()))
+    width = row.value_range[1] - row.value_range[0]
+    values = drawn.frames["epoch 0"] * width / 255 + row.value_range[0]
+    assert np.corrcoef(values, drawn.points[:, 0])[0, 1] > 0.999 and np.abs(values).max() < 1.05
+    assert (drawn.values == drawn.frames["epoch 1"]).all()
+    body = gallery_section([row]).body
+    assert 'id="view-frame" min="0" max="1" step="1" value="1"' in body and "epoch 0" in body
+    with pytest.raises(ValueError, match=r"'chair 3'.*\(5,\) values for the 50 points of 'input' in frame 'x'"):
+        prepare(GalleryItem("chair 3", {"input": points}, frames={"input": [("x", np.zeros(5))]}))
+
+
+def test_a_page_of_few_clouds_keeps_more_points():
+    big, small = cloud(MAX_POINTS * 3), cloud(9)
+    (one,) = prepare_all([GalleryItem("scan", {"input": big})])
+    many = prepare_all([GalleryItem("scan", {"input": big}), *[GalleryItem("b", {"input": small})] * 200])
+    assert len(one.clouds[0].points) == len(big) and len(many[0].clouds[0].points) == MAX_POINTS
+    assert gallery_figure([one]) is not None
+
+
 def test_only_the_categories_in_use_are_listed():
     row = prepare(GalleryItem("a", {"input": cloud()}, values={"input": np.full(50, 1)}, legend=["leg", "seat", "arm"]))
     body = gallery_section([row]).body
@@ -129,7 +155,9 @@ def test_values_are_called_by_their_name():
         prepare(GalleryItem("b", {"input": cloud()})),
     ]
     body = gallery_section(rows).body
-    assert '<option value="value">hardness &lt;b&gt;</option>' in body and "hardness &lt;b&gt;: -0" in body
+    assert '<option value="value">hardness &lt;b&gt;</option>' in body and re.search(
+        "hardness &lt;b&gt;: <span>-0", body
+    )
     assert "Rows without hardness &lt;b&gt; are coloured by height." in body
     assert "Rows without" not in gallery_section(rows[:1]).body
 
