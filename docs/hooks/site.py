@@ -56,15 +56,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages from outside docs/, the tour and what the theme needs of us."""
+    """Add the pages from outside docs/ and the tour."""
     files.remove(files.get_file_from_path("README.md"))
     _sources.clear()
     _sources.update({file.src_uri: f"docs/{file.src_uri}" for file in files if file.src_uri.endswith(".md")})
     for source, page in PAGES.items():
         _sources[page] = source
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
-    shim = "assets/iframe-worker.js"
-    files.append(File.generated(config, shim, abs_src_path=str(Path(__file__).with_name("iframe-worker.js"))))
     for file in _tour(config):
         files.append(file)
     return files
