@@ -1,5 +1,7 @@
-// What the theme leaves out for keyboards and screen readers: a name of the search, code that scrolls by arrow keys.
+// What the theme leaves out for keyboards and screen readers: a name of the search, code and tables that scroll by arrow keys.
 document.querySelector("[data-md-component=search]")?.setAttribute("aria-label", "Search");
-for (const code of document.querySelectorAll("pre > code")) {
-  if (code.scrollWidth > code.clientWidth) code.tabIndex = 0;
-}
+addEventListener("load", () => {
+  for (const wide of document.querySelectorAll("pre > code, .md-typeset__scrollwrap")) {
+    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
+  }
+});
