@@ -9,11 +9,15 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 WORKERS ?= auto
 
-.PHONY: quickstart test test-slow style docs native clean
+.PHONY: quickstart figures test test-slow style docs native clean
 
 quickstart: $(VENV)/.installed native
 	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 2 --overwrite
 	$(RUN) -m tools.quickstart experiments/quickstart/point-m2ae/quickstart
+
+# The pictures of README and docs, from the small weights and built-in clouds, a minute or two of one core.
+figures: $(VENV)/.installed native
+	$(RUN) -m benchmarks.figures
 
 # One thread per worker: results do not depend on it, and two workers on two cores do not get in each other's way.
 test: $(VENV)/.installed-dev native
