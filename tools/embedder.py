@@ -59,17 +59,20 @@ class Embedder:
         More than `npoints` are thinned by farthest point sampling, as --test does; fewer are taken as they are, and repeated
         where they are too few for the groups.
         """
-        if self.placing != "stored":
-            # In double precision: map coordinates are large, and single precision would round their differences.
-            points = points - points.mean(axis=0)
-        cloud = torch.from_numpy(points.astype(np.float32))[None].to(self.device)  # (1, n, 3)
-        if self.placing == "sphere":
-            cloud = normalize_unit_sphere(cloud)
+        cloud = self.place(points)[None]  # (1, n, 3)
         count = min(self.npoints or cloud.shape[1], cloud.shape[1])
         # What --test shows a classifier has passed the sampling also where all points are asked: it skips those at the origin.
         if self.classifies or count < cloud.shape[1]:
             cloud = farthest(cloud, count)
         return cloud[0] if count >= self.needed else repeat_points(cloud[0], self.needed)
+
+    def place(self, points: np.ndarray) -> Tensor:
+        """Bring all points (n, 3) of one file into the frame of the model: (n, 3) float32 on the device."""
+        if self.placing != "stored":
+            # In double precision: map coordinates are large, and single precision would round their differences.
+            points = points - points.mean(axis=0)
+        cloud = torch.from_numpy(points.astype(np.float32)).to(self.device)
+        return normalize_unit_sphere(cloud[None])[0] if self.placing == "sphere" else cloud
 
     def __call__(self, points: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
         """Encode clouds (B, n, 3) as features (B, C), and with a classifier probabilities (B, classes), float32."""

@@ -132,7 +132,10 @@ def _own_clouds(args: argparse.Namespace, embedder: Embedder, files: Sequence[Pa
                 "%s: has %d points, fewer than the %d that the groups need; its points are repeated",
                 printable(file), len(points), embedder.needed,
             )  # fmt: skip
-        given.append(Given(name, embedder.fit(upright(points, args.up))))
+        points = upright(points, args.up)
+        taken = embedder.fit(points)
+        scan = embedder.place(points).cpu().numpy() if len(points) > len(taken) else None
+        given.append(Given(name, taken, scan=scan))
     notes.tell()
     bad.tell(len(chosen))
     return given, "y"

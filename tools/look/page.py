@@ -16,6 +16,7 @@ from tools.report.viewer import gallery_section
 from utils.files import write_atomic
 
 ATTENTION_BYTES = 24 << 20  # of queries and keys on one page; further clouds have none
+SCAN = "all points"
 THUMBNAIL = 120  # pixels
 MAP_WIDTH, MAP_HEIGHT, MAP_EDGE = 640, 420, 60
 SHOW = {"features": "features (PCA)", "similarity": "similarity to the patch", "attention": "attention of the patch"}
@@ -61,8 +62,10 @@ def _item(cloud: CloudStudy, up_axis: str) -> GalleryItem:
     if cloud.rebuilt is not None:
         clouds["rebuilt"] = cloud.rebuilt.cloud
         values = {"cloud": cloud.rebuilt.error, "rebuilt": cloud.rebuilt.cloud_error}
+    if cloud.scan is not None:
+        clouds[SCAN] = cloud.scan
     unit = "error, distance in the unit of the cloud"
-    return GalleryItem(cloud.name, clouds, up_axis, cloud.note, values, value_name=unit)
+    return GalleryItem(cloud.name, clouds, up_axis, cloud.note, values, value_name=unit, dense=(SCAN,))
 
 
 def _controls(scales: int, show: Mapping[str, str]) -> str:
@@ -87,6 +90,7 @@ def _data(study: Study, up_axis: str) -> dict:
     clouds = [
         {
             "name": cloud.name,
+            "painted": [0] if cloud.scan is None else [0, 1 + (cloud.rebuilt is not None)],
             "scales": [
                 _pack(study, number, scale, attention=number < kept) | _frame(cloud, one, up_axis)
                 for scale, one in enumerate(cloud.scales)

@@ -24,6 +24,7 @@ class Given(NamedTuple):
     name: str
     points: Tensor  # (N, 3), as the model takes it
     note: str | None = None  # what is known of it, such as its class
+    scan: np.ndarray | None = None  # (n, 3), all points of the file in the same frame, where the model takes fewer
 
 
 @dataclass
@@ -36,6 +37,7 @@ class CloudStudy:
     scales: list[Scale]  # finest first
     feature: np.ndarray  # (C,) float32, of the whole cloud
     rebuilt: Rebuilt | None  # of a masked autoencoder
+    scan: np.ndarray | None = None  # (n, 3), all points of the file, if the method leaves points where they are
 
 
 class Query(NamedTuple):
@@ -119,6 +121,6 @@ def _study_cloud(model: PointModel, given: Given, seed: int) -> CloudStudy:
     feature = model.encode(given.points[None])[0].float().cpu().numpy()
     if not all(np.isfinite(part).all() for part in (feature, *(scale.features for scale in scales))):
         raise UserError(f"{given.name}: its features are not finite; take weights that are, and clouds of usual extent")
-    return CloudStudy(
-        given.name, given.note, points.float().cpu().numpy(), scales, feature, rebuild(model, given.points, seed)
-    )
+    scan = given.scan if torch.equal(points, given.points) else None
+    made = rebuild(model, given.points, seed)
+    return CloudStudy(given.name, given.note, points.float().cpu().numpy(), scales, feature, made, scan)

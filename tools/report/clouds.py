@@ -42,6 +42,7 @@ class GalleryItem:
         value_name: what the values are.
         frames: cloud name -> (label, (n,) values) pairs, of which a slider shows one at a time, for example the difficulty after
             each epoch; a cloud that is not in `values` starts with its last frame.
+        dense: clouds that have more points than the first on purpose; "equal point counts" leaves them whole.
         pair: true and predicted class of a cloud that was classified; the confusion matrix links to it.
     """
 
@@ -54,6 +55,7 @@ class GalleryItem:
     value_name: str = "value"
     pair: tuple[str, str] | None = None
     frames: Mapping[str, Sequence[tuple[str, np.ndarray]]] | None = None
+    dense: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Cloud:
     total: int
     dropped: int
     frames: dict[str, np.ndarray] = field(default_factory=dict)
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def prepare(item: GalleryItem, limit: int = MAX_POINTS) -> Row:
         turned = np.clip(turned, -FAR, FAR).astype(np.float32)
         own = {label: shade[order] for label, shade in shades.get(name, {}).items()}
         shade = own.pop(None, list(own.values())[-1] if own else None)
-        clouds.append(Cloud(name, turned, shade, len(cloud), int((~finite[name]).sum()), own))
+        clouds.append(Cloud(name, turned, shade, len(cloud), int((~finite[name]).sum()), own, name in item.dense))
     legend = [str(entry) for entry in item.legend] if item.legend is not None else None
     heights = _heights(clouds) * radius + float(TO_SCREEN[item.up_axis][1] @ center)
     return Row(

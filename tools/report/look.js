@@ -15,19 +15,19 @@
   });
 
   const clouds = data.clouds.map((packed, index) => ({
-    item: view.items[index], shown: view.items[index].clouds[0],
+    item: view.items[index], painted: packed.painted.map((column) => view.items[index].clouds[column]),
     scales: packed.scales.map((scale) => ({
       centers: numbers(scale.centers, Float32Array), colors: view.bytes(scale.colors), features: halves(scale.features),
-      masked: scale.masked ? view.bytes(scale.masked) : null, packed: scale, nearest: null, layers: null,
+      masked: scale.masked ? view.bytes(scale.masked) : null, packed: scale, nearest: new Map(), layers: null,
     })),
   }));
   const state = { cloud: 0, scale: data.clouds[0].scales.length - 1, row: 0 };
   const count = (scale) => scale.centers.length / 3;
 
   // The three nearest centres of each point, with weights of inverse distance.
-  function nearestOf(cloud, scale) {
-    if (scale.nearest) return scale.nearest;
-    const { xyz, n } = cloud.shown, total = count(scale), c = scale.centers;
+  function nearestOf(shown, scale) {
+    if (scale.nearest.has(shown)) return scale.nearest.get(shown);
+    const { xyz, n } = shown, total = count(scale), c = scale.centers;
     const index = new Uint16Array(3 * n), weight = new Float32Array(3 * n);
     for (let i = 0; i < n; i++) {
       let first = Infinity, second = Infinity, third = Infinity, a = 0, b = 0, d = 0;
@@ -38,30 +38,27 @@
         else if (apart < second) { third = second; d = b; second = apart; b = j; }
         else if (apart < third) { third = apart; d = j; }
       }
-      const parts = [first, second, third].map((apart) => 1 / Math.max(Math.sqrt(apart), 1e-6));
-      const sum = parts[0] + parts[1] + parts[2];
-      [a, b, d].forEach((j, k) => { index[3 * i + k] = j; weight[3 * i + k] = parts[k] / sum; });
+      const one = 1 / Math.max(Math.sqrt(first), 1e-6), two = 1 / Math.max(Math.sqrt(second), 1e-6);
+      const three = 1 / Math.max(Math.sqrt(third), 1e-6), sum = one + two + three;
+      index[3 * i] = a; index[3 * i + 1] = b; index[3 * i + 2] = d;
+      weight[3 * i] = one / sum; weight[3 * i + 1] = two / sum; weight[3 * i + 2] = three / sum;
     }
-    return (scale.nearest = { index, weight });
+    scale.nearest.set(shown, { index, weight });
+    return scale.nearest.get(shown);
   }
 
   // Colours of the points from a function that gives a patch's value, or from three bytes a patch.
   function paint(cloud, scale, value, colors, mark) {
-    const { n } = cloud.shown, { index, weight } = nearestOf(cloud, scale);
-    const out = new Uint8Array(3 * n);
-    for (let i = 0; i < n; i++) {
-      let rgb = [0, 0, 0];
-      if (index[3 * i] === mark) rgb = MARK;
-      else if (colors) {
-        for (let k = 0; k < 3; k++) for (let c = 0; c < 3; c++) rgb[c] += weight[3 * i + k] * colors[3 * index[3 * i + k] + c];
-      } else {
-        let sum = 0;
-        for (let k = 0; k < 3; k++) sum += weight[3 * i + k] * value[index[3 * i + k]];
-        rgb = view.ramp[Math.max(0, Math.min(255, Math.round(sum * 255)))];
+    for (const shown of cloud.painted) {
+      const { n } = shown, { index, weight } = nearestOf(shown, scale);
+      const out = (shown.paint = new Uint8Array(3 * n));
+      for (let i = 0; i < 3 * n; i += 3) {
+        const a = index[i], b = index[i + 1], d = index[i + 2], u = weight[i], v = weight[i + 1], w = weight[i + 2];
+        if (a === mark) out.set(MARK, i);
+        else if (colors) for (let c = 0; c < 3; c++) out[i + c] = u * colors[3 * a + c] + v * colors[3 * b + c] + w * colors[3 * d + c];
+        else out.set(view.ramp[Math.max(0, Math.min(255, Math.round(255 * (u * value[a] + v * value[b] + w * value[d]))))], i);
       }
-      out.set(rgb, 3 * i);
     }
-    cloud.shown.paint = out;
   }
 
   function similarity(cloud) {
@@ -139,7 +136,7 @@
       else if (show === "attention" && weights && index === state.cloud) {
         const patches = weights.slice(extra), most = Math.max(...patches);
         paint(cloud, own, patches.map((v) => v / (most || 1)), null, mark);
-      } else if (show === "attention") cloud.shown.paint = new Uint8Array(3 * cloud.shown.n).map((_, i) => GREY[i % 3]);
+      } else if (show === "attention") cloud.painted.forEach((shown) => { shown.paint = new Uint8Array(3 * shown.n).map((_, i) => GREY[i % 3]); });
       else paint(cloud, own, null, own.colors, -1);
     }
     if (show === "similarity") legend(`cosine with ${name}`, "\u22121", "1");
@@ -175,9 +172,9 @@
 
   clouds.forEach((cloud, index) => {
     cloud.item.element.addEventListener("pick", ({ detail }) => {
-      if (detail.cloud !== cloud.shown) return;
+      if (!cloud.painted.includes(detail.cloud)) return;
       const at = 3 * detail.point;
-      choose(index, nearestRow(cloud.scales[state.scale], ...cloud.shown.xyz.subarray(at, at + 3)));
+      choose(index, nearestRow(cloud.scales[state.scale], ...detail.cloud.xyz.subarray(at, at + 3)));
     });
     cloud.item.element.querySelector(".clouds").addEventListener("keydown", (event) => {
       const step = { ",": -1, ".": 1 }[event.key];

@@ -37,7 +37,7 @@
       const count = cells[column].querySelector(".count");
       return {
         xyz: Float32Array.from(new Int16Array(bytes(cloud.xyz).buffer), (v) => v * packed.unit),
-        n: cloud.n, total: cloud.total, column, rgb: new Uint8Array(3 * cloud.n), version: 0, stale: true,
+        n: cloud.n, dense: cloud.dense, column, rgb: new Uint8Array(3 * cloud.n), version: 0, stale: true,
         values: cloud.values ? bytes(cloud.values) : null,
         frames: (cloud.frames || []).map(([label, values]) => ({ label, values: bytes(values) })),
         canvas: cells[column].querySelector("canvas"), label: cells[column].querySelector(".frame"), count, countText: count.textContent,
@@ -96,12 +96,12 @@
     // Twice the resolution of the page smooths the edges of the balls.
     const size = Math.min(MAX_PIXELS, Math.round(width * Math.max(2, window.devicePixelRatio || 1))) >> (coarse ? 1 : 0);
     const equal = control("equal");
-    const full = equal && equal.checked && item.clouds[0].n ? Math.min(cloud.n, item.clouds[0].n) : cloud.n;
+    const full = equal && equal.checked && !cloud.dense && item.clouds[0].n ? Math.min(cloud.n, item.clouds[0].n) : cloud.n;
     cloud.count.textContent = full < cloud.n ? `${full.toLocaleString("en")} of ${cloud.countText}` : cloud.countText;
     const count = Math.min(full, Math.max(DENSE, Math.round(full * share)));
     if (count < full || coarse) item.rough = true;
-    const dense = Math.min(1, Math.sqrt(DENSE / (count || 1)));
-    const ball = BALL * size * Number(control("size").value) * dense * Math.sqrt(item.zoom);
+    const thin = Math.min(1, Math.sqrt(DENSE / (count || 1)));
+    const ball = BALL * size * Number(control("size").value) * thin * Math.sqrt(item.zoom);
     const kind = drawBalls(cloud.canvas, cloud, item, { size, count, ball, background });
     document.documentElement.dataset.renderer = kind;
   }
@@ -292,9 +292,9 @@
   }
 
   // For scripts that colour points themselves: `paint` of a cloud is three bytes a point, "pick" the event of a click on a point;
-  // `link` adds a part to the address, `linked` reads those of the address.
+  // `link` adds a part to the address, `linked` reads those of the address. `share` is the part of large clouds drawn while they move.
   window.galleryView = {
-    items, touch: recolor, ramp: valueRamp, bytes, linked, setView,
+    items, touch: recolor, ramp: valueRamp, bytes, linked, setView, redraw: request, share: () => share,
     link: (name, value) => { added.set(name, value); remember(); },
   };
   items.forEach(listen);

@@ -57,7 +57,7 @@ def _without_values(rows: list[Row]) -> str:
 
 def _controls(rows: list[Row], paint: str) -> str:
     names = list(dict.fromkeys(row.value_name for row in rows if row.has_values))
-    denser = any(len(cloud.points) > equal_count(row) > 0 for row in rows for cloud in row.clouds)
+    denser = any(len(cloud.points) > equal_count(row) > 0 and not cloud.dense for row in rows for cloud in row.clouds)
     by_value = f'<option value="value">{escape(" or ".join(names))}</option>' if names else ""
     painted = f'<option value="paint">{escape(paint)}</option>' if paint else ""
     options = f'{painted}{by_value}<option value="height">height</option><option value="cloud">column</option>'
@@ -146,7 +146,12 @@ def _pack_row(row: Row) -> dict:
 
 def _pack(cloud: Cloud, extent: float) -> dict:
     grid = np.rint(cloud.points / extent * 32767).astype("<i2")
-    packed = {"n": len(grid), "xyz": base64.b64encode(grid.tobytes()).decode("ascii"), "total": cloud.total}
+    packed = {
+        "n": len(grid),
+        "xyz": base64.b64encode(grid.tobytes()).decode("ascii"),
+        "total": cloud.total,
+        "dense": cloud.dense,
+    }
     if cloud.values is not None:
         packed["values"] = base64.b64encode(cloud.values.tobytes()).decode("ascii")
     if cloud.frames:

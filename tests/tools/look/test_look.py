@@ -236,6 +236,18 @@ def test_two_points_and_a_single_cloud(folder, caplog):
         assert np.isfinite(one["scale2_point_colors"]).all()
 
 
+@pytest.mark.parametrize("count", [3000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_more_points_than_the_model_takes(tmp_path, monkeypatch, count):
+    monkeypatch.chdir(tmp_path)
+    np.save("scan.npy", np.random.default_rng(0).normal(size=(count, 3)) + 50)
+    assert run("--ckpts", "mini-point-mae", "--input", "scan.npy", "--out", "out", "--no_sheets") == 0
+    with np.load("out/clouds/000_scan.npy.npz") as one:
+        assert one["points"].shape == (1024, 3)
+    page = Path("out/look.html").read_text(encoding="utf-8")
+    assert "all points" in page and f'<span class="count">{count:,}</span>' in page
+    assert len(page) < 500_000 + 8.01 * count
+
+
 def test_built_in_shapes_as_documented(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "look.md").read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """The page of `tools.look`: one file, its data, and what a browser makes of it where one is installed."""
 
 import base64
+import dataclasses
 import json
 import re
 
@@ -8,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.browser import click_canvas, inked, pixels
+from tests.browser import axe_serious, click_canvas, inked, pixels, screenshot, scrolls_sideways, settle, wait_until
 from tools.embedder import open_embedder
 from tools.launch import weights_file
 from tools.look.page import write_page
-from tools.look.study import Given, Query, study
+from tools.look.study import Given, Query, Study, study
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +83,35 @@ def test_a_click_chooses_a_patch(page, browser_page):
     opened.keyboard.press(".")
     after = opened.locator("html").get_attribute("data-view")
     assert int(after.split(",")[2]) == (int(chosen.split(",")[2]) + 1) % 16
+    settle(opened)
+    shown = pixels(opened)
+    opened.keyboard.press("ArrowLeft")
+    wait_until(opened, "location.hash.includes('camera0')")
+    settle(opened)
+    turned, address = pixels(opened), opened.evaluate("location.hash")
+    assert np.abs(turned.astype(int) - shown).mean() > 2 and f"view={after}" in address
+    other = browser_page(page, fragment=address)
+    assert other.locator("html").get_attribute("data-view") == after
+    assert np.abs(turned.astype(int) - pixels(other)).mean() < 1
+
+
+def test_all_points_of_a_scan_have_the_colours_of_its_patches(found, tmp_path, browser_page):
+    draw = np.random.default_rng(1)
+    cloud = found.clouds[0]
+    scan = (cloud.points[draw.integers(0, 200, 20_000)] + draw.normal(0, 0.01, (20_000, 3))).astype(np.float32)
+    one = Study(found.method, [dataclasses.replace(cloud, scan=scan)])
+    opened = browser_page(write_page(tmp_path, one, {"checkpoint": "mini"}, "y"))
+    few, all_points = pixels(opened, 0), pixels(opened, 2)
+    assert opened.locator(".count").nth(2).text_content() == "20,000"
+    inside = (np.abs(all_points.astype(int) - 255).max(2) > 24) & (np.abs(few.astype(int) - 255).max(2) > 24)
+    assert inside.mean() > 0.1 and np.abs(few[inside].astype(int) - all_points[inside]).mean() < 40
+    click_canvas(opened, 2)
+    assert opened.locator("html").get_attribute("data-view").split(",")[3] == "similarity"
+    assert np.abs(pixels(opened, 2).astype(int) - all_points).mean() > 2
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
+def test_everybody_can_use_it(page, browser_page, width, dark):
+    opened = browser_page(page, width=width, dark=dark)
+    assert not axe_serious(opened) and not scrolls_sideways(opened)
+    screenshot(opened, f"look-{'phone' if width < 500 else 'dark' if dark else 'light'}")
