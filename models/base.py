@@ -329,12 +329,12 @@ class MaskedAutoencoder(PretrainingModel):
         return {"loss": self.criterion(out["rebuilt"], out["target"], out["valid"]), **out}
 
     def pair(self, rebuilt: Tensor, pyramid: Pyramid, masks: list[Packing], hidden: Rows) -> dict[str, Tensor]:
-        """Return what a head made of the hidden groups together with these groups: `compare` without the loss."""
+        """Return what a head made of the hidden groups, (L, 3 * n) or (L, n, 3), with these groups: `compare` without the loss."""
         scale = self.decoded_scale
         return {
             "masked": ~masks[-1].visible,
             "masked_finest": ~masks[0].visible,
-            "rebuilt": rebuilt.unflatten(-1, (-1, 3)),  # (L, n, 3); L may be 0
+            "rebuilt": rebuilt.flatten(1).unflatten(1, (-1, 3)),  # (L, n, 3); L may be 0
             "target": hidden.take(pyramid.neighborhoods[scale]),  # (L, K, 3)
             "centers": hidden.take(pyramid.centers[scale]),
             "samples": hidden.samples(),

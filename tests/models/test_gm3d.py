@@ -80,6 +80,7 @@ def test_outputs_and_gradients(name, mode):
         out["complexity"].shape == (3, model.masked_count) and out["masked"].sum(1).tolist() == [model.masked_count] * 3
     )
     assert len(out["rebuilt"]) == len(out["target"]) == len(out["centers"]) == len(out["samples"])
+    assert out["rebuilt"].shape[2:] == (3,)
     out["loss"].backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
