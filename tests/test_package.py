@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -240,6 +241,15 @@ def test_every_command_of_the_wheel_works_from_another_folder(site, tmp_path):
         assert not [text for text in OTHERS_OF_OURS if text in said], said
     with_kernels = any((site / "m2ae").rglob("*.so"))
     assert ("compiled" in call(site, tmp_path, "-c", USE)) == with_kernels
+
+
+@pytest.mark.slow
+def test_the_tour_runs_with_an_installation(site, tmp_path):
+    """Its first notebook as a script, next to tour.py outside of a clone."""
+    shutil.copyfile(ROOT / "docs" / "tour" / "tour.py", tmp_path / "tour.py")
+    cells = json.loads((ROOT / "docs" / "tour" / "start.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "same class: " in call(site, tmp_path, "-c", code, MPLBACKEND="Agg")
 
 
 @pytest.mark.slow

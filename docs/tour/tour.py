@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-_CLONE = Path(__file__).resolve().parents[2]
+_CLONE = Path(__file__).resolve().parent.parent.parent
 if (_CLONE / "api" / "__init__.py").is_file():
     sys.path.insert(0, str(_CLONE))
     import api as m2ae
