@@ -88,8 +88,7 @@ def overview(side: int) -> Image.Image:
     clouds = [cloud for row in rows for cloud in row]
     colors = iter(principal_colors(clouds, encode(model_of(MAE), clouds)[0]))
     lines = [
-        [*(Cell(cloud.points, next(colors)) for cloud in row), None, *_rebuilding(row[0], model_of(MAE))]
-        for row in rows
+        [*(Cell(cloud.points, next(colors)) for cloud in row), *_rebuilding(row[0], model_of(MAE))] for row in rows
     ]
     titles = {0: "What the features know: equal colours, similar features", 4: "What the model rebuilds"}
     return block(Block(lines, titles, ["", "", "", "", "input", "visible", "rebuilt"]), side)

@@ -115,11 +115,12 @@ def summary(runs: list[dict]) -> dict:
     for quantity in runs[0]:
         columns = {state: [run[quantity][state] for run in runs] for state in ("untrained", "pre-trained")}
         columns["difference"] = [after - before for before, after in zip(*columns.values(), strict=True)]
-        found[quantity] = {state: _spread(values) for state, values in columns.items()}
+        found[quantity] = {state: spread(values) for state, values in columns.items()}
     return found
 
 
-def _spread(values: list[float]) -> dict:
+def spread(values: list[float]) -> dict:
+    """Return mean, sample standard deviation and the values, rounded."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {
         "mean": round(statistics.mean(values), 3),
