@@ -156,26 +156,23 @@ def _items(evaluator: PartEvaluator, rows: Sequence[int]) -> list[GalleryItem]:
 def _iou_section(evaluator: PartEvaluator, worst: Sequence[int]) -> Section:
     """Return the IoUs of categories as a table, with links to the worst clouds in the gallery, and those of parts as bars."""
     scores, clouds = evaluator.scores, evaluator.clouds
-    count, mean = len(clouds), "mean over"
-    rows = [
-        (f"{mean} clouds (instance mIoU)", count, _percent(scores.instance_miou), ""),
-        (f"{mean} categories (class mIoU)", count, _percent(scores.class_miou), ""),
-    ]
-    cards = []
+    rows, cards = [], []
     for number, category in enumerate(clouds.class_names):
         own = np.flatnonzero(clouds.labels == number)
         lowest = next((place for place, row in enumerate(worst) if clouds.labels[row] == number), None)
-        value = MISSING if not len(own) else _percent(scores.shape_ious[own].min())
+        value = _percent(scores.shape_ious[own].min()) if len(own) else ""
         linked = value if lowest is None else Html(f'<a href="#cloud-{lowest}">{value}</a>')
-        rows.append((category, len(own), _percent(scores.category_ious[number]), linked))
+        rows.append((category, len(own), _percent(scores.category_ious[number]) if len(own) else "", linked))
         if len(own):
             cards.append(_part_bars(scores, category, clouds.category_parts[category], clouds.part_names))
     head = ("category", "clouds", "mean IoU, %", "worst cloud, %")
+    instance, classes = _percent(scores.instance_miou), _percent(scores.class_miou)
     lead = (
+        f"Mean over clouds (instance mIoU) {instance} %, over categories (class mIoU) {classes} %. "
         "A part that a cloud neither has nor is given counts as an IoU of 1, as published. The worst cloud of a category leads to it in "
         "the gallery. Below, the parts of each category, with the number of true points."
     )
-    body = f'<div class="panel">{table(head, rows)}</div><div class="columns">{"".join(cards)}</div>'
+    body = f'<div class="panel sortable">{table(head, rows)}</div><div class="columns">{"".join(cards)}</div>'
     return Section("IoU by category and part", body, lead)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import torch
 import main
 import main_finetune
 import main_pretrain
+from tests.browser import pixels, screenshot, settle
 from tests.commands import run_in_processes
+from tests.pages import check_page
 from tools import pretrain as runner_pretrain
-from tools.guides.gm3d import map_distances
+from tools.guides.gm3d import MOVING, map_distances
 from tools.session import Session
 from utils.files import read_checkpoint
 
@@ -126,9 +129,15 @@ def test_what_a_run_shows(method):
         "Guided masks",
         "Distance between maps of successive epochs",
         "complexity, epoch 0",
-        "complexity, now",
+        f">{MOVING}</b>",
     ):
         assert text in page
+    rows = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])["items"]
+    watched = [row for row in rows if row["clouds"][-1].get("frames")]
+    labels = ["epoch 0", "epoch 1", "epoch 2", "now"]
+    assert [[label for label, _ in row["clouds"][-1]["frames"]] for row in watched] == 4 * [labels]
+    first, *_, now = (values for _, values in watched[0]["clouds"][-1]["frames"])
+    assert first == watched[0]["clouds"][0]["values"] != now  # the map of epoch 0 stands still in the first column
     assert (folder / "complexity.png").stat().st_size > 10_000 and (folder / "gallery.png").exists()
     guidance = read_checkpoint(folder / "ckpt-last.pth")["config"]["model"]["guidance"]
     assert len(guidance["teacher_sha256"]) == 64
@@ -258,3 +267,18 @@ def test_two_processes_equal_one(method):
                 one["step"],
                 key,
             )
+
+
+@pytest.mark.slow
+def test_the_slider_goes_through_the_epochs(browser_page):
+    page = check_page(browser_page, whole("gm3d") / "report.html", "gm3d")
+    cloud = page.locator(".cloud:has(.frame)").first
+    cloud.scroll_into_view_if_needed()
+    index = cloud.evaluate("cell => [...document.querySelectorAll('canvas')].indexOf(cell.querySelector('canvas'))")
+    shown = {}
+    for place in (3, 0):  # now, and the first epoch
+        page.locator("#view-frame").fill(str(place))
+        settle(page)
+        shown[cloud.locator(".frame").inner_text()] = pixels(page, index)
+    assert list(shown) == ["now", "epoch 0"] and (shown["now"] != shown["epoch 0"]).any()
+    screenshot(page, "gm3d-first-epoch")

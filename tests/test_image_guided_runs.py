@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import main
 from models import build_model, load_weights
 from models.images.clip_layout import clip_keys
 from tests.commands import run_in_processes
+from tests.pages import check_page
 from tools import export as export_published
 from tools import pretrain as runner_pretrain
 from utils.files import read_checkpoint
@@ -67,7 +69,12 @@ def test_a_run_logs_both_losses_and_shows_the_teacher(beside_whole):
     for row in rows("whole", "epoch"):
         assert row["loss"] == pytest.approx(row["loss_2d"] + row["loss_3d"], rel=1e-5)
     page = (FOLDER / "whole" / "report.html").read_text()
-    assert "What the image teacher sees" in page and "data:image/png" in page
+    assert "What the image teacher sees" in page and page.count(', view 2: z, x"') == 4  # depth maps next to the clouds
+    packed = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])["items"][-4:]
+    for row in packed:
+        saliency, visible, hidden = row["clouds"]
+        assert visible["total"] + hidden["total"] == saliency["total"] and len(set(saliency["values"])) > 4
+    assert (FOLDER / "whole" / "saliency.png").exists()
     keys = read_checkpoint(FOLDER / "whole" / "ckpt-last.pth")["base_model"]
     assert not [key for key in keys if key.startswith(("clip_model", "teacher"))]
 
@@ -155,3 +162,8 @@ def test_fine_tuning_takes_the_encoder(beside_whole):
     assert main.main(command) == 0
     log = next(Path("experiments/fine-tuning/i2p-mae/debug/tuned").glob("*.log")).read_text()
     assert "rec_head_2d" in log and "0 unexpected" not in log and "unexpected" not in log
+
+
+@pytest.mark.slow
+def test_the_page_of_the_teacher_in_a_browser(beside_whole, browser_page):
+    check_page(browser_page, FOLDER / "whole" / "report.html", "image-teacher")

@@ -295,4 +295,4 @@ class GuidedPretraining(Pretraining):
         """Return what the report shows besides numbers, of the method too."""
         run, guide, model = self.run, self.guide, self.model
         gallery = gallery_of(model)[0](model, self.clouds, run.seed, run.device, guidance=guide.picture)
-        return {"gallery": gallery, "galleries": guide.galleries(model), "sections": guide.sections(model)}
+        return {"gallery": gallery, **guide.pages(model)}

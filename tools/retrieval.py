@@ -31,3 +31,16 @@ def retrieval(cosines: Tensor, labels: Tensor | None = None) -> dict[str, float]
         shares = torch.bincount(labels).double() / M
         found["same class, chance"] = 100 * shares.square().sum().item()
     return found
+
+
+def same_class(cosines: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return how often the nearest other cloud is of the same class, in percent, and how often a random one is.
+
+    Args:
+        cosines: (M, M) of clouds, M > 1; the diagonal is not read.
+        labels: (M,) classes.
+    """
+    M = len(labels)
+    nearest = cosines.clone().fill_diagonal_(-torch.inf).argmax(1)
+    others = torch.bincount(labels)[labels].double() - 1  # of the same class
+    return 100 * (labels[nearest] == labels).double().mean().item(), 100 * (others / (M - 1)).mean().item()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import re
 from functools import partial
 from pathlib import Path
 
@@ -142,10 +141,19 @@ def test_weights_are_named_in_the_configuration_and_checked_on_resume(folder):
 def test_the_report_shows_what_the_teacher_sees(folder):
     guide, _ = guided(folder)
     training = guide.model.training
-    [section] = guide.sections(guide.model)
-    assert re.search(r'<img [^>]*src="data:image/png;base64,iVBOR', section.body)
+    shown = guide.pages(guide.model)
+    [section], items = shown["sections"], shown["galleries"]["saliency"]
     assert "weights random" in section.body and "none of this means anything" in section.lead
     assert "at temperature 1" in section.body and guide.model.training == training
+    for item in items:
+        assert list(item.pictures) == ["view 1: x, y", "view 2: z, x", "view 3: y, z"]
+        size = guide.model.config.teacher.image_size
+        assert all(picture.shape == (size, size) and picture.max() > 0 for picture in item.pictures.values())
+        whole, visible, hidden = (item.clouds[name] for name in ("saliency", "visible", "hidden"))
+        assert np.array_equal(*(np.sort(part, axis=0) for part in (whole, np.concatenate([visible, hidden]))))
+        assert item.values["saliency"].mean() == pytest.approx(
+            np.concatenate([item.values["visible"], item.values["hidden"]]).mean(), rel=1e-4
+        )
 
 
 def test_a_flat_cloud_and_a_batch_of_one(folder):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 import main
 import main_vis
 from tests.commands import run_in_processes
+from tests.pages import check_page
 from tools.guides.inter_mae import FreshBranch, PictureGuide
 from utils.files import read_checkpoint
 
@@ -66,11 +68,19 @@ def test_a_trained_encoder_is_in_the_model_and_its_optimizer(trained):
 
 def test_the_report_shows_pairs_similarities_and_retrieval(trained):
     page = (FOLDER / trained / "report.html").read_text()
-    for text in ("Clouds and their pictures", "Similarity of images and clouds", "Retrieval from image to cloud"):
+    for text in ("Clouds and their pictures", "Similarity of images and clouds", "Retrieval"):
         assert f"<h2>{text}</h2>" in page
     assert "40 clouds of Synthetic (test), held out" in page
-    assert "<td>top 1</td>" in page and '<td class="num">2.5 %</td>' in page  # guessing, of 40
-    assert page.count('src="data:image/png;base64,') >= 6 + 6 + 1 + 6 * 6
+    assert "<td>image to cloud: top 1</td>" in page and "<td>cloud to other cloud: same class</td>" in page
+    assert '<td class="num">2.5 %</td>' in page  # guessing, of 40
+    assert page.count('src="data:image/png;base64,') == 6 + 6 + 1 + 6  # pairs, the matrix, queries of the gallery
+    rows = json.loads(re.search(r'id="gallery-data">(.*?)</script>', page)[1])["items"][-12:]
+    assert [len(row["clouds"]) for row in rows] == 6 * [5] + 6 * [
+        6
+    ]  # the nearest of a picture; a cloud and its nearest
+    titles = re.findall(r"<h3>((?:picture|cloud): [^<]+)</h3>", page)
+    assert [title.split(":")[0] for title in titles] == 6 * ["picture"] + 6 * ["cloud"]
+    assert (FOLDER / trained / "retrieval.png").exists()
 
 
 def test_resume_is_exact(trained):
@@ -182,3 +192,8 @@ def test_two_processes_equal_one():
 def test_refused(settings, message, capsys):
     assert go("refused", settings=settings) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_of_retrieval_in_a_browser(trained, browser_page):
+    check_page(browser_page, FOLDER / trained / "report.html", "retrieval")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tools.retrieval import retrieval, similarity
+from tools.retrieval import retrieval, same_class, similarity
 
 
 def test_by_hand():
@@ -26,3 +26,12 @@ def test_chance_is_what_random_features_reach():
     cosines = similarity(*(torch.randn(2000, 16, generator=generator) for _ in range(2)))
     found = retrieval(cosines)
     assert found["top 5"] == pytest.approx(found["top 5, chance"], abs=0.3) and 900 < found["median place"] < 1100
+
+
+def test_the_nearest_other_cloud_is_of_the_same_class():
+    cosines = torch.tensor([[1, 0.9, 0.1, 0.2], [0.9, 1, 0.8, 0.3], [0.1, 0.8, 1, 0.7], [0.2, 0.3, 0.7, 1]])
+    found, chance = same_class(cosines, torch.tensor([0, 0, 0, 1]))  # nearest: 1, 0, 1, 2
+    assert found == pytest.approx(75) and chance == pytest.approx(
+        50
+    )  # two of three others for three clouds, none for one
+    assert cosines[0, 0] == 1  # left as it was

@@ -67,6 +67,10 @@ class Guide:
         """Return clouds that the report shows besides the rebuilt ones, by the name of the picture that also has them."""
         return {}
 
+    def pages(self, model: nn.Module) -> dict[str, Any]:
+        """Return both as keyword arguments of `write_report`; a guide that computes them together does so here."""
+        return {"galleries": self.galleries(model), "sections": self.sections(model)}
+
 
 def teacher_file(key: str, name: str, *, model: str | None = None) -> str:
     """Return the file that a key of the configuration means: a path, or a name of weights as after `--ckpts`.

@@ -31,7 +31,8 @@ from utils.dist import is_main
 from utils.errors import UserError
 from utils.files import read_checkpoint
 
-SHOWN = 5  # maps of a cloud in the report, spread over the epochs
+SHOWN, FRAMES = 2, 40  # maps of a cloud in the report, spread over the epochs: side by side, and one at a time
+MOVING = "complexity"  # the cloud that a slider takes through the epochs
 
 
 class GeometricGuide(Guide):
@@ -120,26 +121,42 @@ class GeometricGuide(Guide):
         return [Section("Guided masks", f'<div class="charts">{charts}</div>', lead)]
 
     def galleries(self, model: nn.Module) -> dict[str, list[GalleryItem]]:
-        """Return the complexity maps of the watched clouds at some epochs: each point has the rank of its nearest patch, 1 = hardest."""
+        """Return the complexity maps of the watched clouds at some epochs: each point has the rank of its nearest patch, 1 = hardest.
+
+        One cloud of a row goes through the epochs; the first and a middle one stand still, to compare.
+        """
         maps = self.maps()
         if not maps:
             return {}
-        maps = {f"epoch {epoch}": values for epoch, values in maps.items()}
-        names = [list(maps)[index] for index in np.linspace(0, len(maps) - 1, min(SHOWN - 1, len(maps))).astype(int)]
-        shown = {name: maps[name] for name in names} | {"now": self._maps().cpu()}
+        named = {f"epoch {epoch}": values for epoch, values in maps.items()}
+        moving = _spread(list(named), FRAMES)
+        still = _spread(list(named), SHOWN + 1)[:SHOWN]
+        named["now"] = self._maps().cpu()
         centers = self.model.group(self._watched).centers[-1]
         nearest = knn(self._watched, centers, 1)[1].squeeze(-1).cpu()  # (W, N)
         items = []
         for row, points in enumerate(self._watched.cpu().numpy()):
-            ranks = {
-                name: values[row].argsort().argsort() / max(values.shape[1] - 1, 1) for name, values in shown.items()
-            }
-            clouds = {f"complexity, {name}": points for name in shown}
-            values = {f"complexity, {name}": rank[nearest[row]].numpy() for name, rank in ranks.items()}
+
+            def ranks(name: str, row: int = row) -> np.ndarray:
+                order = named[name][row].argsort().argsort() / max(named[name].shape[1] - 1, 1)
+                return order[nearest[row]].numpy()
+
+            fixed = {f"complexity, {name}": ranks(name) for name in still}
             items.append(
-                GalleryItem(clouds=clouds, values=values, value_name="hardness, 1 = hardest", **self._describe(row))
+                GalleryItem(
+                    clouds=dict.fromkeys([*fixed, MOVING], points),
+                    values=fixed,
+                    frames={MOVING: [(name, ranks(name)) for name in [*moving, "now"]]},
+                    value_name="hardness, 1 = hardest",
+                    **self._describe(row),
+                )
             )
         return {"complexity": items}
+
+
+def _spread(names: list[str], count: int) -> list[str]:
+    """Return up to `count` names, evenly spread from the first to the last."""
+    return [names[index] for index in np.linspace(0, len(names) - 1, min(count, len(names))).astype(int)]
 
 
 def _losses(log: RunLog) -> str:

@@ -8,6 +8,7 @@ Shapes: `B` batch, `N` points, `W` = 3 views, `P` patches along the edge of an i
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from models.images.teacher import ImageFeatures, ImageTeacher, TeacherConfig, bu
 from models.layers.group import Pyramid
 from tools.context import RunContext
 from tools.guides.base import Guide, teacher_file
-from tools.report.page import Section
 from utils.config.merge import to_dict
 from utils.config.yaml import save_config
 from utils.device import send
@@ -111,11 +111,11 @@ class ImageGuide(Guide):
             )
         )
 
-    def sections(self, model: I2PMAE) -> list[Section]:
-        """Return what the teacher says of some clouds."""
-        from tools.guides.i2p_mae_sections import guidance_section
+    def pages(self, model: I2PMAE) -> dict[str, Any]:
+        """Return what the teacher says of some clouds, as keyword arguments of `write_report`."""
+        from tools.guides.i2p_mae_sections import teacher_pages
 
-        return [guidance_section(self, model)]
+        return teacher_pages(self, model)
 
 
 def keep_features(teacher: ImageTeacher, clouds: CloudSet, keys, device: torch.device) -> dict[str, np.ndarray]:

@@ -1,14 +1,13 @@
-"""The section of the report that shows a teacher at work: depth maps, its attention on the cloud, and the mask that follows it."""
+"""What the report shows of a teacher at work: depth maps, its attention on the cloud, and the mask that follows it."""
 
-import numpy as np
+from typing import Any
+
 import torch
 
 from models.images.projection import draw_depth, find_pixels, fit_frame, lift, turn_to_views
 from tools.gallery_items import chosen_clouds, describe
 from tools.report.clouds import GalleryItem
-from tools.report.figure import cloud_images
 from tools.report.markup import Section, facts, short
-from tools.report.pictures import picture_table
 from utils.seed import generator
 
 COUNT = 4  # clouds shown
@@ -16,11 +15,10 @@ VIEW_NAMES = ("view 1: x, y", "view 2: z, x", "view 3: y, z")
 
 
 @torch.inference_mode()
-def guidance_section(guide, model) -> Section:
-    """Show what the teacher of a guide (`tools.guides.i2p_mae.ImageGuide`) sees of some clouds, as they are stored.
+def teacher_pages(guide, model) -> dict[str, Any]:
+    """Show what the teacher of a guide (`tools.guides.i2p_mae.ImageGuide`) makes of some clouds, as they are stored.
 
-    Raises:
-        ImportError: matplotlib is missing.
+    Returns keyword arguments of `write_report`: rows of the gallery with depth maps and saliency, and a section with its numbers.
     """
     clouds, run, keys = guide.clouds, guide.run, model.config.teacher
     chosen, points = chosen_clouds(clouds, COUNT, run.seed, run.device)
@@ -33,33 +31,27 @@ def guidance_section(guide, model) -> Section:
     masked = model.mask_by_saliency(saliency, generator=generator(run.seed, 0, 0, "gallery"))
     finest = ~model.mask(pyramid, masked)[0].visible
 
-    rows = []
+    items = []
     for row, index in enumerate(chosen):
-        hidden = torch.ones(points.shape[1], dtype=torch.int64, device=points.device)
-        hidden[pyramid.idx[0][row][~finest[row]].unique()] = 0
-        pictures = {name: images[view, row] for view, name in enumerate(VIEW_NAMES)}
-        pictures["saliency"] = _draw(clouds, points[row], everywhere[row])
-        pictures["chosen mask"] = _draw(clouds, points[row], hidden, legend=["visible", "hidden"])
-        rows.append((describe(clouds, index)["name"], pictures))
-    alt = "Depth maps of three views, the attention of the teacher on the cloud, and which points stay visible"
+        visible = torch.zeros(points.shape[1], dtype=torch.bool, device=points.device)
+        visible[pyramid.idx[0][row][~finest[row]].unique()] = True
+        parts = {"saliency": torch.ones_like(visible), "visible": visible, "hidden": ~visible}
+        items.append(
+            GalleryItem(
+                clouds={name: points[row][part].cpu().numpy() for name, part in parts.items()},
+                values={name: everywhere[row][part].float().cpu().numpy() for name, part in parts.items()},
+                value_name="saliency",
+                pictures={name: images[view, row] for view, name in enumerate(VIEW_NAMES)},
+                **describe(clouds, index),
+            )
+        )
     random = " Its weights are random: none of this means anything." if keys.weights == "random" else ""
-    return Section(
-        "What the image teacher sees",
-        picture_table(rows, alt=alt) + facts(_numbers(model, keys, saliency, masked)),
-        lead="Depth maps that it is shown, how much attention it pays to each part (mean of three views, yellow is most), "
-        f"and the mask drawn from that: blue points are in visible patches, orange ones are hidden.{random}",
+    lead = (
+        "The last rows of the gallery show the depth maps that it is given, how much attention it pays to each point (saliency, mean of "
+        f"three views), and the points that the mask drawn from it leaves visible and hides.{random}"
     )
-
-
-def _draw(clouds, points, values, *, legend=None) -> np.ndarray:
-    item = GalleryItem(
-        "cloud",
-        {"cloud": points.cpu().numpy()},
-        up_axis=clouds.up_axis,
-        values={"cloud": values.cpu().numpy()},
-        legend=legend,
-    )
-    return cloud_images(item)[0]
+    section = Section("What the image teacher sees", facts(_numbers(model, keys, saliency, masked)), lead)
+    return {"galleries": {"saliency": items}, "sections": [section]}
 
 
 def _numbers(model, keys, saliency, masked) -> dict[str, str]:

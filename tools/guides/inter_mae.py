@@ -20,8 +20,7 @@ from models.layers.group import Pyramid
 from models.layers.norm import convert_sync_batchnorm
 from tools.context import RunContext
 from tools.guides.base import Guide
-from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections
-from tools.report.page import Section
+from tools.guides.inter_mae_sections import SHOWN, Pairs, pair_sections, retrieval_items
 from utils.device import send
 from utils.errors import UserError
 from utils.seed import generator
@@ -54,9 +53,10 @@ class PictureGuide(Guide):
         numbers = choose_views(self.views, batch.indices, self.config.n_imgs, generator=draw("views"))
         return {"targets": self.targets(numbers, self.views, draw)}
 
-    def sections(self, model: nn.Module) -> list[Section]:
-        """Return the sections about clouds and their pictures."""
-        return pair_sections(self.pairs(model))
+    def pages(self, model: nn.Module) -> dict[str, Any]:
+        """Return what the report shows of clouds and their pictures, as keyword arguments of `write_report`."""
+        pairs = self.pairs(model)
+        return {"galleries": {"retrieval": retrieval_items(pairs)}, "sections": pair_sections(pairs)}
 
     def pairs(self, model: nn.Module, *, count: int = SHOWN) -> Pairs:
         """Compare up to `count` clouds of the held-out set, evenly spread, with one picture of each."""

@@ -1,4 +1,4 @@
-"""What a report shows of clouds and their pictures: pairs, similarities, and retrieval from image to cloud."""
+"""What a report shows of clouds and their pictures: pairs, similarities, and retrieval from images and from clouds."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from datasets.clouds import CloudSet
+from tools.report.clouds import GalleryItem
 from tools.report.markup import table
 from tools.report.page import Section
 from tools.report.thumbnails import cloud_picture, matrix_picture, picture, picture_rows
-from tools.retrieval import retrieval, similarity
+from tools.retrieval import retrieval, same_class, similarity
 
 SHOWN = 256  # pairs that the report evaluates
 BATCH = 32  # of the similarity matrix
@@ -39,6 +40,11 @@ class Pairs:
         return None if self.clouds.labels is None else torch.from_numpy(self.clouds.labels)
 
     @property
+    def between_clouds(self) -> Tensor:
+        """The cosines (M, M) of clouds; -inf of a cloud with itself."""
+        return similarity(self.cloud_features, self.cloud_features).fill_diagonal_(-torch.inf)
+
+    @property
     def cosines(self) -> Tensor:
         """The cosines (M, M) of images, in rows, and clouds."""
         return similarity(self.image_features, self.cloud_features)
@@ -62,7 +68,7 @@ class Pairs:
 
 
 def pair_sections(pairs: Pairs) -> list[Section]:
-    """Return three sections: pairs, the similarity matrix of a batch, retrieval with examples."""
+    """Return three sections: pairs, the similarity matrix of a batch, and how well retrieval works."""
     return [_pairs(pairs), _matrix(pairs), _retrieval(pairs)]
 
 
@@ -115,18 +121,47 @@ def _matrix(pairs: Pairs) -> Section:
 
 
 def _retrieval(pairs: Pairs) -> Section:
-    cosines = pairs.cosines
-    found = retrieval(cosines, pairs.labels)
+    found = retrieval(pairs.cosines, pairs.labels)
     rows = [
-        (name, f"{found[name]:.1f} %", f"{found[f'{name}, chance']:.1f} %")
+        (f"image to cloud: {name}", f"{found[name]:.1f} %", f"{found[f'{name}, chance']:.1f} %")
         for name in ("top 1", "top 5", "same class")
         if name in found
     ]
-    shares = table(("image to cloud", "found", "guessing"), rows)
-    examples = []
-    for index in (int(index) for index in _chosen(pairs)):
-        order = cosines[index].argsort(descending=True, stable=True)[:NEAREST].tolist()
-        nearest = [(pairs.cloud(j), ("✓ " if j == index else "") + pairs.caption(j)) for j in order]
-        examples.append([(pairs.image(index), pairs.caption(index)), *nearest])
-    lead = f"The nearest clouds of each picture among {_source(pairs)}; the median place of the right one is {found['median place']:.0f}."
-    return Section("Retrieval from image to cloud", shares + picture_rows(examples), lead)
+    if pairs.labels is not None and len(pairs.clouds) > 1:
+        share, chance = same_class(pairs.between_clouds, pairs.labels)
+        rows.append(("cloud to other cloud: same class", f"{share:.1f} %", f"{chance:.1f} %"))
+    body = f'<div class="panel">{table(("nearest by features", "found", "guessing"), rows)}</div>'
+    lead = (
+        f"Among {_source(pairs)}; the median place of the right cloud is {found['median place']:.0f}. The last rows of the gallery show "
+        "the nearest clouds of some pictures, and of some clouds."
+    )
+    return Section("Retrieval", body, lead)
+
+
+def retrieval_items(pairs: Pairs) -> list[GalleryItem]:
+    """Return gallery rows: pictures with their nearest clouds, marked where it is the right one, then clouds with their nearest ones."""
+    chosen = [int(index) for index in _chosen(pairs)]
+    items = []
+    for index in chosen:
+        picture_of = pairs.pictures[index].permute(1, 2, 0).numpy()
+        near = _nearest(pairs, pairs.cosines[index], right=index)
+        items.append(
+            GalleryItem(f"picture: {pairs.caption(index)}", near, pairs.clouds.up_axis, pictures={"query": picture_of})
+        )
+    for index in chosen if len(pairs.clouds) > 1 else []:
+        query = {"query": pairs.clouds.points[index]}
+        near = _nearest(pairs, pairs.between_clouds[index])
+        items.append(GalleryItem(f"cloud: {pairs.caption(index)}", query | near, pairs.clouds.up_axis))
+    return items
+
+
+def _nearest(pairs: Pairs, cosines: Tensor, right: int | None = None) -> dict[str, np.ndarray]:
+    """Return the clouds with the largest of the cosines (M,), by what is said of them."""
+    order = cosines.argsort(descending=True, stable=True)[:NEAREST].tolist()
+    known = [index for index in order if torch.isfinite(cosines[index])]  # not the query itself
+    return {
+        f"{place}. {pairs.caption(index)}, {cosines[index]:.2f}{' ✓' if index == right else ''}": pairs.clouds.points[
+            index
+        ]
+        for place, index in enumerate(known, 1)
+    }

@@ -105,7 +105,7 @@ def _empty(title: str) -> str:
 
 
 def _legend(series: Sequence[Series], levels: Sequence[Level]) -> str:
-    entries = [(s.name, s.color, "thin" if s.thin else "line") for s in series]
+    entries = [(s.name, s.color, "dots" if s.dots else "thin" if s.thin else "line") for s in series]
     entries += [(level.name, level.color, "dashed") for level in levels if level.name]
     items = "".join(f'<li class="c{color} {kind}">{escape(name)}</li>' for name, color, kind in entries)
     return f'<ul class="legend">{items}</ul>'
@@ -141,7 +141,10 @@ def _curve(series: Series, xs: list[float], ys: list[float], x_scale: Scale, y_s
     joined = len(points) > 1 and not series.dots
     parts = [f'<polyline class="c{series.color} {kind}" points="{path}"/>'] if joined else []
     if not joined or (not series.thin and len(points) <= DOTS_UP_TO):
-        parts += [f'<circle class="c{series.color} dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points]
+        parts += [
+            f'<circle class="c{series.color} dot" cx="{x:.1f}" cy="{y:.1f}" r="{5 if series.dots else 3}"/>'
+            for x, y in points
+        ]
     return "".join(parts)
 
 

@@ -43,6 +43,7 @@ class GalleryItem:
         frames: cloud name -> (label, (n,) values) pairs, of which a slider shows one at a time, for example the difficulty after
             each epoch; a cloud that is not in `values` starts with its last frame.
         dense: clouds that have more points than the first on purpose; "equal point counts" leaves them whole.
+        pictures: name -> (h, w) in [0, 1], drawn in grey, or (h, w, 3) uint8; they stand in front of the clouds.
         pair: true and predicted class of a cloud that was classified; the confusion matrix links to it.
     """
 
@@ -56,6 +57,7 @@ class GalleryItem:
     pair: tuple[str, str] | None = None
     frames: Mapping[str, Sequence[tuple[str, np.ndarray]]] | None = None
     dense: Sequence[str] = ()
+    pictures: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Row:
     fit: float = 1.0
     pair: tuple[str, str] | None = None
     height_range: tuple[float, float] = (-1.0, 1.0)
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)  # uint8
 
     @property
     def has_values(self) -> bool:
@@ -146,7 +149,13 @@ def prepare(item: GalleryItem, limit: int = MAX_POINTS) -> Row:
         _fit(clouds),
         item.pair,
         tuple(heights.tolist()),
+        {name: _pixels(image) for name, image in (item.pictures or {}).items()},
     )
+
+
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """Return uint8; grey pictures keep their scale, 0 is black and 1 white."""
+    return image if image.ndim == 3 else np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
 
 
 def unit_frame(points: np.ndarray, frame: np.ndarray, up_axis: str) -> np.ndarray:

@@ -96,10 +96,12 @@ def classes_section(folder: Path, runs: Sequence[str]) -> Section | None:
         if report:
             where = Html(f'{100 * lowest:.1f} (<a href="{escape(run)}/report.html">{escape(run)}</a>)')
         most = ", ".join(f"{other} ({count})" for other, count in one.taken_for.most_common(2)) or MISSING
-        spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else MISSING
+        spread = f"{100 * stdev(shares):.1f}" if len(shares) > 1 else ""
         rows.append((name, most, len(shares), one.clouds, one.right, f"{100 * mean(shares):.1f}", spread, where))
     head = ("class", "most often taken for", "runs", "clouds", "right", "mean recall, %", "spread", "lowest recall, %")
-    return Section("Classes over all runs", f'<div class="panel">{table(head, rows, text_columns=2)}</div>', LEAD)
+    return Section(
+        "Classes over all runs", f'<div class="panel sortable">{table(head, rows, text_columns=2)}</div>', LEAD
+    )
 
 
 def read_classes(folder: Path, runs: Sequence[str]) -> dict[str, ClassRuns]:

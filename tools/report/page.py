@@ -85,6 +85,7 @@ def write_report(
                 None, (overview.timing_section(log), _configuration(settings), _provenance(log, folder, provenance))
             ),
         ],
+        script=asset("table.js"),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

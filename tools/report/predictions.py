@@ -111,24 +111,16 @@ def class_section(found: Predictions) -> Section:
         )
         rows.append((found.called(label), most, int(own.sum()), right, *map(_percent, [*shares[-1], mean])))
     columns = [[value for value in column if value is not None] for column in zip(*shares, strict=True)]
-    means = (_percent(float(np.mean(column))) if column else MISSING for column in columns)
-    total, right = len(found.labels), int((predicted == found.labels).sum())
-    rows.append(("mean over classes", "", total, right, *means, ""))
-    head = (
-        "class",
-        "most often taken for",
-        "clouds",
-        "right",
-        "recall, %",
-        "precision, %",
-        "F1, %",
-        "mean probability, %",
-    )
+    means = zip(("recall", "precision", "F1"), columns, strict=True)
+    mean = ", ".join(f"{name} {_percent(float(np.mean(column)))} %" for name, column in means if column)
+    names = ("recall", "precision", "F1", "mean probability")
+    head = ("class", "most often taken for", "clouds", "right", *(f"{name}, %" for name in names))
     lead = (
+        f"Means over classes: {mean}. "
         "Recall, the accuracy of a class: of its clouds, how many are given it. Precision: of the clouds that are given it, how many have "
         "it. F1: their harmonic mean. Mean probability: of the true class."
     )
-    return Section("By class", f'<div class="panel">{table(head, rows, text_columns=2)}</div>', lead)
+    return Section("By class", f'<div class="panel sortable">{table(head, rows, text_columns=2)}</div>', lead)
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -136,4 +128,4 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f}"
+    return "" if value is None else f"{100 * value:.1f}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tools.report.charts import Series, line_chart
 from tools.report.folds import classes_section, spread_section
-from tools.report.markup import Html, Section, cards, escape, table
+from tools.report.markup import Html, Section, asset, cards, escape, table
 from tools.report.page import page
 from tools.report.runlog import RunLog, curve, percent, read_metrics
 from utils.errors import UserError
@@ -45,6 +45,7 @@ def write_summary(folder: Path, results: Mapping[str, Mapping], runs: list[str],
             _table(folder, results, runs),
             *curve_sections(logs),
         ],
+        script=asset("table.js"),
     )
     try:
         write_atomic(folder / "summary.html", lambda file: file.write(text.encode("utf-8")))

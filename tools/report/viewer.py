@@ -8,6 +8,9 @@ import numpy as np
 from tools.report import splat
 from tools.report.clouds import CATEGORIES, COLUMN_COLORS, HEIGHT_SCALE, VALUE_SCALE, Cloud, Row, equal_count
 from tools.report.markup import Section, embed_json, escape, short
+from tools.report.thumbnails import data_address
+
+WIDE = 4  # pictures and clouds in one row; a row with more is as wide as the page
 
 
 def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "", paint: str = "") -> Section:
@@ -44,7 +47,7 @@ def _frame_keys(rows: list[Row]) -> str:
 
 def _density(rows: list[Row]) -> str:
     """Let many rows of single clouds stand closer."""
-    return " small" if len(rows) > 4 and all(len(row.clouds) < 2 for row in rows) else ""
+    return " small" if len(rows) > 4 and all(len(row.clouds) + len(row.pictures) < 2 for row in rows) else ""
 
 
 def _without_values(rows: list[Row]) -> str:
@@ -80,16 +83,25 @@ def _controls(rows: list[Row], paint: str) -> str:
 
 
 def _row(row: Row, anchor: str) -> str:
-    cells = "".join(_cell(cloud, column) for column, cloud in enumerate(row.clouds))
+    cells = "".join(_picture(name, image, row.name) for name, image in row.pictures.items())
+    cells += "".join(_cell(cloud, column) for column, cloud in enumerate(row.clouds))
+    wide = " wide" if len(row.pictures) + len(row.clouds) > WIDE else ""
     note = f'<p class="note">{escape(row.note)}</p>' if row.note else ""
     described = ", ".join(f"{cloud.name} with {cloud.total} points" for cloud in row.clouds)
     keys = "Arrow keys turn, plus and minus zoom, zero resets."
     label = escape(f"{row.name}: {described}. {keys}")
     return (
-        f'<article class="item" id="{anchor}"><header><h3>{escape(row.name)}</h3>'
+        f'<article class="item{wide}" id="{anchor}"><header><h3>{escape(row.name)}</h3>'
         '<button type="button" class="enlarge" aria-pressed="false">enlarge</button></header>'
         f'{note}<div class="clouds" tabindex="0" role="application" aria-label="{label}">'
         f"{cells}</div>{_legend(row)}</article>"
+    )
+
+
+def _picture(name: str, image: np.ndarray, row_name: str) -> str:
+    return (
+        f'<div class="picture"><img src="{data_address(image)}" alt="{escape(row_name)}, {escape(name)}" draggable="false">'
+        f'<div class="caption"><b>{escape(name)}</b></div></div>'
     )
 
 
