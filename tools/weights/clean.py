@@ -29,7 +29,9 @@ def clean(source: Path, out: Path, *, overwrite: bool = False) -> None:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{source}: holds a {type(checkpoint).__name__}, expected a dict with weights")
     if is_tuned(checkpoint):
-        raise UserError(f"{source}: holds only what --tune trained, and so needs its base; python -m tools.export writes it whole")
+        raise UserError(
+            f"{source}: holds only what --tune trained, and so needs its base; python -m tools.export writes it whole"
+        )
     weights = find_weights(checkpoint)
     check_weights(str(source), weights, list(weights))
     plain = {key: value.detach().clone().contiguous() for key, value in weights.items()}

@@ -4,18 +4,21 @@ import dataclasses
 import json
 
 from tools.weights.names import entry_of
-from tools.weights.table import MINI, PACKAGED, Entry, entries
+from tools.weights.table import MINI, PACKAGED, entries
 
 
 def as_table(words: list[str]) -> str:
     """Return the names of the table, one a line: all, or those in whose name, method, task or system every word occurs."""
-    chosen = [entry for entry in entries().values() if all(_holds(entry, word.lower()) for word in words)]
+    words = [word.lower() for word in words]
+    chosen = [
+        entry for entry in entries().values() if _holds(words, entry.name, entry.method, entry.task, entry.system)
+    ]
     rows = [("name", "task", "published, %", "sha256", "here")]
-    if not words:
-        rows += [
-            (name, "pretrain", "docs/weights.md", "-", _here((PACKAGED / f"{name}.safetensors").is_file()))
-            for name in MINI
-        ]
+    rows += [
+        (name, "pretrain", "docs/weights.md", "-", _here((PACKAGED / f"{name}.safetensors").is_file()))
+        for name in MINI
+        if _holds(words, name, "pretrain")
+    ]
     rows += [
         (
             entry.name,
@@ -35,8 +38,8 @@ def _here(there: bool) -> str:
     return "yes" if there else "no"
 
 
-def _holds(entry: Entry, word: str) -> bool:
-    return word in " ".join((entry.name, entry.method, entry.task, entry.system)).lower()
+def _holds(words: list[str], *texts: str) -> bool:
+    return all(word in " ".join(texts).lower() for word in words)
 
 
 def in_full(name: str) -> str:

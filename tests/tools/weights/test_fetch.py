@@ -135,6 +135,9 @@ def test_lists(server, capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
     assert "mini-point-mae" in out and "toy-drive" in out
+    assert main(["list", "mini", "mae"]) == 0
+    out = capsys.readouterr().out
+    assert "mini-point-mae" in out and "mini-point-m2ae" not in out and "toy" not in out
     assert main(["list", "toy"]) == 0 and "https://host.org/toy.pth" in capsys.readouterr().out
     assert main(["list", "--json"]) == 0 and json.loads(capsys.readouterr().out)["toy"]["sha256"] == server.digest
 
