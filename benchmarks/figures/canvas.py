@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.report.clouds import VALUE_SCALE, scale_colors, unit_frame
+from tools.look.sheets import ramp
+from tools.report.clouds import unit_frame
 from tools.report.splat import draw
 from utils.files import write_atomic
 
@@ -53,11 +54,6 @@ class Block:
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Return Pillow's own font in a size, which is the same everywhere."""
     return ImageFont.load_default(size)
-
-
-def ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return values (n,) between two ends as colours (n, 3) in 0-1."""
-    return scale_colors(VALUE_SCALE, (values - low) / max(high - low, 1e-12)) / 255
 
 
 def picture(cell: Cell, side: int) -> Image.Image:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.figures.canvas import GREY, HIDDEN, INK, Block, Cell, block, picture, ramp, side_by_side, stacked
+from benchmarks.figures.canvas import GREY, HIDDEN, INK, Block, Cell, block, picture, side_by_side, stacked
 from benchmarks.figures.shapes import Shape, shapes
 from extensions import fps
 from models import build_model
@@ -17,6 +17,7 @@ from tools.launch import weights_file
 from tools.look.capture import Scale, observe
 from tools.look.projection import cosine, interpolate, neighbours, principal_axes
 from tools.look.rebuild import Rebuilt, rebuild
+from tools.look.sheets import ramp
 from tools.report.clouds import CATEGORIES, HEIGHT_SCALE, scale_colors
 from utils.seed import seed_everything
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.figures.canvas import GREY, HIDDEN, Block, Cell, block, ramp
+from benchmarks.figures.canvas import GREY, HIDDEN, Block, Cell, block
 from benchmarks.figures.features import MAE, SHOWN, encode, model_of, on_points
 from benchmarks.figures.shapes import Shape, shapes
 from datasets import CloudSet, build_dataset
@@ -16,6 +16,7 @@ from detection.pages import BORDER, FLOOR, box_edges
 from extensions import fps, gather
 from models.detection.boxes import box_corners
 from models.point_jepa import BlockKeys, draw_blocks, greedy_order
+from tools.look.sheets import ramp
 from tools.report.clouds import CATEGORIES
 from utils.seed import generator
 
