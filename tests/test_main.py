@@ -121,7 +121,7 @@ def test_svm_on_demand(beside_whole, capsys):
     assert len((folder / "predictions.txt").read_text().splitlines()) == 41
 
 
-@pytest.mark.parametrize("call", [1, 6])
+@pytest.mark.parametrize("call", [6, pytest.param(1, marks=pytest.mark.slow)])
 def test_sigterm_saves_and_resume_is_exact(beside_whole, no_pictures, monkeypatch, call):
     calls = []
     original = runner_pretrain.augment

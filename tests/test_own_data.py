@@ -107,7 +107,7 @@ def one(commands, *words):
     return next(command for command in commands if all(word in command for word in words))
 
 
-@pytest.mark.parametrize("epochs", [3, pytest.param(0, marks=pytest.mark.slow)])  # 0: as many as the recipe says
+@pytest.mark.parametrize("epochs", [1, pytest.param(0, marks=pytest.mark.slow)])  # 0: as many as the recipe says
 def test_from_meshes_to_predictions_in_six_commands(tmp_path, monkeypatch, capsys, shapes, epochs):
     monkeypatch.chdir(tmp_path)
     clouds, points = shapes

@@ -28,8 +28,17 @@ def waits(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("resident", [False, True])
-@pytest.mark.parametrize("name", (*STEPS, *SUPERVISED))
+# Where the set of clouds lies is the same code for all: once by default for what trains without and with labels.
+PLACES = [
+    pytest.param(
+        name, resident, marks=[] if resident or name in ("point-mae", "fine-tuning point-mae") else pytest.mark.slow
+    )
+    for name in (*STEPS, *SUPERVISED)
+    for resident in (False, True)
+]
+
+
+@pytest.mark.parametrize(("name", "resident"), PLACES)
 def test_a_step_on_stand_ins(name, resident, tmp_path, waits):
     """From the draw of the batch to the gradients: sampling, augmentation, guide, model, backward."""
     step = first_step(name, tmp_path).to("meta", resident=resident)

@@ -109,6 +109,7 @@ def test_k18_a_turn_to_y_up(here, cloud, checkpoint):
     assert np.abs(features(checkpoint)["a.npy"] - upright).max() > 1e-4
 
 
+@pytest.mark.slow  # compiles all of PyTorch anew
 def test_k13_without_docstrings():
     done = subprocess.run(
         [sys.executable, "-OO", "-m", "tools.embed", "--help"], cwd=ROOT, capture_output=True, check=False
