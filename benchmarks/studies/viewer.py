@@ -63,7 +63,9 @@ def measure(page, path: Path, kind: str, frames: int) -> dict:
     """Return the times of one page, drawn as `kind`, from a page of Playwright's."""
     start = time.perf_counter()
     page.goto(f"{path.resolve().as_uri()}#{kind}")
-    page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.evaluate(
+        "async () => { while (!document.documentElement.dataset.renderer) await new Promise(requestAnimationFrame); }"
+    )
     opened = time.perf_counter() - start
     assert page.evaluate("document.documentElement.dataset.renderer") == kind
     found = page.evaluate(TURN, frames)

@@ -50,6 +50,10 @@ const ballPainter = (view, light) => {
       alpha: false, antialias: false, powerPreference: "high-performance", failIfMajorPerformanceCaveat: !emulated,
     });
     if (!gl) return null;
+    // Not every browser takes an emulated card for a caveat.
+    const kind = gl.getExtension("WEBGL_debug_renderer_info");
+    const name = kind ? gl.getParameter(kind.UNMASKED_RENDERER_WEBGL) : "";
+    if (!emulated && /swiftshader|llvmpipe|softpipe|software|basic render/i.test(name)) return null;
     let at, buffers;
     function build() {
       const program = gl.createProgram();

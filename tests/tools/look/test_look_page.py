@@ -75,10 +75,12 @@ def test_a_browser_restores_a_view_and_draws(page, found, browser_page):
 
 def test_a_click_chooses_a_patch(page, browser_page):
     opened = browser_page(page)
+    assert not opened.locator("#look-ramp").is_visible()
     before, view = pixels(opened), opened.locator("html").get_attribute("data-view")
     click_canvas(opened)
     assert np.abs(pixels(opened).astype(int) - before).mean() > 2
     chosen = opened.locator("html").get_attribute("data-view")
+    assert opened.locator("#look-ramp").is_visible()
     assert view.split(",")[3] == "features" and chosen.split(",")[3] == "similarity"
     opened.keyboard.press(".")
     after = opened.locator("html").get_attribute("data-view")
