@@ -103,7 +103,7 @@ const ballPainter = (view, light) => {
 
     return (context, cloud, camera, { size, count, ball, background }) => {
       if (gl.isContextLost()) return false;
-      if (canvas.width < size) canvas.width = canvas.height = size;
+      if (canvas.height < size) canvas.width = canvas.height = size;  // 300 by 150 at first
       gl.viewport(0, canvas.height - size, size, size);
       gl.scissor(0, canvas.height - size, size, size);
       const paper = background.map((v) => v / 255);

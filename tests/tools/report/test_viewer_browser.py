@@ -98,6 +98,13 @@ def test_webgl_and_the_plain_drawing_agree(report, browser_page):
     fast.problems = [text for text in fast.problems if "CONTEXT_LOST" not in text]
 
 
+def test_webgl_fills_the_canvases_of_a_narrow_page(report, browser_page):
+    """They are smaller than a new canvas is wide, and larger than it is high: what it did not hold was black."""
+    page = browser_page(report, fragment="#webgl2", width=390)
+    assert page.evaluate("document.documentElement.dataset.renderer") == "webgl2"
+    assert not (pixels(page) == 0).all(-1).any()
+
+
 def test_values_of_a_row_are_shown_one_after_another(report, browser_page):
     page = browser_page(report)
     row, label = page.locator(".item").nth(1), page.locator("#view-frame-label")
