@@ -100,8 +100,9 @@ def test_webgl_and_the_plain_drawing_agree(report, browser_page):
 
 def test_webgl_fills_the_canvases_of_a_narrow_page(report, browser_page):
     """They are smaller than a new canvas is wide, and larger than it is high: what it did not hold was black."""
-    page = browser_page(report, fragment="#webgl2", width=390)
+    page = browser_page(report, fragment="#webgl2", width=320)
     assert page.evaluate("document.documentElement.dataset.renderer") == "webgl2"
+    assert 150 < page.evaluate("document.querySelector('canvas').width") < 300
     assert not (pixels(page) == 0).all(-1).any()
 
 
