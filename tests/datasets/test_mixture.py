@@ -1,5 +1,7 @@
 """Several data sets as one: order, axes, points, and what cannot be mixed."""
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -55,3 +57,25 @@ def test_the_folder_of_data_moves_for_the_parts_too():
     train = recipe.dataset.train
     assert train.sets[0]["DATA_DIR"] == "elsewhere/modelnet10_hdf5_1024"
     assert DATASETS.config(train) is train
+
+
+@pytest.mark.parametrize("method", ["point-m2ae", "point-mae", "pcp-mae", "point-jepa"])
+def test_the_split_of_a_mixture_is_that_of_its_parts(method, modelnet):
+    """The linear SVM of these recipes was tested on the training clouds, as the default of the part held."""
+    sets = load_recipe(f"cfgs/pre-training/{method}/mini.yaml").dataset.svm
+    assert (sets.train.subset, sets.test.subset) == ("train", "test")
+    assert not any("subset" in part for part in (*sets.train.sets, *sets.test.sets))
+    points, keys = modelnet
+    with h5py.File(f"{keys['DATA_DIR']}/ply_data_test0.h5", "w") as file:
+        file["data"], file["label"] = points + 1, np.zeros((3, 1), "u1")
+    test = replace(sets.test, sets=[{**sets.test.sets[0], **keys}], npoints=32)
+    np.testing.assert_array_equal(build_dataset(test).points, points[:, :, [1, 2, 0]] + 1)
+
+
+def test_a_part_keeps_the_split_that_it_states(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "_base_: cfgs/debug/point-mae.yaml\n"
+        "dataset: {val: {NAME: Mixture, sets: [{NAME: Synthetic, subset: train}, {NAME: Synthetic}]}}\n"
+    )
+    val = load_recipe(tmp_path / "recipe.yaml").dataset.val
+    assert val.subset == "test" and [part.get("subset") for part in val.sets] == ["train", None]

@@ -324,9 +324,14 @@ def _build_datasets(tree: Any, where: str, datasets: Registry, data_root: str | 
             keys = {field.name for field in fields(datasets.entry(entry["NAME"]).config)}
             entry = {**({"subset": "test"} if "subset" in keys else {}), **entry}
         if isinstance(entry, Mapping) and isinstance(entry.get("sets"), list):  # The parts of a mixture.
-            parts = [build(part, f"{name}.sets[{i}]") for i, part in enumerate(entry["sets"])]
-            entry = {**entry, "sets": [asdict(part) for part in parts]}
+            entry = {**entry, "sets": [part_of(part, f"{name}.sets[{i}]") for i, part in enumerate(entry["sets"])]}
         return with_root(datasets.config(entry, f"{where}.{name}"), data_root)
+
+    def part_of(part: Any, name: str) -> dict:
+        keys = asdict(build(part, name))
+        if "subset" not in part:
+            keys.pop("subset", None)  # that of the mixture holds, not a default
+        return keys
 
     if not isinstance(tree, Mapping):
         raise UserError(f"{where}: is {tree!r}; expected the entries train, val, test, svm")
