@@ -1,5 +1,6 @@
 """Run the notebooks of docs/tour, for the site and for the tests."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
+INLINE = "module://matplotlib_inline.backend_inline"  # pictures as outputs
 CELL = 600  # seconds that one cell may take
 ALONE = "%reset -f\nimport os, tempfile\nos.chdir({folder!r})\ntempfile.tempdir = {temporary!r}\ndel os, tempfile"
 
@@ -35,5 +37,5 @@ def kernel(folder: Path, temporary: Path) -> Iterator[Callable[[NotebookNode], N
                 client.execute_cell(cell, index)
         notebook.cells = client.nb.cells[1:]
 
-    with client.setup_kernel():
+    with client.setup_kernel(env={**os.environ, "MPLBACKEND": INLINE}):  # a program that ran before may have set another
         yield run
