@@ -163,9 +163,11 @@ def screenshot(page, name):
     """Save the whole page as `tests/screenshots/NAME.png`; returns the path. Clouds are drawn only inside the window."""
     SCREENSHOTS.mkdir(exist_ok=True)
     path = SCREENSHOTS / f"{name}.png"
-    height = page.evaluate("document.documentElement.scrollHeight")
-    page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
+    window, height = page.viewport_size, page.evaluate("document.documentElement.scrollHeight")
+    page.set_viewport_size({"width": window["width"], "height": height})
     page.wait_for_timeout(100)
     settle(page)
     page.screenshot(path=path, full_page=True)
+    page.set_viewport_size(window)
+    settle(page)
     return path
