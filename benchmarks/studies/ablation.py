@@ -1,7 +1,8 @@
 """Keep what a sweep found as one file, and read it next to published differences.
 
-    python -m tools.sweep cfgs/ablation/point-m2ae/modelnet10-mini --seeds 0,1,2 --score chosen -- --val_freq 100
-    python -m benchmarks.studies.ablation cfgs/ablation/point-m2ae/modelnet10-mini --seeds 0,1,2 \\
+    python -m tools.sweep cfgs/ablation/point-m2ae/modelnet10-mini --seeds 0,1,2 --score last \\
+        -- --val_freq 100 --set svm.cross_validate=false
+    python -m benchmarks.studies.ablation cfgs/ablation/point-m2ae/modelnet10-mini --seeds 0,1,2 --score last \\
         --out benchmarks/results/ablation-mini.json
 
 Each row has its scores by seed, and their paired difference to the base with its 95 % interval by Student's t. Where Zhang et al. 2022 have
