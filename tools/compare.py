@@ -9,9 +9,11 @@ pair of the same seed or fold. With three and more of them, Friedman's and Nemen
 
 import argparse
 import base64
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from tools import statistics
 from tools.report.markup import MISSING, Html, Section, asset, cards, escape, table
@@ -78,7 +80,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def compare_page(groups: Mapping[str, list[Run]]) -> str:
     """Return the page of several groups of runs."""
-    kinds = {(run.task, run.score) for runs in groups.values() for run in runs}
+    kinds = list(dict.fromkeys((run.task, run.score, run.evaluated_on) for runs in groups.values() for run in runs))
     scores = {column: _by_seed(groups, column) for column in SHOWN}
     scores = {column: found for column, found in scores.items() if all(found.values())}
     shown = []
@@ -95,29 +97,35 @@ def compare_page(groups: Mapping[str, list[Run]]) -> str:
         for name, runs in groups.items()
         for run in runs
     }
-    sections = [_results(groups), *_statistics(scores), *curve_sections(logs), _keys(groups), *_galleries(groups)]
-    subtitle = "; ".join(sorted(f"{task}, {score}" for task, score in kinds))
+    compared = _statistics(scores) if len({kind[1:] for kind in kinds}) == 1 else [_not_compared(kinds)]
+    sections = [_results(groups), *compared, *curve_sections(logs), _keys(groups), *_galleries(groups)]
+    subtitle = "; ".join(f"{task}, {score}" for task, score in dict.fromkeys(kind[:2] for kind in kinds))
     return page(
         "Runs compared", subtitle=subtitle, cards=cards(shown), sections=[section for section in sections if section]
     )
 
 
-def summary_page(folder: Path, rows: Sequence[Row], headers: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return the page of a summary: the table, with links to reports, and the curves."""
+def summary_page(
+    folder: Path, rows: Sequence[Row], headers: Sequence[str], cells: Sequence[Sequence[str]], *, place: Path
+) -> str:
+    """Return the page of a summary, which will be in the folder `place`: the table, with links to reports, and the curves."""
     linked = []
     for row, texts in zip(rows, cells, strict=True):
         run = row.runs[0].folder
-        report = next((path for path in (run.parent / "summary.html", run / "report.html") if path.is_file()), None)
-        link = (
-            ""
-            if report is None
-            else Html(f'<a href="{escape(report.relative_to(folder).as_posix())}">{escape(texts[-1])}</a>')
-        )
-        linked.append([*texts[:-1], link or texts[-1]])
+        pages = [run.parent / "summary.html"] if len(row.runs) > 1 else []
+        report = next((path for path in (*pages, run / "report.html") if path.is_file()), None)
+        if report is not None:
+            link = quote(Path(os.path.relpath(report, place)).as_posix())
+            texts = [*texts[:-1], Html(f'<a href="{escape(link)}">{escape(texts[-1])}</a>')]
+        linked.append(texts)
     body = f'<div class="panel sortable">{table(headers, linked, text_columns=4)}</div>'
     lead = "Scores are percent on the test set: mean and sample standard deviation over the seeds. A folder leads to its report, "
     lead += "and a head sorts by its column."
-    logs = {"/".join(run.folder.relative_to(folder).parts): run.log for row in rows for run in row.runs}
+    logs = {
+        run.folder.relative_to(folder).as_posix() if run.folder != folder else folder.name: run.log
+        for row in rows
+        for run in row.runs
+    }
     sections = [Section("Runs", body, lead), *curve_sections(logs)]
     title = f"Runs in {folder.name}"
     return page(title, subtitle=f"{len(logs)} runs", cards=cards([]), sections=sections, script=asset("table.js"))
@@ -138,7 +146,7 @@ def _results(groups: Mapping[str, list[Run]]) -> Section:
     rows = [Row(runs, "") for runs in groups.values()]
     columns = [
         column
-        for column in ("method", "data", "score", "seeds", *NUMBERS, "note")
+        for column in ("method", "data", "score", "seeds", *NUMBERS, "others", "note")
         if any(row.cell(column) for row in rows)
     ]
     cells = [
@@ -172,6 +180,11 @@ def _statistics(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list
     lead = f"{HEADERS[column]}: points of percent more than {base}, pair by pair of the same seed or fold.{few}"
     sections = [Section("Differences", f'<div class="panel">{table(headers, cells)}</div>', lead)]
     return [*sections, *_ranking(values)]
+
+
+def _not_compared(kinds: Sequence[tuple[str, str, str]]) -> Section:
+    shown = "; ".join(f"{score} on {data} ({task})" for task, score, data in kinds)
+    return Section("Differences", f"<p>{escape(f'None, because these are other scores or other data: {shown}.')}</p>")
 
 
 def _ranking(values: Mapping[str, Mapping[str, float]]) -> list[Section]:

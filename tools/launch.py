@@ -53,11 +53,10 @@ def open_run(args: argparse.Namespace, device: torch.device) -> RunContext:
     _check_tune(args, recipe)
     folder = experiment_folder(args, recipe.path)
     check_folder(args, folder)
-    overrides = [*pcp_mae.settings(recipe.path, method), *args.set, *_few_shot(args, recipe.path)]
     notes: list[str] = []
     config = load_recipe(
         recipe,
-        overrides=overrides,
+        overrides=overrides_of(args, recipe.path, method),
         imports=args.imports,
         data_root=args.data_root,
         change_model=lambda model: _model_to_build(args, recipe, model, checkpoint, notes),
@@ -209,6 +208,11 @@ def _portable(path: Path, folder: Path | None = None) -> str:
     """Return a path relative to a folder, by default the working directory, where it is below."""
     folder = folder or Path.cwd()
     return path.relative_to(folder).as_posix() if path.is_absolute() and path.is_relative_to(folder) else str(path)
+
+
+def overrides_of(args: argparse.Namespace, path: Path, method: str | None = None) -> list[str]:
+    """Return all that a command line changes in the recipe `path`, as "key.path=value" each."""
+    return [*pcp_mae.settings(path, method), *args.set, *_few_shot(args, path)]
 
 
 def _few_shot(args: argparse.Namespace, path: Path) -> list[str]:

@@ -12,8 +12,6 @@ several epochs and runs, selected on the test set, and ours are taken in the sam
 import argparse
 import fnmatch
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +26,9 @@ from tools.run_folder import experiment_folder
 from tools.statistics import interval
 from utils import ROOT
 from utils.config.cli import parse_args
-from utils.errors import Stopped, UserError, run_command, say, suggest
+from utils.errors import UserError, run_command, say, suggest
 from utils.files import write_atomic
+from utils.programs import run_program
 
 HEADERS = ("number", "published", "ours", "runs", "difference", "verdict", "data", "state")
 EXPERIMENT = "reproduce"  # the first part of --exp_name
@@ -189,7 +188,7 @@ def _do(step: Step, *, dry: bool) -> None:
 
     Raises:
         UserError: it failed.
-        Stopped: it was stopped by a signal.
+        Stopped: as `run_program`.
     """
     if step.result() is not None:
         return
@@ -200,10 +199,7 @@ def _do(step: Step, *, dry: bool) -> None:
         print(" ".join(["python", "main.py", *command[2:]]))
         return
     say(f"running: python main.py {' '.join(command[2:])}")
-    code = subprocess.run(command, check=False).returncode
-    stopped = code - 128 if code > 128 else -code
-    if stopped in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        raise Stopped(stopped)
+    code = run_program(command)
     if code or step.result() is None:
         raise UserError(
             f"the run in {step.folder} failed with status {code}; its log says why, and the same command goes on"

@@ -36,15 +36,25 @@ def check_resumed(before: Any, now: Mapping, where: str, *, allowed: bool) -> li
     """
     if not isinstance(before, Mapping):
         return []
-    found = [(path, old, new) for path, old, new in _differences(before, now) if not _is(path, OWN)]
-    lines = {path: f"{path} {_show(old)}, now {_show(new)}" for path, old, new in found}
-    serious = [line for path, line in lines.items() if not _is(path, HARMLESS)]
+    lines = changes(before, now)
+    serious = serious_changes(lines)
     if serious and not allowed:
         raise UserError(
             f"--resume: {where} was trained with another configuration: {'; '.join(serious)}. Resume with the recipe and the flags "
             "of that run, or add --allow_changes"
         )
     return list(lines.values())
+
+
+def changes(before: Mapping, now: Mapping) -> dict[str, str]:
+    """Return what differs between two configurations, path -> one line, without what a run fills in."""
+    found = [(path, old, new) for path, old, new in _differences(before, now) if not _is(path, OWN)]
+    return {path: f"{path} {_show(old)}, now {_show(new)}" for path, old, new in found}
+
+
+def serious_changes(lines: Mapping[str, str]) -> list[str]:
+    """Return those of `changes` that change results."""
+    return [line for path, line in lines.items() if not _is(path, HARMLESS)]
 
 
 def _is(path: str, patterns: tuple[str, ...]) -> bool:

@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     headers, cells = table(rows)
     if args.format == "html":
-        text = summary_page(args.folder, rows, headers, cells)
+        text = summary_page(args.folder, rows, headers, cells, place=(args.out or Path("page.html")).parent)
     else:
         text = FORMS[args.format](headers, cells)
     if args.out is None:

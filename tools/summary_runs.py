@@ -23,12 +23,14 @@ NOT_COMPARED = (
     "keep_every",
 )
 PLACES = ("DATA_PATH", "PC_PATH", "DATA_DIR", "ROOT")
-# Rows that evaluate an epoch, the score in them, and what it is called.
-SCORES = (
-    ("parts", "instance_miou", "instance mIoU"),
-    ("val", "accuracy", "accuracy"),
-    ("svm", "accuracy", "linear SVM"),
-)
+ARROW = " → "  # from the set that is trained on to the one that is evaluated on
+# Rows that evaluate an epoch -> the scores in them and what they are called; the first is what runs are compared by.
+SCORES = {
+    "parts": {"instance_miou": "instance mIoU", "class_miou": "class mIoU"},
+    "detection": {"ap25": "AP25", "ap50": "AP50"},
+    "val": {"accuracy": "accuracy"},
+    "svm": {"accuracy": "linear SVM"},
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Run:
         selected: that of the epoch that held-out clouds selected.
         held_out: that epoch's score on the held-out clouds.
         untrained: the linear SVM on random weights.
+        others: further scores of the last epoch, or of the selected one where only that was evaluated.
         keys: the configuration, by dotted key.
         note: what is missing; empty for a complete run.
     """
@@ -58,11 +61,17 @@ class Run:
     selected: float | None = None
     held_out: float | None = None
     untrained: float | None = None
+    others: Mapping[str, float] = field(default_factory=dict)
     epochs: int = 0
     minutes: float | None = None
     keys: Mapping[str, object] = field(default_factory=dict)
     note: str = ""
     log: RunLog = field(default_factory=RunLog, repr=False)
+
+    @property
+    def evaluated_on(self) -> str:
+        """Name the set that the scores are from."""
+        return self.data.rpartition(ARROW)[2]
 
 
 def find_runs(folder: Path) -> tuple[list[Run], list[str]]:
@@ -140,6 +149,8 @@ def _task(config: Mapping) -> str:
     model, train = config["model"], config["dataset"].get("train")
     if "num_parts" in model:
         return "part segmentation"
+    if "nqueries" in model:
+        return "detection"
     if "cls_dim" in model:
         return "few-shot" if isinstance(train, Mapping) and {"way", "shot", "fold"} <= set(train) else "fine-tuning"
     return "pre-training"
@@ -149,20 +160,20 @@ def _data(config: Mapping, log: RunLog) -> str:
     """Name the set that is trained on, and the one that is evaluated on where that is another."""
     train = config["dataset"].get("train")
     name = str(train.get("NAME", "")) if isinstance(train, Mapping) else ""
-    rows = [*log.svm, *log.val, *log.parts, *log.selected]
+    rows = [*log.svm, *log.val, *log.parts, *log.detection, *log.selected]
     data = next((str(row["data"]) for row in rows if row.get("data")), name)
-    return name if data == name else f"{name} → {data}"
+    return name if data == name else f"{name}{ARROW}{data}"
 
 
 def _scores(log: RunLog) -> dict:
-    kind, key, name = next((entry for entry in SCORES if getattr(log, entry[0])), (None, None, None))
+    kind = next((kind for kind in SCORES if getattr(log, kind)), None)
+    rows = getattr(log, kind) if kind else []
     if kind is None:
         row = next(iter(log.selected), None)
         if row is None:
             return {}
-        key = "instance_miou" if "instance_miou" in row else "accuracy"
-        name = "linear SVM" if "C" in row else next(entry[2] for entry in SCORES if entry[1] == key)
-    rows = getattr(log, kind) if kind else []
+        kind = "svm" if "C" in row else "parts" if "instance_miou" in row else "val"
+    (key, name), *others = SCORES[kind].items()
     values = curve(rows, key)[1]
     untrained = [value for row in rows if is_untrained(row) and (value := number(row, key)) is not None]
     trained = [row for row in rows if not is_untrained(row)][-1:]
@@ -178,12 +189,17 @@ def _scores(log: RunLog) -> dict:
         "held_out": held_out[-1:],
         "untrained": untrained[-1:],
     }
-    return {"score": name, **{label: 100 * value for label, some in found.items() for value in some}}
+    last = (trained or log.selected)[-1:]
+    further = {
+        other: 100 * value for row in last for known, other in others if (value := number(row, known)) is not None
+    }
+    scores = {label: 100 * value for label, some in found.items() for value in some}
+    return {"score": name, "others": further, **scores}
 
 
 def _minutes(log: RunLog) -> float | None:
     """Return the time of training and evaluation together."""
-    rows = [*log.epochs, *log.svm, *log.val, *log.parts, *log.held_out, *log.selected]
+    rows = [*log.epochs, *log.svm, *log.val, *log.parts, *log.detection, *log.held_out, *log.selected]
     seconds = [value for row in rows if (value := number(row, "seconds")) is not None]
     return math.fsum(seconds) / 60 if seconds else None
 

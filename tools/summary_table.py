@@ -19,6 +19,7 @@ HEADERS = {
     "selected": "epoch selected on held-out clouds",
     "held_out": "on the held-out clouds",
     "untrained": "random weights",
+    "others": "further scores",
     "minutes": "minutes",
     "differs": "differs in",
     "note": "note",
@@ -45,6 +46,8 @@ class Row:
         first = self.runs[0]
         if column in NUMBERS:
             return _number(self.values(column), digits=1 if column == "minutes" else 2)
+        if column == "others":
+            return self._others()
         if column == "seeds":
             return ", ".join(dict.fromkeys("?" if run.seed is None else str(run.seed) for run in self.runs))
         if column == "differs":
@@ -54,6 +57,12 @@ class Row:
         if column == "note":
             return "; ".join(dict.fromkeys(run.note for run in self.runs if run.note))
         return str(getattr(first, column))
+
+    def _others(self) -> str:
+        """Return the further scores, each with its mean and spread."""
+        names = dict.fromkeys(name for run in self.runs for name in run.others)
+        numbers = {name: [run.others[name] for run in self.runs if name in run.others] for name in names}
+        return ", ".join(f"{name} {_number(values, digits=2)}" for name, values in numbers.items())
 
 
 def group(runs: list[Run], *, each: bool = False) -> list[Row]:

@@ -8,8 +8,6 @@ on where it was stopped and skips what is complete. What follows `--` goes to th
 """
 
 import argparse
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +18,9 @@ from tools.statistics import check_pairs, compare_pairs, interval
 from tools.summary_table import HEADERS
 from tools.sweep_recipes import Row, read_rows
 from utils import ROOT
-from utils.errors import Stopped, UserError, say
+from utils.errors import UserError, say
 from utils.files import write_atomic
+from utils.programs import run_program
 
 SCORES = ("last", "chosen", "selected", "best")
 FILES = {"markdown": "md", "csv": "csv", "latex": "tex"}
@@ -31,7 +30,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; what follows `--` is in `flags`."""
     own, flags = (arguments, []) if "--" not in arguments else _split(arguments)
     args = build_parser().parse_args(own)
-    args.seeds, args.flags = _seeds(args.seeds), flags
+    args.seeds, args.flags = read_seeds(args.seeds), flags
     return args
 
 
@@ -63,7 +62,12 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:place]), list(arguments[place + 1 :])
 
 
-def _seeds(text: str) -> list[int]:
+def read_seeds(text: str) -> list[int]:
+    """Read what `--seeds` says, "0,1,2".
+
+    Raises:
+        UserError: anything else, or a seed that stands twice.
+    """
     parts = [part for part in text.split(",") if part]
     if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
         raise UserError(f"--seeds {text}: expected whole numbers, each once, for example --seeds 0,1,2")
@@ -76,12 +80,12 @@ def sweep(args: argparse.Namespace) -> None:
     Raises:
         UserError: a recipe that cannot run, or runs that failed.
     """
-    for flag in ("--seed", "--seeds", "--exp_name", "--config", "--resume", "--overwrite", "--slurm"):
-        if flag in args.flags:
-            raise UserError(f"{flag}: behind -- is for the main program, and tools.sweep sets it; leave it out")
+    _check_flags(args.flags)
     settings = dict(_setting(text) for text in args.slurm_set)
     rows = read_rows(args.folder, name=args.name, flags=args.flags)
     pending = [(row, seed) for row in rows for seed in args.seeds if row.run(seed) is None]
+    for row in rows:
+        row.check_same(args.seeds)
     say(
         f"{len(rows)} recipes, {len(args.seeds)} seeds each: {len(pending)} of {len(rows) * len(args.seeds)} runs are to be done"
     )
@@ -100,6 +104,19 @@ def sweep(args: argparse.Namespace) -> None:
         )
 
 
+def _check_flags(flags: Sequence[str]) -> None:
+    """Raise for flags of the main program that tools.sweep sets itself, or that make more of a run than one.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    for flag in ("--seed", "--seeds", "--exp_name", "--config", "--resume", "--overwrite", "--slurm"):
+        if flag in flags:
+            raise UserError(f"{flag}: behind -- is for the main program, and tools.sweep sets it; leave it out")
+    if "all" in flags and "--fold" in flags:
+        raise UserError("--fold all: makes ten runs of one; give one fold, such as --fold 0, and several --seeds")
+
+
 def _command(row: Row, seed: int) -> list[str]:
     """Return the command of one run, which goes on with what there is of it."""
     arguments = list(row.arguments)
@@ -113,14 +130,10 @@ def _run(row: Row, seed: int) -> bool:
     """Run one recipe with one seed; returns whether it ended well.
 
     Raises:
-        Stopped: the run was stopped by a signal.
+        Stopped: as `run_program`.
     """
     say(f"{row.name}, seed {seed}")
-    code = subprocess.run(_command(row, seed), check=False).returncode
-    stopped = code - 128 if code > 128 else -code
-    if stopped in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        raise Stopped(stopped)
-    return code == 0
+    return run_program(_command(row, seed)) == 0
 
 
 def _submit(pending: Sequence[tuple[Row, int]], folder: Path, settings: Mapping[str, object]) -> None:
@@ -161,7 +174,7 @@ def write_table(rows: Sequence[Row], seeds: Sequence[int], score: str) -> str:
     if not scores:
         raise UserError(f"{rows[0].folder.parent}: no run is complete yet, there is nothing to compare")
     check_pairs({row.name: found for row, found in scores.items()})
-    base = next(iter(scores))
+    base = rows[0]
     headers = [
         "recipe",
         "changed",
@@ -171,7 +184,7 @@ def write_table(rows: Sequence[Row], seeds: Sequence[int], score: str) -> str:
         "95 % of the difference",
         "p (Wilcoxon)",
     ]
-    cells = [_cells(row, found, None if row is base else scores[base]) for row, found in scores.items()]
+    cells = [_cells(row, found, None if row is base else scores.get(base)) for row, found in scores.items()]
     folder, name = base.folder.parent.parent, base.folder.name
     folder.mkdir(parents=True, exist_ok=True)
     for form, ending in FILES.items():
@@ -179,6 +192,7 @@ def write_table(rows: Sequence[Row], seeds: Sequence[int], score: str) -> str:
         write_atomic(folder / f"{name}.{ending}", lambda file, text=text: file.write(text.encode("utf-8")))
     missing = [row.name for row in rows if row not in scores]
     note = f"not complete, and left out: {', '.join(missing)}\n" if missing else ""
+    note += f"no differences before {base.name} is complete\n" if base not in scores else ""
     about = f"{len(next(iter(scores.values())))} seeds; mean ± sample standard deviation; intervals by Student's t\n"
     return f"{FORMS['terminal'](headers, cells)}{about}{note}{folder / name}.{{{','.join(FILES.values())}}}"
 

@@ -2,18 +2,20 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from models import build_model
-from tools.launch import load_recipe
+from tools.launch import load_recipe, overrides_of
 from tools.published.paths import find_recipe
+from tools.resume import changes, serious_changes
 from tools.run_folder import experiment_folder
 from tools.summary_runs import Run, flat_keys, read_run
 from utils.config.cli import parse_args
 from utils.config.merge import to_dict
+from utils.config.yaml import read_yaml
 from utils.errors import UserError
 
 BASE = "base"  # the recipe that the others are compared with
@@ -28,6 +30,7 @@ class Row:
         changes: the keys in which it differs from the base, with their values; empty for the base itself.
         folder: where its runs `seed0`, `seed1` ... are.
         arguments: the command line of the main program, without seeds.
+        config: the resolved recipe as plain data; of a run that takes weights without its model, which they may change.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Row:
     changes: str
     folder: Path
     arguments: tuple[str, ...]
+    config: Mapping = field(compare=False, repr=False)
 
     def run(self, seed: int) -> Run | None:
         """Return the complete run of a seed, or None where there is none yet."""
@@ -42,7 +46,21 @@ class Row:
         if not (folder / "result.json").is_file():
             return None
         run = read_run(folder)
-        return None if run.note else run
+        return None if run.note or "max_epoch" in changes(read_yaml(folder / "config.yaml"), self.config) else run
+
+    def check_same(self, seeds: Sequence[int]) -> None:
+        """Raise where a run of the row was begun with another configuration than its recipe and the flags now give.
+
+        Raises:
+            UserError: naming the folder and the keys.
+        """
+        for seed in seeds:
+            path = self.folder / f"seed{seed}" / "config.yaml"
+            found = serious_changes(changes(read_yaml(path), self.config)) if path.is_file() else []
+            if found:
+                raise UserError(
+                    f"{path.parent}: was run with another configuration: {'; '.join(found)}. Choose another --name, or remove the folder"
+                )
 
 
 def read_rows(folder: Path, *, name: str, flags: Sequence[str]) -> list[Row]:
@@ -64,20 +82,23 @@ def read_rows(folder: Path, *, name: str, flags: Sequence[str]) -> list[Row]:
     for path in paths:
         arguments = ["--config", str(path), "--exp_name", name, *flags]
         args = parse_args(arguments)
-        keys = _check(path, args)
+        config = _check(path, args)
+        keys = dict(flat_keys(config))
         base = keys if base is None else base
         place = experiment_folder(args, find_recipe(path).path)
-        rows.append(Row(path.stem, path, _changes(base, keys), place, tuple(arguments)))
+        if args.ckpts:
+            config.pop("model")
+        rows.append(Row(path.stem, path, _changes(base, keys), place, tuple(arguments), config))
     return rows
 
 
 def _check(path: Path, args: argparse.Namespace) -> dict[str, object]:
-    """Load a recipe and build its model without memory; returns its keys.
+    """Load a recipe and build its model without memory; returns the configuration as plain data.
 
     Raises:
         UserError: as `read_rows`.
     """
-    config = load_recipe(path, overrides=args.set, imports=args.imports, data_root=args.data_root)
+    config = load_recipe(path, overrides=overrides_of(args, path), imports=args.imports, data_root=args.data_root)
     with torch.device("meta"):
         build_model(config.model)
     classifies, flagged = hasattr(config.model, "cls_dim"), args.finetune_model or args.scratch_model
@@ -85,7 +106,7 @@ def _check(path: Path, args: argparse.Namespace) -> dict[str, object]:
         raise UserError(
             f"{path}: trains a classifier; add -- {' or '.join(TRAINS_A_CLASSIFIER)}, the former with --ckpts PATH"
         )
-    return dict(flat_keys(to_dict(config)))
+    return to_dict(config)
 
 
 def _changes(base: Mapping[str, object], keys: Mapping[str, object]) -> str:

@@ -14,7 +14,7 @@ from utils.reading import read_text
 
 _LOG = logging.getLogger("m2ae.metrics")
 MOST_EPOCHS = 1 << 20  # that are looked for one by one
-EVALUATIONS = ("svm", "val", "vote", "parts", "parts_vote", "held_out")  # kinds of rows that an evaluation writes
+EVALUATIONS = ("svm", "val", "vote", "parts", "parts_vote", "held_out", "detection")  # kinds of rows that an evaluation writes
 
 
 class MetricsWriter:

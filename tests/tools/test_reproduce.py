@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,11 +46,11 @@ def inside(monkeypatch):
     """Run the main program in this process; returns the recipes that were run."""
     started = []
 
-    def run(command, check):
+    def run(command):
         started.append(command[command.index("--config") + 1])
-        return SimpleNamespace(returncode=program.main(command[2:]))
+        return program.main(command[2:])
 
-    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(reproduce, "run_program", run)
     return started
 
 

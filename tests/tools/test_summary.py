@@ -131,7 +131,61 @@ def test_summary_page(experiments, tmp_path):
     (experiments / "plain" / "summary.html").write_text("page of the seeds")
     assert summary.main([str(experiments), "--format", "html", "--out", str(tmp_path / "all.html")]) == 0
     page = (tmp_path / "all.html").read_text()
-    assert 'href="plain/summary.html"' in page and "81.00 ± 1.00" in page and "<svg" in page
+    assert 'href="experiments/plain/summary.html"' in page and "81.00 ± 1.00" in page and "<svg" in page
+
+
+def write_detection(folder, values, *, seed=0):
+    """Write a folder as training a detector leaves it, AP25 and AP50 of each epoch."""
+    write_run(folder, [], seed=seed)
+    config = {"model": {"NAME": "3DETR_M", "nqueries": 8}, "dataset": {"train": {"NAME": "SyntheticScenes"}}}
+    (folder / "config.yaml").write_text(json.dumps({**config, "seed": seed, "max_epoch": len(values) - 1}))
+    rows = [{"kind": "epoch", "epoch": epoch, "loss": 1.0, "seconds": 30.0} for epoch in range(len(values))]
+    rows += [
+        {"kind": "detection", "epoch": epoch, "data": "SyntheticScenes", "ap25": ap25, "ap50": ap50}
+        for epoch, (ap25, ap50) in enumerate(values)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_detectors_have_their_scores(tmp_path, capsys):
+    root = tmp_path / "experiments"
+    for seed in range(2):
+        write_detection(root / "boxes" / f"seed{seed}", [(0.5, 0.3), (0.4 + seed / 50, 0.2)], seed=seed)
+    [row] = rows(root, capsys)
+    assert (row["task"], row["score"], row["data"], row["minutes"]) == (
+        "detection",
+        "AP25",
+        "SyntheticScenes",
+        "1.0 ± 0.0",
+    )
+    assert row["last epoch"] == "41.00 ± 1.41" and row["best epoch (selected on the test set)"] == "50.00 ± 0.00"
+    assert row["further scores"] == "AP50 20.00 ± 0.00" and "note" not in row
+    assert summary.main([str(root), "--format", "html", "--out", str(tmp_path / "all.html")]) == 0
+    assert "AP25, %" in (tmp_path / "all.html").read_text()
+
+
+def test_links_of_a_page_lead_to_reports(experiments, tmp_path):
+    """Wherever the page is, and for a single run as well, next to whose folder there may be a page of the seeds."""
+    (experiments / "plain" / "summary.html").write_text("page of the seeds")
+    (experiments / "plain" / "seed0" / "report.html").write_text("report")
+    (tmp_path / "a page").mkdir()
+    for folder, out, links in (
+        (experiments, tmp_path / "a page" / "all.html", {"../experiments/plain/summary.html"}),
+        (experiments / "plain" / "seed0", tmp_path / "one.html", {"experiments/plain/seed0/report.html"}),
+    ):
+        assert summary.main([str(folder), "--format", "html", "--out", str(out)]) == 0
+        found = set(re.findall(r'href="([^"#]+)"', out.read_text()))
+        assert found == links and all((out.parent / link).is_file() for link in found)
+
+
+def test_other_scores_are_not_subtracted(experiments, tmp_path):
+    for seed in range(3):
+        write_detection(experiments / "boxes" / f"seed{seed}", [(0.5, 0.3)], seed=seed)
+    out = tmp_path / "compare.html"
+    assert compare.main([str(experiments / "plain"), str(experiments / "boxes"), "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "None, because these are other scores or other data: accuracy on ScanObjectNN (fine-tuning); AP25" in page
+    assert "95 % (Student" not in page
 
 
 def test_comparison_of_paired_seeds(experiments, tmp_path):

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from tools import sweep_command, sweep_recipes
+from tools.launch import load_recipe
 from tools.sweep import main
 from tools.sweep_recipes import read_rows
+from utils.config.merge import to_dict
 from utils.files import write_atomic
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,24 +38,26 @@ def ran(monkeypatch):
     """Stand in for the main program; returns the (recipe, seed) of each run that was started."""
     started = []
 
-    def run(command, check):
+    def run(command):
         flags = dict(zip(command[2::2], command[3::2], strict=False))
         recipe, seed = Path(flags["--config"]).stem, int(flags["--seed"])
         started.append((recipe, seed))
         if SCORES[recipe][seed] is None:
-            return SimpleNamespace(returncode=2)
-        write_run(Path("experiments", "rows", recipe, flags["--exp_name"]), SCORES[recipe][seed], seed)
-        return SimpleNamespace(returncode=0)
+            return 2
+        folder = Path("experiments", "rows", recipe, flags["--exp_name"])
+        write_run(folder, flags["--config"], SCORES[recipe][seed], seed)
+        return 0
 
-    monkeypatch.setattr(sweep_command, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(sweep_command, "run_program", run)
     return started
 
 
-def write_run(folder, score, seed):
+def write_run(folder, recipe, score, seed):
     folder.mkdir(parents=True)
-    config = {"model": {"NAME": "Point_MAE"}, "dataset": {"train": {"NAME": "Synthetic"}}, "seed": seed, "max_epoch": 0}
+    config = to_dict(load_recipe(recipe, overrides=[f"seed={seed}"]))
     (folder / "config.yaml").write_text(json.dumps(config))
-    rows = [{"kind": "epoch", "epoch": 0, "loss": 1.0}, {"kind": "svm", "epoch": 0, "accuracy": score / 100}]
+    rows = [{"kind": "epoch", "epoch": epoch, "loss": 1.0} for epoch in range(config["max_epoch"] + 1)]
+    rows.append({"kind": "svm", "epoch": config["max_epoch"], "accuracy": score / 100})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     write_atomic(folder / "result.json", lambda file: file.write(b"{}"))
 
@@ -94,10 +98,30 @@ def test_goes_on_after_a_failed_run(recipes, ran, monkeypatch, capsys):
     assert main([str(recipes), "--seeds", "0,1,2"]) == 0 and ran == [("deep", 1)]
 
 
-def test_a_stopped_sweep_stops(recipes, monkeypatch, capsys):
-    stopped = SimpleNamespace(run=lambda command, check: SimpleNamespace(returncode=143))
-    monkeypatch.setattr(sweep_command, "subprocess", stopped)
+def test_a_stopped_sweep_stops(recipes, monkeypatch):
+    monkeypatch.setattr(sweep_command, "_command", lambda row, seed: ["sh", "-c", "exit 143"])
     assert main([str(recipes)]) == 143
+
+
+def test_no_differences_before_the_base_is_complete(recipes, ran, monkeypatch, capsys):
+    monkeypatch.setitem(SCORES, "base", (80.0, None, 82.0))
+    assert main([str(recipes), "--seeds", "0,1,2"]) == 2
+    out = capsys.readouterr().out
+    assert "81.83 ± 0.76" in out and "+" not in out and "no differences before base is complete" in out
+
+
+def test_runs_of_another_configuration_are_not_taken(recipes, ran, capsys):
+    assert main([str(recipes)]) == 0
+    ran.clear()
+    (recipes / "deep.yaml").write_text("_base_: base.yaml\nmodel:\n  transformer_config:\n    depth: 2\n")
+    assert main([str(recipes)]) == 2 and not ran
+    assert "rows/deep/sweep/seed0: was run with another configuration: model.transformer_config.depth 3, now 2" in (
+        capsys.readouterr().err
+    )
+    assert main([str(recipes), "--name", "other"]) == 0 and ran == [("base", 0), ("deep", 0)]
+    ran.clear()
+    flags = ["--name", "other", "--dry_run", "--", "--set", "max_epoch=5"]  # longer: all go on
+    assert main([str(recipes), *flags]) == 0 and "2 of 2 runs are to be done" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -109,6 +133,7 @@ def test_a_stopped_sweep_stops(recipes, monkeypatch, capsys):
         ("_base_: base.yaml\n", ["--seeds", "0,0"], "each once"),
         ("_base_: base.yaml\n", ["--slurm_set", "gpus", "--slurm"], "expected KEY=VALUE"),
         ("_base_: base.yaml\n", ["--", "--seed", "1"], "tools.sweep sets it"),
+        ("_base_: base.yaml\n", ["--", "--fold", "all"], "makes ten runs of one"),
     ],
 )
 def test_nothing_runs_where_a_recipe_or_a_flag_is_wrong(recipes, ran, capsys, recipe, arguments, message):

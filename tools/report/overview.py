@@ -8,6 +8,7 @@ from tools.report.markup import MISSING, Section, cards, duration, short, table
 from tools.report.runlog import RunLog, SvmCurve, curve, is_untrained, number, percent, step_curve, svm_curves
 
 PART_SCORES = {"instance_miou": "instance mIoU", "class_miou": "class mIoU", "accuracy": "point accuracy"}
+DETECTION_SCORES = {"ap25": "AP25", "ap50": "AP50"}
 PICKED = "The best epoch is selected on the test set that it is reported on, which favours it; the last epoch is not selected."
 LONG_TABLE = 40  # rows; longer tables are folded
 
@@ -15,7 +16,8 @@ LONG_TABLE = 40  # rows; longer tables are folded
 def summary_cards(log: RunLog, *, seed: object = None, summary: Mapping[str, object] | None = None) -> str:
     """Return the cards on top: those of `summary` first, then what the rows of the run tell."""
     entries = [(label, str(text), "") for label, text in (summary or {}).items()]
-    entries += _parts_cards(log)
+    entries += _scored_cards(log.parts, dict(list(PART_SCORES.items())[:2]))
+    entries += _scored_cards(log.detection, DETECTION_SCORES)
     curves = svm_curves(log.svm)
     for svm in curves[:1]:
         entries += _svm_cards(svm)
@@ -166,17 +168,18 @@ def _svm_cards(svm: SvmCurve) -> list[tuple[str, str, str]]:
     return entries
 
 
-def _parts_cards(log: RunLog) -> list[tuple[str, str, str]]:
+def _scored_cards(rows: list[dict], names: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return the last value of each score, and the best one of the first, which selects the epoch."""
     entries = []
-    for key, name in list(PART_SCORES.items())[:2]:
-        epochs, values = curve(log.parts, key)
-        if values:
-            entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
-    epochs, values = curve(log.parts, "instance_miou")
-    if values:
-        place = values.index(max(values))
-        remark = f"epoch {epochs[place]:.0f}, selected on the test set"
-        entries.insert(1, ("Best instance mIoU", f"{100 * values[place]:.2f} %", remark))
+    for key, name in names.items():
+        epochs, values = curve(rows, key)
+        if not values:
+            continue
+        entries.append((f"Last {name}", f"{100 * values[-1]:.2f} %", f"epoch {epochs[-1]:.0f}"))
+        if key == next(iter(names)):
+            place = values.index(max(values))
+            remark = f"epoch {epochs[place]:.0f}, selected on the test set"
+            entries.append((f"Best {name}", f"{100 * values[place]:.2f} %", remark))
     return entries
 
 

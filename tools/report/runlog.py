@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = ("step", "epoch", "svm", "val", "vote", "parts", "parts_vote", "held_out", "selected")
+KINDS = ("step", "epoch", "svm", "val", "vote", "parts", "parts_vote", "held_out", "selected", "detection")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class RunLog:
         default_factory=list
     )  # evaluations on clouds that are held out of the training set, and
     selected: list[dict] = field(default_factory=list)  # what the test set says of the epoch that they selected
+    detection: list[dict] = field(default_factory=list)  # evaluations of a detector
     skipped: int = 0
 
 
@@ -128,6 +129,7 @@ def counted(log: RunLog) -> str:
     """Return how many rows of each kind there are, "" without any."""
     kinds = {"step": log.steps, "epoch": log.epochs, "SVM": log.svm, "validation": log.val, "vote": log.vote}
     kinds |= {"part": log.parts, "part vote": log.parts_vote, "held-out": log.held_out, "selected": log.selected}
+    kinds |= {"detection": log.detection}
     text = ", ".join(f"{len(rows):,} {name}" for name, rows in kinds.items() if rows)
     return f"{text} rows" if text else ""
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from tools.report.markup import MISSING, Section, table
 from tools.report.runlog import RunLog, curve, number
 
-SCORES = (("svm", "accuracy"), ("val", "accuracy"), ("parts", "instance_miou"))  # what epochs are selected by
+# What epochs are selected by.
+SCORES = (("svm", "accuracy"), ("val", "accuracy"), ("parts", "instance_miou"), ("detection", "ap25"))
 LEAD = (
     "The best epoch is selected on the test set, which favours it: published tables print it, a comparison should not. The epoch that "
     "held-out clouds of the training set selected, and the last one, may stand in a table as they are."

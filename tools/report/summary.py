@@ -17,6 +17,7 @@ CURVES = (
     ("svm", "accuracy", "Linear SVM accuracy, %", True),
     ("val", "accuracy", "Accuracy, %", True),
     ("parts", "instance_miou", "Instance mIoU, %", True),
+    ("detection", "ap25", "AP25, %", True),
     ("held_out", "accuracy", "Accuracy on held-out clouds, %", True),
 )
 COLORS = 6
