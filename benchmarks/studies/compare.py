@@ -26,6 +26,8 @@ KEYS = (
     ("parts", "instance_miou", "instance mIoU"),
     ("parts", "class_miou", "class mIoU"),
     ("parts", "accuracy", "point accuracy"),
+    ("detection", "ap25", "AP25"),
+    ("detection", "ap50", "AP50"),
 )
 NOT_KEPT = ("kind", "best", "samples_per_second", "data", "rounds")
 DIGITS = 6  # significant ones of a number that is kept

@@ -52,6 +52,14 @@ def test_differences_are_paired(tmp_path, capsys):
     assert run["epoch"] == {"epoch": [0, 1], "seconds": [30, 30], "loss": [0.5, 0.5]} and "step" not in run
 
 
+def test_detectors_are_compared(tmp_path):
+    for name, ap25 in (("scratch", 0.3), ("tuned", 0.4)):
+        write(tmp_path / name / "seed0", [0.5], rows=[{"kind": "detection", "epoch": 0, "ap25": ap25, "ap50": 0.1}])
+    found = study(tmp_path, "scratch", "tuned")["quantities"]
+    assert found["AP25, last epoch"]["tuned - scratch"]["values"] == [10]
+    assert found["AP50, last epoch"]["scratch"]["values"] == [10]
+
+
 def test_other_runs_are_refused(tmp_path):
     write(tmp_path / "a" / "seed0", [0.5])
     write(tmp_path / "b" / "seed1", [0.5])
