@@ -6,7 +6,8 @@
 
 A group is a folder of runs, `seed0`, `seed1` ... (`--seeds` of main.py) or `fold0`, `fold1` ... (`--fold all`). Differences are taken
 to the first group, and all groups must have the same runs. `--out` receives one section of a study: of each run its command, its
-versions and, epoch by epoch, losses and accuracies; of all runs means and sample standard deviations, in percent.
+versions and, epoch by epoch (of long runs at most 200 epochs), losses and accuracies; of all runs means and sample standard
+deviations, in percent.
 """
 
 import argparse
@@ -31,7 +32,9 @@ KEYS = (
 )
 NOT_KEPT = ("kind", "best", "samples_per_second", "data", "rounds")
 DIGITS = 6  # significant ones of a number that is kept
+LONGEST = 200  # values of a curve that are kept
 
+ABOUT = ("command", "versions")
 Run = dict  # "command", "versions", then kind of row -> column -> values
 
 
@@ -96,7 +99,18 @@ def compare(groups: dict[str, dict[str, Run]]) -> dict:
             if name != first and first in row:
                 gains = [y - x[quantity] for x, y in zip(reached[first], values, strict=True)]
                 row[f"{name} - {first}"] = spread(gains)
-    return {"quantities": quantities, "groups": groups}
+    kept = {name: {run: _thin(columns) for run, columns in runs.items()} for name, runs in groups.items()}
+    return {"quantities": quantities, "groups": kept}
+
+
+def _thin(run: Run) -> Run:
+    """Return the run with every n-th value of columns longer than `LONGEST`, counted from their last."""
+
+    def thin(values: list) -> list:
+        return values[:: -max(1, -(-len(values) // LONGEST))][::-1]
+
+    kinds = run.keys() - set(ABOUT)
+    return run | {kind: {key: thin(values) for key, values in run[kind].items()} for kind in kinds}
 
 
 def results(run: Run) -> dict[str, float]:

@@ -60,6 +60,14 @@ def test_detectors_are_compared(tmp_path):
     assert found["AP50, last epoch"]["scratch"]["values"] == [10]
 
 
+def test_long_curves_are_thinned_and_sums_are_not(tmp_path):
+    write(tmp_path / "a" / "seed0", [i / 1000 for i in range(401)])
+    found = study(tmp_path, "a")
+    kept = found["groups"]["a"]["seed0"]
+    assert kept["epoch"]["epoch"] == list(range(1, 401, 3)) and kept["val"]["accuracy"][-1] == 0.4
+    assert found["quantities"]["training, wall minutes"]["a"]["mean"] == 200.5
+
+
 def test_other_runs_are_refused(tmp_path):
     write(tmp_path / "a" / "seed0", [0.5])
     write(tmp_path / "b" / "seed1", [0.5])
