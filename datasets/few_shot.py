@@ -16,6 +16,8 @@ from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet, check_subset
 from datasets.formats.points import to_single
 from datasets.formats.safe_pickle import read_arrays
+from datasets.modelnet import CLASS_NAMES, read_class_names
+from datasets.modelnet40_c import CLASSES
 from datasets.paths import missing, require
 from datasets.registry import DATASETS
 from datasets.transforms import normalize_unit_sphere
@@ -79,7 +81,7 @@ def read_few_shot(config: ModelNetFewShotConfig) -> CloudSet:
     return CloudSet(
         points=arrays["points"],
         labels=labels,
-        class_names=[f"class {originals[label]} of {config.NUM_CATEGORY}" for label in range(config.way)],
+        class_names=_class_names(path, originals, config),
         names=[f"{path.name}:{config.subset}[{row}]" for row in range(len(labels))],
         name=config.NAME,
         subset=config.subset,
@@ -103,6 +105,14 @@ def fold_file(config: ModelNetFewShotConfig) -> Path:
         if isfile(path):
             return path
     raise missing(root / f"{config.way}way_{config.shot}shot" / f"{config.fold}.pkl", EXPECTED)
+
+
+def _class_names(path: Path, originals: dict[int, int], config: ModelNetFewShotConfig) -> list[str]:
+    """Name the classes of a fold by the list in its folder or the folder above, else by that of ModelNet40, else by number."""
+    known = read_class_names(path.parent) or read_class_names(path.parent.parent)
+    known = known or (CLASSES if len(CLASSES) == config.NUM_CATEGORY else [])
+    original = (originals[label] for label in range(config.way))
+    return [known[one] if 0 <= one < len(known) else f"class {one} of {config.NUM_CATEGORY}" for one in original]
 
 
 def _read(path: Path, config: ModelNetFewShotConfig) -> tuple[np.ndarray, np.ndarray, dict[int, int]]:
@@ -182,7 +192,8 @@ def write_folds(
 ) -> list[Path]:
     """Write folds drawn from a labelled set in the published layout, `<way>way_<shot>shot/<fold>.pkl`; returns their paths.
 
-    Clouds are stored whole, (P, 3) float32: published files hold normals as well, which no program of the family reads.
+    The names of all classes of the set, where it has some, are written into the same folder. Clouds are stored whole, (P, 3) float32:
+    published files hold normals as well, which no program of the family reads.
     """
     for part in (train, test):
         if part.labels is None:
@@ -192,6 +203,9 @@ def write_folds(
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(explain_write(target, error)) from error
+    if train.class_names:
+        names = "".join(f"{name}\n" for name in train.class_names)
+        write_atomic(target / CLASS_NAMES, lambda file: file.write(names.encode("utf-8")))
     paths = []
     for fold in folds:
         chosen, shots, held_out = draw_fold(train.labels, test.labels, way=way, shot=shot, fold=fold, seed=seed)

@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.reading import read_text
 
 FOLDER = "modelnet40_ply_hdf5_2048"
+CLASS_NAMES = "shape_names.txt"
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _files(folder: Path, subset: str) -> list[Path]:
 
 def read_class_names(folder: Path) -> list[str] | None:
     """Read `shape_names.txt`, one class name a line; None where there is none."""
-    path = folder / "shape_names.txt"
+    path = folder / CLASS_NAMES
     if not path.is_file():
         return None
     names = [line.strip() for line in read_text(path).splitlines() if line.strip()]

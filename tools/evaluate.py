@@ -4,6 +4,7 @@ Shapes: `B` batch, `N` points, `M` clouds of a set.
 """
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -241,9 +242,12 @@ def check_points(clouds: CloudSet, npoints: int | None) -> None:
 
 
 def check_class_names(names: Sequence[str] | None, clouds: CloudSet, source: str) -> None:
-    """Raise where a set names its classes otherwise than `source` does; where either has no names there is nothing to compare."""
+    """Raise where a set names its classes otherwise than `source` does; where either has no names there is nothing to compare.
+
+    Numbers of classes, such as "class 3 of 40", are compared with numbers alone.
+    """
     own = clouds.class_names
-    if names is None or own is None or list(names) == list(own):
+    if names is None or own is None or list(names) == list(own) or _numbered(names) != _numbered(own):
         return
     label = next((label for label, pair in enumerate(zip(names, own, strict=False)) if pair[0] != pair[1]), None)
     if label is None:
@@ -253,6 +257,11 @@ def check_class_names(names: Sequence[str] | None, clouds: CloudSet, source: str
         f"{clouds.name} ({clouds.subset}): its {len(own)} classes are not the {len(names)} of {source}: label {label} is "
         f"{there} there and {here} here. Splits or label sets are mixed up; take the data set that belongs to it"
     )
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Say whether all names of classes are numbers that stand for missing names."""
+    return all(re.fullmatch(r"class \d+ of \d+", name) for name in names)
 
 
 def check_classes(clouds: CloudSet, classes: int) -> None:

@@ -1,12 +1,14 @@
 """Few-shot folds: what is drawn, what is read, and one clear message for each kind of bad input."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from datasets import CloudSet, build_dataset
 from datasets.few_shot import draw_fold, write_folds
+from datasets.modelnet40_c import CLASSES
 from utils.errors import UserError
 
 
@@ -52,6 +54,23 @@ def test_a_fold_is_read_as_published(folder):
     for (points, label, original), read_label in zip(stored["train"], train.labels, strict=True):
         assert points[0, 0] == original and label == read_label
         assert train.class_names[label] == f"class {original} of 7"
+
+
+def test_classes_have_the_names_of_the_set_that_they_were_drawn_from(tmp_path):
+    train, test = (
+        replace(labelled("train", 12), class_names=[f"kind {label}" for label in range(7)]),
+        labelled("test", 25),
+    )
+    write_folds(train, test, tmp_path, way=5, shot=10, folds=[0])
+    found = read(tmp_path)
+    # The first coordinate of a stored cloud says of which class it is; the list lies in the folder or above it.
+    with (tmp_path / "5way_10shot" / "0.pkl").open("rb") as file:
+        originals = {label: original for _, label, original in pickle.load(file)["train"]}
+    assert found.class_names == [f"kind {originals[label]}" for label in range(5)]
+    (tmp_path / "5way_10shot" / "shape_names.txt").rename(tmp_path / "shape_names.txt")
+    assert read(tmp_path).class_names == found.class_names
+    (tmp_path / "shape_names.txt").unlink()
+    assert read(tmp_path, NUM_CATEGORY=40).class_names == [CLASSES[originals[label]] for label in range(5)]
 
 
 def test_normals_are_left_out_and_either_folder_name_is_found(folder):

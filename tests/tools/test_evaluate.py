@@ -170,3 +170,5 @@ def test_class_names_must_agree_where_both_sides_have_them():
         check_class_names(["class 0", "class 1"], clouds, "a.pth")
     with pytest.raises(UserError, match=r"the 4 of a.pth: label 3 is 'class 3' there and no class here"):
         check_class_names([f"class {label}" for label in range(4)], clouds, "a.pth")
+    # Few-shot folds had numbers for names.
+    check_class_names([f"class {label} of 40" for label in range(3)], clouds, "a.pth")
