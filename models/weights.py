@@ -252,5 +252,5 @@ def _check_shapes(where: str, kind: str, own: Mapping, weights: Mapping, keys: S
         raise UserError(
             f"{where}: {len(wrong)} tensors have another shape than in {kind}, first {key}: "
             f"{tuple(weights[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model. "
-            "Use the configuration that the checkpoint was trained with."
+            "Use the configuration that the checkpoint was trained with"
         )
