@@ -10,9 +10,7 @@ import torch
 import main
 from datasets import build_dataset
 from datasets.few_shot import write_folds
-from tests.browser import inked, pixels, screenshot
 from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
-from tests.pages import check_page
 from tools import finetune as runner_finetune
 from utils.config.yaml import read_yaml
 from utils.files import read_checkpoint
@@ -250,26 +248,3 @@ def test_bad_input(beside_whole, capsys):
     refused(capsys, arguments("whole", *start), "holds a run already")
     debug = ["--config", str(ROOT / "cfgs" / "debug" / "point-mae.yaml"), "--exp_name", "x", "--device", "cpu"]
     refused(capsys, [*debug, "--finetune_model"], "Point_MAE does not classify", "cfgs/fine-tuning/")
-
-
-@pytest.mark.slow
-def test_the_page_of_a_classifier_in_a_browser(beside_whole, browser_page):
-    """A number of the confusion matrix leaves only its clouds in the gallery, and a button brings all back."""
-    page = check_page(browser_page, FOLDER / "whole" / "report.html", "classifier")
-    everything = page.locator(".item:visible").count()
-    link = page.locator(".heat td.miss a").first
-    link.click()
-    rows = link.get_attribute("data-rows").split()
-    assert page.locator(".item:visible").evaluate_all("found => found.map((item) => item.id)") == rows
-    assert inked(pixels(page, int(rows[0].removeprefix("cloud-")))) > 0.01
-    screenshot(page, "classifier-cell")
-    page.get_by_role("button", name="show all clouds").click()
-    assert page.locator(".item:visible").count() == everything > len(rows)
-
-
-@pytest.mark.slow
-def test_the_page_of_folds_in_a_browser(beside_whole, browser_page):
-    summary = Path("experiments/few-shot/point-mae/debug/few/summary.html")
-    if not summary.exists():
-        train_all_folds()
-    check_page(browser_page, summary, "folds", clouds=False)

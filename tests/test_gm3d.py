@@ -14,9 +14,7 @@ import torch
 import main
 import main_finetune
 import main_pretrain
-from tests.browser import pixels, screenshot, settle
 from tests.commands import run_in_processes
-from tests.pages import check_page
 from tools import pretrain as runner_pretrain
 from tools.guides.gm3d import MOVING, map_distances
 from tools.session import Session
@@ -267,18 +265,3 @@ def test_two_processes_equal_one(method):
                 one["step"],
                 key,
             )
-
-
-@pytest.mark.slow
-def test_the_slider_goes_through_the_epochs(browser_page):
-    page = check_page(browser_page, whole("gm3d") / "report.html", "gm3d")
-    cloud = page.locator(".cloud:has(.frame)").first
-    cloud.scroll_into_view_if_needed()
-    index = cloud.evaluate("cell => [...document.querySelectorAll('canvas')].indexOf(cell.querySelector('canvas'))")
-    shown = {}
-    for place in (3, 0):  # now, and the first epoch
-        page.locator("#view-frame").fill(str(place))
-        settle(page)
-        shown[cloud.locator(".frame").inner_text()] = pixels(page, index)
-    assert list(shown) == ["now", "epoch 0"] and (shown["now"] != shown["epoch 0"]).any()
-    screenshot(page, "gm3d-first-epoch")

@@ -15,7 +15,6 @@ import main
 from models import build_model, load_weights
 from models.images.clip_layout import clip_keys
 from tests.commands import run_in_processes
-from tests.pages import check_page
 from tools import export as export_published
 from tools import pretrain as runner_pretrain
 from utils.files import read_checkpoint
@@ -162,8 +161,3 @@ def test_fine_tuning_takes_the_encoder(beside_whole):
     assert main.main(command) == 0
     log = next(Path("experiments/fine-tuning/i2p-mae/debug/tuned").glob("*.log")).read_text()
     assert "rec_head_2d" in log and "0 unexpected" not in log and "unexpected" not in log
-
-
-@pytest.mark.slow
-def test_the_page_of_the_teacher_in_a_browser(beside_whole, browser_page):
-    check_page(browser_page, FOLDER / "whole" / "report.html", "image-teacher")

@@ -18,7 +18,6 @@ from segmentation import runner
 from segmentation.evaluate import load_segmenter
 from segmentation.predict import segment_cloud
 from tests.commands import check_exact_resume, check_late_evaluation, pretrained, rows
-from tests.pages import check_page
 from tools.launch import open_run
 from utils.config.cli import parse_args
 from utils.files import read_checkpoint
@@ -324,12 +323,3 @@ def test_bad_predictions(beside_whole, capsys, tmp_path):
         "Point_MAE names no parts",
         "cfgs/segmentation/",
     )
-
-
-@pytest.mark.slow
-def test_the_page_of_parts_in_a_browser(beside_whole, browser_page):
-    page = check_page(browser_page, FOLDER / "whole" / "report.html", "parts")
-    assert page.locator(".item").first.locator("canvas").count() == 3
-    link = page.locator("td a[href^='#cloud-']").first
-    link.click()
-    assert page.locator(f".item{link.get_attribute('href')}").is_visible()

@@ -12,7 +12,6 @@ import torch
 import main
 import main_vis
 from tests.commands import run_in_processes
-from tests.pages import check_page
 from tools.guides.inter_mae import FreshBranch, PictureGuide
 from utils.files import read_checkpoint
 
@@ -192,8 +191,3 @@ def test_two_processes_equal_one():
 def test_refused(settings, message, capsys):
     assert go("refused", settings=settings) == 2
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_page_of_retrieval_in_a_browser(trained, browser_page):
-    check_page(browser_page, FOLDER / trained / "report.html", "retrieval")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 MAX_POINTS = 8192  # of one cloud of a page with many; more are thinned at random and the caption says so
-PAGE_POINTS = 1_000_000  # of all clouds of a page with few; each takes 8 bytes, so this is a page of 8 MB
+PAGE_POINTS = 1 << 20  # of all clouds of a page with few; each takes 8 bytes, so this is a page of 8 MB
 
 INSIDE, MOST_REACH = 0.995, 1.6  # share of the points that a view holds, if they are not farther out than so many radii
 FAR = 32.0  # radii; what lies farther out is outside any view and would only cost resolution
@@ -105,9 +105,11 @@ class Row:
 
 
 def prepare_all(items: Sequence[GalleryItem]) -> list[Row]:
-    """Prepare the items of one page: the fewer their clouds, the more points of each are kept; raises as `prepare`."""
-    clouds = sum(len(item.clouds) for item in items)
-    return [prepare(item, max(MAX_POINTS, PAGE_POINTS // max(clouds, 1))) for item in items]
+    """Prepare the items of one page: the fewer points they have together, the more of large clouds are kept; raises as `prepare`."""
+    sizes = np.array([len(cloud) for item in items for cloud in item.clouds.values()])
+    large = sizes > MAX_POINTS
+    limit = (PAGE_POINTS - int(sizes[~large].sum())) // max(int(large.sum()), 1)
+    return [prepare(item, max(MAX_POINTS, limit)) for item in items]
 
 
 def prepare(item: GalleryItem, limit: int = MAX_POINTS) -> Row:

@@ -1,4 +1,4 @@
-// A number of the confusion matrix shows only the clouds of its cell in the gallery, and a button shows all again.
+// A number of the confusion matrix shows only the clouds of its cell in the gallery, and a button shows all again. The address follows.
 (() => {
   "use strict";
   const links = document.querySelectorAll("a[data-rows]");
@@ -13,18 +13,27 @@
   bar.append(text, all);
   items.before(bar);
 
-  const show = (rows) => {
-    for (const item of items.children) item.hidden = rows !== null && !rows.includes(item.id);
-    bar.hidden = rows === null;
-  };
+  const rowsOf = (link) => link.dataset.rows.replaceAll("cloud-", "").replaceAll(" ", ",");
+  // `link` is the number that was clicked, or null.
+  function show(link) {
+    const rows = link && link.dataset.rows.split(" ");
+    for (const item of items.children) item.hidden = link !== null && !rows.includes(item.id);
+    bar.hidden = link === null;
+    if (link) text.textContent = `${link.getAttribute("aria-label")}; shown: ${rows.length} `;
+    galleryView.link("rows", link && rowsOf(link));
+  }
   for (const link of links) {
     link.addEventListener("click", (event) => {
       event.preventDefault();  // the first of several clouds would be under the controls
-      const rows = link.dataset.rows.split(" ");
-      text.textContent = `${link.getAttribute("aria-label")}; shown: ${rows.length} `;
-      show(rows);
+      show(link);
       items.closest("section").scrollIntoView();
     });
   }
   all.addEventListener("click", () => show(null));
+  function restore() {
+    const rows = galleryView.linked().get("rows"), link = [...links].find((one) => rowsOf(one) === rows);
+    if (link) show(link);
+  }
+  restore();
+  addEventListener("hashchange", restore);
 })();

@@ -33,10 +33,13 @@
   const items = data.items.map((packed, index) => {
     const element = document.querySelectorAll(".item")[index];
     const cells = element.querySelectorAll(".cloud");
+    const places = [];  // clouds of a row may have the same points
     const clouds = packed.clouds.map((cloud, column) => {
       const count = cells[column].querySelector(".count");
+      places.push(cloud.xyz === undefined ? places[cloud.same]
+        : Float32Array.from(new Int16Array(bytes(cloud.xyz).buffer), (v) => v * packed.unit));
       return {
-        xyz: Float32Array.from(new Int16Array(bytes(cloud.xyz).buffer), (v) => v * packed.unit),
+        xyz: places[column],
         n: cloud.n, dense: cloud.dense, column, rgb: new Uint8Array(3 * cloud.n), version: 0, stale: true,
         values: cloud.values ? bytes(cloud.values) : null,
         frames: (cloud.frames || []).map(([label, values]) => ({ label, values: bytes(values) })),
@@ -283,7 +286,7 @@
 
   // What follows from the controls beyond the clouds: legends, by the style sheet, and the label of a frame.
   function show() {
-    document.querySelector(".items").dataset.color = control("color").value;
+    document.querySelector(".items").closest("section").dataset.color = control("color").value;
     if (control("frame")) {
       const most = items.flatMap((item) => item.clouds).reduce((a, b) => (b.frames.length > a.frames.length ? b : a));
       control("frame-label").textContent = frameOf(most).label;
@@ -292,10 +295,10 @@
   }
 
   // For scripts that colour points themselves: `paint` of a cloud is three bytes a point, "pick" the event of a click on a point;
-  // `link` adds a part to the address, `linked` reads those of the address. `share` is the part of large clouds drawn while they move.
+  // `link` adds a part to the address, or with null takes it out, `linked` reads those of the address. `share` is the part of large clouds drawn while they move.
   window.galleryView = {
     items, touch: recolor, ramp: valueRamp, bytes, linked, setView, redraw: request, share: () => share,
-    link: (name, value) => { added.set(name, value); remember(); },
+    link: (name, value) => { if (value === null) added.delete(name); else added.set(name, value); remember(); },
   };
   items.forEach(listen);
   for (const name of ["color", "frame"]) control(name)?.addEventListener("input", () => { show(); remember(); });

@@ -25,12 +25,14 @@ def gallery_section(rows: list[Row], *, title: str = "Gallery", lead: str = "", 
         "light": [float(f"{value:.3g}") for value in splat.LIGHT],
         "items": [_pack_row(row) for row in rows],
     }
+    differ = len({_heights(row) for row in rows}) > 1
     body = (
-        f'{_controls(rows, paint)}<p class="hint">Drag to turn, double-click to reset; click a row first to zoom with the '
-        "wheel. On a touch screen one finger turns to the side, two turn, tilt and zoom. Keyboard: arrows turn, + and - zoom, "
+        f"{_controls(rows, paint)}{_height_legend(rows, differ)}"
+        '<p class="hint">Drag to turn, double-click to reset; click a row first to zoom with the wheel. On a touch screen one '
+        "finger turns to the side, two turn, tilt and zoom. Keyboard: arrows turn, + and - zoom, "
         f"0 resets{_frame_keys(rows)}. The address follows the view: copy it to share what you see.{_without_values(rows)}</p>"
         '<noscript><p class="none">Turning needs scripts; gallery.png shows the same clouds.</p></noscript>'
-        f'<div class="items{_density(rows)}">{"".join(_row(row, f"cloud-{i}") for i, row in enumerate(rows))}</div>'
+        f'<div class="items{_density(rows)}">{"".join(_row(row, f"cloud-{i}", differ) for i, row in enumerate(rows))}</div>'
         f"{embed_json(data, element_id='gallery-data')}"
     )
     return Section(title, body, lead)
@@ -82,7 +84,7 @@ def _controls(rows: list[Row], paint: str) -> str:
     )
 
 
-def _row(row: Row, anchor: str) -> str:
+def _row(row: Row, anchor: str, heights: bool) -> str:
     cells = "".join(_picture(name, image, row.name) for name, image in row.pictures.items())
     cells += "".join(_cell(cloud, column) for column, cloud in enumerate(row.clouds))
     wide = " wide" if len(row.pictures) + len(row.clouds) > WIDE else ""
@@ -94,7 +96,7 @@ def _row(row: Row, anchor: str) -> str:
         f'<article class="item{wide}" id="{anchor}"><header><h3>{escape(row.name)}</h3>'
         '<button type="button" class="enlarge" aria-pressed="false">enlarge</button></header>'
         f'{note}<div class="clouds" tabindex="0" role="application" aria-label="{label}">'
-        f"{cells}</div>{_legend(row)}</article>"
+        f"{cells}</div>{_legend(row, heights)}</article>"
     )
 
 
@@ -121,11 +123,22 @@ def _count_text(cloud: Cloud) -> str:
     return text + (f", {cloud.dropped:,} not finite" if cloud.dropped else "")
 
 
-def _legend(row: Row) -> str:
-    """Return what the colours mean; the style sheet shows the one of the chosen colouring."""
+def _height_legend(rows: list[Row], differ: bool) -> str:
+    """Return what colours by height mean on all rows; where their heights `differ` each row gives its own."""
+    low, high = ("lowest", "highest of the first cloud of a row") if differ else _heights(rows[0])
+    plain = "" if all(row.has_values for row in rows) else " unvalued"
+    return _ramp(f"by-height{plain}", "height, in the unit of the cloud", low, high, HEIGHT_SCALE)
+
+
+def _heights(row: Row) -> tuple[str, str]:
+    low, high = row.height_range
+    return short(low, 3), short(high, 3)
+
+
+def _legend(row: Row, heights: bool) -> str:
+    """Return what the colours mean; the style sheet shows the one of the chosen colouring. `heights`: the row gives its own."""
     plain = "" if row.has_values else " unvalued"
-    low, high = (short(value, 3) for value in row.height_range)
-    height = _ramp(f"by-height{plain}", "height, in the unit of the cloud", low, high, HEIGHT_SCALE)
+    height = f'<p class="ramp by-height{plain}">height {" to ".join(_heights(row))}</p>' if heights else ""
     if row.legend is not None:
         values = [
             shade for cloud in row.clouds for shade in (cloud.values, *cloud.frames.values()) if shade is not None
@@ -152,22 +165,23 @@ def _ramp(kind: str, name: str, low: str, high: str, scale: Sequence[str]) -> st
 def _pack_row(row: Row) -> dict:
     # One scale for the item: 16 bits over its extent are finer than a pixel at any zoom offered.
     extent = max((float(np.abs(cloud.points).max(initial=0)) for cloud in row.clouds), default=0.0) or 1.0
-    clouds = [_pack(cloud, extent) for cloud in row.clouds]
+    clouds, known = [], {}
+    for column, cloud in enumerate(row.clouds):
+        grid = np.rint(cloud.points / extent * 32767).astype("<i2").tobytes()
+        first = known.setdefault(grid, column)
+        clouds.append(_pack(cloud) | ({"xyz": _text(grid)} if first == column else {"same": first}))
     return {"unit": extent / 32767, "fit": row.fit, "categories": row.legend is not None, "clouds": clouds}
 
 
-def _pack(cloud: Cloud, extent: float) -> dict:
-    grid = np.rint(cloud.points / extent * 32767).astype("<i2")
-    packed = {
-        "n": len(grid),
-        "xyz": base64.b64encode(grid.tobytes()).decode("ascii"),
-        "total": cloud.total,
-        "dense": cloud.dense,
-    }
+def _pack(cloud: Cloud) -> dict:
+    """Return what the page holds of a cloud besides its points, which those of one row may share."""
+    packed = {"n": len(cloud.points), "total": cloud.total, "dense": cloud.dense}
     if cloud.values is not None:
-        packed["values"] = base64.b64encode(cloud.values.tobytes()).decode("ascii")
+        packed["values"] = _text(cloud.values.tobytes())
     if cloud.frames:
-        packed["frames"] = [
-            [label, base64.b64encode(values.tobytes()).decode("ascii")] for label, values in cloud.frames.items()
-        ]
+        packed["frames"] = [[label, _text(values.tobytes())] for label, values in cloud.frames.items()]
     return packed
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")

@@ -47,6 +47,15 @@ def test_packing_is_exact_to_a_pixel_even_with_an_outlier():
         assert grid * packed["unit"] == pytest.approx(source.points, abs=1e-3)
 
 
+def test_points_that_clouds_of_a_row_share_are_packed_once():
+    points = cloud(500)
+    clouds = {"true": points, "other": cloud(500, 1), "predicted": points}
+    row = prepare(GalleryItem("a", clouds, values={"true": points[:, 0], "predicted": points[:, 1]}))
+    first, other, same = _pack_row(row)["clouds"]
+    assert "xyz" in first and "xyz" in other and same["same"] == 0 and "xyz" not in same
+    assert same["values"] != first["values"]
+
+
 def test_points_that_are_not_finite_are_left_out_and_counted():
     broken = cloud()
     broken[3, 1] = np.nan
@@ -92,8 +101,11 @@ def test_frames_share_one_range_and_follow_their_points():
 def test_a_page_of_few_clouds_keeps_more_points():
     big, small = cloud(MAX_POINTS * 3), cloud(9)
     (one,) = prepare_all([GalleryItem("scan", {"input": big})])
-    many = prepare_all([GalleryItem("scan", {"input": big}), *[GalleryItem("b", {"input": small})] * 200])
+    many = prepare_all([GalleryItem("scan", {"input": big})] * 200)
     assert len(one.clouds[0].points) == len(big) and len(many[0].clouds[0].points) == MAX_POINTS
+    # Small clouds take their own points alone from those of a large one.
+    mixed = prepare_all([GalleryItem("scan", {"input": big}), *[GalleryItem("b", {"input": small})] * 200])
+    assert len(mixed[0].clouds[0].points) == len(big)
     assert gallery_figure([one]) is not None
 
 
@@ -101,6 +113,14 @@ def test_only_the_categories_in_use_are_listed():
     row = prepare(GalleryItem("a", {"input": cloud()}, values={"input": np.full(50, 1)}, legend=["leg", "seat", "arm"]))
     body = gallery_section([row]).body
     assert "seat" in body and "arm" not in body and 'value="value"' in body
+
+
+def test_one_legend_of_heights_for_all_rows():
+    rows = [prepare(GalleryItem("a", {"input": cloud(50, seed)})) for seed in (0, 0, 1)]
+    same, differ = (gallery_section(some).body for some in (rows[:2], rows))
+    assert same.count("by-height") == 1 and differ.count("by-height") == 4
+    low, high = rows[2].height_range
+    assert f"height {low:.3g} to {high:.3g}<" in differ and "lowest<i" in differ
 
 
 def test_equal_counts_are_offered_when_a_cloud_is_denser():
