@@ -140,6 +140,7 @@ def test_pre_training_selects_epoch_and_c():
     )
     run("debug", "again", *flags)
     [again] = Path("experiments", RECIPES["debug"], "again").glob("svm_*/result.json")
+    assert "Accuracy at C selected on held-out clouds" in (again.parent / "report.html").read_text()
     assert json.loads(again.read_text())["results"][
         "linear SVM on Synthetic, C selected on held-out clouds"
     ] == pytest.approx(100 * selected["accuracy"])

@@ -6,25 +6,36 @@
 FLOPs are those of matrix products and convolutions as PyTorch's counter sees them, two for a multiply-add; GMACs are half of that, and
 papers call either of them FLOPs. They are counted on the layers as the papers have them; the ones that run need fewer, because the patch
 embedding shares work between members of a group. Teachers and image branches are not part of it.
+
+Memory and speed are those of training steps with AdamW, with `--all` each recipe in a process of its own. On one thread of a CPU, speed is
+by seconds of the processor, which other programs do not lengthen; memory there is that of the whole process, with program and libraries.
 """
 
 import argparse
 import contextlib
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from datasets import build_dataset
+from datasets.scenes import sample, targets, whole
 from extensions.m2ae_ops.reference import attention as plain_attention
 from extensions.m2ae_ops.reference import layers as plain_layers
 from models import build_model
+from models.detection import backbone as scene_backbone
+from models.detection import layers as scene_layers
 from models.layers import attention as attention_layer
 from models.layers import embed as embed_layer
 from tools.launch import load_recipe, methods
@@ -33,7 +44,7 @@ from tools.report.tables import FORMS
 from utils import ROOT
 from utils.config.schema import RunConfig
 from utils.device import choose_device, peak_memory_mb
-from utils.errors import UserError, run_command
+from utils.errors import UserError, run_command, say
 from utils.files import write_atomic
 
 # Recipes of the table of all methods; a method need not have all of them.
@@ -41,6 +52,11 @@ RECIPES = (
     "pre-training/{}.yaml",
     "fine-tuning/{}/modelnet40.yaml",
     "segmentation/{}/shapenet_part.yaml",
+)
+SCENES = (
+    "pre-training/point-m2ae/scannet.yaml",
+    "detection/3detr/scannet.yaml",
+    "detection/3detr-m/scannet.yaml",
 )
 COUNTED = 2  # clouds that FLOPs are counted on: batch norms train on more than one
 
@@ -106,10 +122,13 @@ def _run(args: argparse.Namespace) -> None:
         if getattr(args, name) < (2 if name == "batch" else 1):
             raise UserError(f"--{name} {getattr(args, name)}: is too few; give 2 clouds and 1 step at least")
     device, found = choose_device(args.device), {}
-    for recipe in all_recipes() if args.all else [args.config]:
-        config = load_recipe(ROOT / "cfgs" / recipe if args.all else recipe, overrides=args.set)
-        timed = None if args.no_time else (args.batch, args.steps)
-        found[recipe] = cost(config, device, timed=timed)
+    timed = None if args.no_time else (args.batch, args.steps)
+    with _processes(args.all and timed is not None) as compute:
+        for recipe in all_recipes() if args.all else [args.config]:
+            path = ROOT / "cfgs" / recipe if args.all else recipe
+            found[recipe] = compute(_of_recipe, path, args.set, device, timed)
+            if args.all:
+                say(f"{recipe}: done")
     headers, rows = table(found)
     sys.stdout.write(FORMS[args.format](headers, rows))
     if not args.all:
@@ -123,10 +142,27 @@ def _run(args: argparse.Namespace) -> None:
         write_atomic(args.out, lambda file: file.write(text.encode()))
 
 
+@contextlib.contextmanager
+def _processes(apart: bool) -> Iterator[Any]:
+    """Yield what calls a function, each time in a new process where they are to be apart: the most memory is that of a process."""
+    if not apart:
+        yield lambda function, *args: function(*args)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+def _of_recipe(
+    recipe: str | Path, overrides: Sequence[str], device: torch.device, timed: tuple[int, int] | None
+) -> Cost:
+    return cost(load_recipe(recipe, overrides=overrides), device, timed=timed)
+
+
 def all_recipes() -> list[str]:
-    """Return the published recipes of all methods that there are, below cfgs/, method by method."""
-    named = [recipe.format(method) for method in methods() for recipe in RECIPES]
-    return [name for name in named if (ROOT / "cfgs" / name).is_file()]
+    """Return the published recipes of all methods that there are, below cfgs/, task by task."""
+    named = [recipe.format(method) for recipe in RECIPES for method in methods()]
+    return [name for name in [*named, *SCENES] if (ROOT / "cfgs" / name).is_file()]
 
 
 def cost(config: RunConfig, device: torch.device, *, timed: tuple[int, int] | None = None) -> Cost:
@@ -134,23 +170,22 @@ def cost(config: RunConfig, device: torch.device, *, timed: tuple[int, int] | No
     torch.manual_seed(0)
     model = build_model(config.model).to(device)
     points = _points(config)
-    clouds = build_dataset({"NAME": "Synthetic", "clouds": 20, "N_POINTS": points}).points
-    counted = _inputs(model, torch.from_numpy(clouds[:COUNTED]).to(device))
+    measured = {} if timed is None else _time(model, _inputs(model, points, timed[0], device), device, timed[1])
+    counted = _inputs(model, points, COUNTED, device)
     encodes = hasattr(model, "draw_mask")
     parameters = sum(p.numel() for p in model.parameters())
-    forward = _flops(lambda: _evaluate(model, counted))
-    row = Cost(
+    return Cost(
         model=config.model.NAME,
         points=points,
         parameters=parameters,
         parts={name: sum(p.numel() for p in part.parameters()) for name, part in _parts(model)},
         published_parameters=PARAMETERS.get((config.model.NAME, _variant(config))),
-        forward=forward,
+        forward=_flops(lambda: _evaluate(model, counted)),
         step=_flops(lambda: _train(model, counted)),
         features=_flops(lambda: _encode(model, counted)) if encodes else None,
         published_forward=flops_of(config.model.NAME),
+        **measured,
     )
-    return row if timed is None else Cost(**{**asdict(row), **_time(model, clouds, device, *timed)})
 
 
 def table(rows: dict[str, Cost]) -> tuple[list[str], list[list[str]]]:
@@ -194,39 +229,53 @@ def _variant(config: RunConfig) -> str:
     return guidance.mode if guidance is not None else str(getattr(config.model, "cls_dim", ""))
 
 
-def _inputs(model: nn.Module, points: Tensor) -> tuple[Tensor, ...]:
-    """Return what `forward` takes of points (B, N, 3); a part segmenter takes the category of each cloud as well."""
-    names = hasattr(model.config, "num_parts")
-    return (points, torch.zeros(len(points), dtype=torch.long, device=points.device)) if names else (points,)
+class Inputs(NamedTuple):
+    """Points (B, N, 3), what `forward` takes besides, and what the loss compares with."""
+
+    points: Tensor
+    others: tuple[Tensor, ...] = ()
+    labels: Any = None
 
 
-def _loss(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    points = inputs[0]
-    draw = torch.Generator().manual_seed(0)
+def _inputs(model: nn.Module, points: int, count: int, device: torch.device) -> Inputs:
+    """Return built-in clouds as a model takes them: a part segmenter with the category of each, a detector rooms with their boxes."""
+    config = model.config
+    if hasattr(config, "preenc_npoints"):
+        rooms = build_dataset({"NAME": "SyntheticScenes", "scenes": count, "N_POINTS": points, "npoints": points})
+        scenes = [whole(rooms.points[row], rooms.boxes[row, : rooms.box_counts[row]]) for row in range(count)]
+        drawn = [sample(scene, points, np.random.RandomState(0)) for scene in scenes]
+        wanted = [targets(scene) for scene in drawn]
+        labels = {key: torch.from_numpy(np.stack([own[key] for own in wanted])).to(device) for key in wanted[0]}
+        return Inputs(torch.from_numpy(np.stack([scene.points for scene in drawn])).to(device), labels=labels)
+    clouds = build_dataset({"NAME": "Synthetic", "clouds": 20, "N_POINTS": points}).points
+    chosen = torch.from_numpy(clouds[[row % len(clouds) for row in range(count)]]).to(device)
+    zeros = torch.zeros((count, points), dtype=torch.long, device=device)
+    return Inputs(chosen, (zeros[:, 0],), zeros) if hasattr(config, "num_parts") else Inputs(chosen, labels=zeros[:, 0])
+
+
+def _loss(model: nn.Module, inputs: Inputs) -> Tensor:
     if hasattr(model, "draw_mask"):
-        return model(points, generator=draw)["loss"]
-    labels = torch.zeros(
-        points.shape[:2] if len(inputs) > 1 else points.shape[:1], dtype=torch.long, device=points.device
-    )
-    return model.loss(model(model.transform(points), *inputs[1:]), labels)
+        return model(inputs.points, generator=torch.Generator().manual_seed(0))["loss"]
+    loss = model.loss(model(model.transform(inputs.points), *inputs.others), inputs.labels)
+    return loss["loss"] if isinstance(loss, dict) else loss
 
 
-def _train(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _train(model: nn.Module, inputs: Inputs) -> None:
     model.train()
     model.zero_grad(set_to_none=True)
     _loss(model, inputs).backward()
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _evaluate(model: nn.Module, inputs: Inputs) -> None:
     model.eval()
     _loss(model, inputs)
 
 
 @torch.no_grad()
-def _encode(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _encode(model: nn.Module, inputs: Inputs) -> None:
     model.eval()
-    model.encode(inputs[0])
+    model.encode(inputs.points)
 
 
 def _flops(compute) -> float:
@@ -243,28 +292,38 @@ def _plain() -> Iterator[None]:
     def attend(qkv: Tensor, valid: Tensor | None = None, attend: Tensor | None = None) -> Tensor:
         return plain_attention.attention(qkv, None if valid is None else valid.sum(1), attend)[0]
 
-    kept = attention_layer.attention, embed_layer.patch_embed
-    attention_layer.attention, embed_layer.patch_embed = attend, plain_layers.patch_embed
+    plain = {
+        (attention_layer, "attention"): attend,
+        (scene_layers, "attention"): attend,
+        (scene_backbone, "FEW"): 0,  # masks, no lists of neighbours
+        (embed_layer, "patch_embed"): plain_layers.patch_embed,
+    }
+    kept = {place: getattr(*place) for place in plain}
     try:
-        yield
+        for place, value in plain.items():
+            setattr(*place, value)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
-        attention_layer.attention, embed_layer.patch_embed = kept
+        for place, value in kept.items():
+            setattr(*place, value)
 
 
-def _time(model: nn.Module, clouds, device: torch.device, batch: int, steps: int) -> dict:
+def _time(model: nn.Module, inputs: Inputs, device: torch.device, steps: int) -> dict:
     """Return memory and speed of training steps: forward, backward and AdamW."""
-    inputs = _inputs(model, torch.from_numpy(clouds[[i % len(clouds) for i in range(batch)]]).to(device))
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     spent = []
     for _ in range(steps + 1):
-        started = time.perf_counter()
+        started = clock()
         _train(model, inputs)
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - started)
+        spent.append(clock() - started)
+    batch = len(inputs.points)
     speed = batch / min(spent[1:])
     return {"batch": batch, "device": device.type, "memory_mb": peak_memory_mb(device), "samples_per_second": speed}
 

@@ -24,13 +24,14 @@ from tools.published.numbers import Number, numbers
 from tools.report.tables import FORMS
 from tools.run_folder import experiment_folder
 from tools.statistics import interval
+from tools.sweep_command import read_seeds
 from utils import ROOT
 from utils.config.cli import parse_args
 from utils.errors import UserError, run_command, say, suggest
 from utils.files import write_atomic
 from utils.programs import run_program
 
-HEADERS = ("number", "published", "ours", "runs", "difference", "verdict", "data", "state")
+HEADERS = ("number", "published", "ours", "runs", "difference", "verdict", "data", "weights", "state")
 EXPERIMENT = "reproduce"  # the first part of --exp_name
 
 
@@ -65,7 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", action="store_true", help="show the state of the numbers, all by default, and run nothing"
     )
-    parser.add_argument("--seeds", default="0", metavar="SEEDS", help="of every run: --seeds 0,1,2 (default: 0)")
+    parser.add_argument(
+        "--seeds", metavar="SEEDS", help="of every run: --seeds 0,1,2 (default: 0; with --list those that there are)"
+    )
     parser.add_argument("--ckpts", metavar="PTH", help="pre-trained weights, instead of pre-training")
     parser.add_argument("--data_root", default="data", metavar="DIR", help="folder of the data sets (default: data)")
     parser.add_argument(
@@ -82,18 +85,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> None:
     chosen = _chosen(args)
-    seeds = [int(text) for text in args.seeds.split(",") if text.strip().isdigit()]
-    if not seeds:
-        raise UserError(f"--seeds {args.seeds}: are no whole numbers; give, for example, --seeds 0,1,2")
+    given = None if args.seeds is None else read_seeds(args.seeds)
+    seeds = given or [0]
     if not args.list:
         _check_data(chosen, args)
+        _check_weights([_last(number, seed, args) for number in chosen for seed in seeds])
         for number in chosen:
             for seed in seeds:
                 for step in steps(number, seed, args):
                     _do(step, dry=args.dry_run)
         if args.dry_run:
             return
-    text = FORMS[args.format](HEADERS, [row(number, seeds, args) for number in chosen])
+    shown = {number: given or begun(number, args) if args.list else seeds for number in chosen}
+    text = FORMS[args.format](HEADERS, [row(number, own, args) for number, own in shown.items()])
     sys.stdout.write(text)
     if not args.list:
         for number in chosen:
@@ -148,6 +152,33 @@ def _check_data(chosen: Sequence[Number], args: argparse.Namespace) -> None:
         say(f"missing: {line}")
     if args.ckpts is not None and not Path(args.ckpts).is_file():
         raise UserError(f"--ckpts {args.ckpts}: is no file; give pre-trained weights, or leave it out to pre-train")
+
+
+def _check_weights(last: Sequence[Step]) -> None:
+    """Raise where a complete run started from other weights than it would now.
+
+    Raises:
+        UserError: naming the file of results and both.
+    """
+    for step in last:
+        path = step.result()
+        if path is None:
+            continue
+        path = path if path.name == "result.json" else next(step.folder.glob("fold*/result.json"), path)
+        before = json.loads(path.read_text(encoding="utf-8")).get("checkpoint")
+        now = step.arguments[step.arguments.index("--ckpts") + 1]
+        if before is not None and Path(before).resolve() != Path(now).resolve():
+            raise UserError(f"{path}: is from {before}, not from {now}; remove {step.folder}, or give --ckpts {before}")
+
+
+def begun(number: Number, args: argparse.Namespace) -> list[int]:
+    """Return the seeds of a number for which there is a folder of its last run; 0 without any."""
+    folders = _last(number, 0, args).folder.parent.glob("seed*")
+    return sorted(int(path.name[4:]) for path in folders if path.name[4:].isdigit()) or [0]
+
+
+def _last(number: Number, seed: int, args: argparse.Namespace) -> Step:
+    return steps(number, seed, args)[-1]
 
 
 def steps(number: Number, seed: int, args: argparse.Namespace) -> list[Step]:
@@ -210,7 +241,7 @@ def ours(number: Number, seeds: Sequence[int], args: argparse.Namespace) -> list
     """Return our values of a number, one a complete seed; of few-shot classification the mean over its folds."""
     values = []
     for seed in seeds:
-        path = steps(number, seed, args)[-1].result()
+        path = _last(number, seed, args).result()
         if path is None:
             continue
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
@@ -234,7 +265,26 @@ def row(number: Number, seeds: Sequence[int], args: argparse.Namespace) -> list[
         else f"{sum(values) / len(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
     )
     difference = "" if not values else f"{sum(values) / len(values) - number.published:+.2f}"
-    return [number.name, published, mine, str(len(values)), difference, verdict(number, values), data, state]
+    given = verdict(number, values)
+    return [
+        number.name,
+        published,
+        mine,
+        str(len(values)),
+        difference,
+        given,
+        data,
+        weights(number, seeds, args),
+        state,
+    ]
+
+
+def weights(number: Number, seeds: Sequence[int], args: argparse.Namespace) -> str:
+    """Say what is there of the weights that a number starts from."""
+    if args.ckpts is not None:
+        return "given"
+    done = sum(steps(number, seed, args)[0].result() is not None for seed in seeds)
+    return f"pre-trained, {done} of {len(seeds)} seeds" if done else "to be pre-trained"
 
 
 def verdict(number: Number, values: Sequence[float]) -> str:

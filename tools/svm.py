@@ -161,12 +161,14 @@ def run_svm(run: RunContext) -> dict[str, float]:
     for name in track(args.probe, "other probes"):
         others[f"{name} on {probe.name}"], setting = PROBES[name](*features)
         run.log.info(f"{name} accuracy: {others[f'{name} on {probe.name}']:.4f} ({probe.name}, {setting})")
-    _write(run, probe, result, others, time.perf_counter() - started)
     results = {f"linear SVM on {probe.name}, C {result.C:g}": 100 * result.accuracy}
+    shown = {f"Accuracy of {name}": f"{100 * value:.2f} %" for name, value in others.items()}
     if probe.held_out is not None:
         found = probe.choose(features)
+        shown[f"Accuracy at C {SELECTED_HELD_OUT}"] = f"{100 * found.test_accuracy:.2f} % (C {found.C:g})"
         results[f"linear SVM on {probe.name}, C {SELECTED_HELD_OUT}"] = 100 * found.test_accuracy
         run.log.info(f"C {found.C:g}, {SELECTED_HELD_OUT}: {100 * found.test_accuracy:.2f} % on {probe.name}")
+    _write(run, probe, result, shown, time.perf_counter() - started)
     if result.chosen_C is not None:
         results[f"linear SVM on {probe.name}, cross-validated C"] = 100 * result.chosen_accuracy
     return results | {name: 100 * value for name, value in others.items()}
@@ -195,7 +197,7 @@ def _command(run: RunContext) -> str:
     return f"python main.py --config {recipe} --test_svm {args.test_svm} --ckpts {args.ckpts}"
 
 
-def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[str, float], seconds: float) -> None:
+def _write(run: RunContext, probe: LinearProbe, result: SVMResult, shown: dict[str, str], seconds: float) -> None:
     folder = open_output(run, f"svm_{run.args.test_svm}")
     write_predictions(folder, probe.test, result.predictions)
     summary = {
@@ -204,7 +206,7 @@ def _write(run: RunContext, probe: LinearProbe, result: SVMResult, others: dict[
         "Accuracy at cross-validated C": f"{100 * result.chosen_accuracy:.2f} % (C {result.chosen_C:g})"
         if result.chosen_C
         else "not computed",
-        **{f"Accuracy of {name}": f"{100 * value:.2f} %" for name, value in others.items()},
+        **shown,
         "Test clouds": str(len(probe.test)),
         "Checkpoint": str(run.args.ckpts),
         "Seconds": f"{seconds:.1f}",

@@ -38,8 +38,17 @@ def test_flops_of_point_m2ae_are_those_known():
     """10.06 G forward at 1,024 points, two a multiply-add, as the plain layers have them."""
     torch.manual_seed(0)
     model = build_model({"NAME": "Point_M2AE_ModelNet40"})
-    points = torch.randn(cost.COUNTED, 1024, 3) * 0.3
-    assert cost._flops(lambda: cost._evaluate(model, (points,))) == pytest.approx(10.06, abs=0.005)
+    inputs = cost._inputs(model, 1024, cost.COUNTED, CPU)
+    assert cost._flops(lambda: cost._evaluate(model, inputs)) == pytest.approx(10.06, abs=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "expected"), [("3DETR", 42.6), ("3DETR_M", 42.9)])
+def test_flops_of_detectors_are_those_measured_on_the_published_code(name, expected):
+    torch.manual_seed(0)
+    model = build_model({"NAME": name})
+    inputs = cost._inputs(model, 40_000, cost.COUNTED, CPU)
+    assert cost._flops(lambda: cost._evaluate(model, inputs)) == pytest.approx(expected, abs=0.1)
 
 
 def test_flops_by_hand():
@@ -57,7 +66,10 @@ def test_a_step_costs_three_forward_passes():
     assert found.samples_per_second > 0 and found.memory_mb > 0
 
 
-@pytest.mark.parametrize("recipe", ["fine-tuning/point-m2ae/debug.yaml", "segmentation/point-mae/debug.yaml"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["fine-tuning/point-m2ae/debug.yaml", "segmentation/point-mae/debug.yaml", "detection/point-m2ae/debug.yaml"],
+)
 def test_other_tasks_are_counted_too(recipe):
     found = cost.cost(load_recipe(ROOT / "cfgs" / recipe), CPU)
     assert found.features is None and found.step > 2 * found.forward > 0

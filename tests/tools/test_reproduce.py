@@ -73,6 +73,11 @@ def test_from_nothing_to_a_verdict_on_fixtures(tmp_path, monkeypatch, capsys, in
     assert reproduce.main([*flags, "--seeds", "0,1", "--dry_run", *FLAGS]) == 0
     commands = [text for text in capsys.readouterr().out.splitlines() if text.startswith("python main.py")]
     assert len(commands) == 2 and all("reproduce/seed1" in text for text in commands)
+    assert reproduce.main([*flags, "--list", *FLAGS]) == 0
+    assert "pre-trained, 1 of 1 seeds" in capsys.readouterr().out
+    assert reproduce.main([*flags, "--ckpts", str(ROOT / "README.md"), *FLAGS]) == 2 and not inside
+    message = capsys.readouterr().err
+    assert "seed0/ckpt-last.pth, not from" in message and "or give --ckpts" in message
 
 
 def test_nothing_runs_without_data(tmp_path, monkeypatch, capsys, inside):
@@ -95,7 +100,7 @@ def test_list_shows_all_numbers(tmp_path, monkeypatch, capsys):
     [
         ([], "which number"),
         (["point-mae/svm"], "did you mean"),
-        (["point-mae/modelnet40", "--seeds", "x"], "no whole numbers"),
+        (["point-mae/modelnet40", "--seeds", "0,x"], "expected whole numbers"),
     ],
 )
 def test_names_that_are_none(arguments, message, capsys):

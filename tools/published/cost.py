@@ -28,6 +28,8 @@ PARAMETERS = {
     ("PointJepaClassification", "40"): 22_111_656,
     ("PointJepaClassification", "15"): 22_105_231,
     ("PointJepaPartSegmentation", ""): 22_905_010,
+    ("3DETR", ""): 7_305_691,
+    ("3DETR_M", ""): 7_438_555,
 }
 # What tables and project pages call GFLOPs of classification. That of Point-M2AE could not be reproduced in either convention.
 _FLOPS = {
