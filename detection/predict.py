@@ -14,7 +14,7 @@ from datasets.formats.arrays import load_npy
 from datasets.formats.cloud_files import BadFiles, Shape, cloud_files, read_shape
 from datasets.formats.ply import write_ply
 from datasets.formats.points import Notes, check_up, upright
-from datasets.scannet import check_colors
+from datasets.scannet import CLASSES, ScanNetConfig, check_colors
 from datasets.scenes import centered_colors, sample, targets
 from detection.detections import Rules
 from detection.evaluate import load_detector, predict, scene_results
@@ -31,6 +31,7 @@ from utils.log import track
 MOST_ROWS = 24  # of the gallery
 UNCLOUDS = ("_bbox.npy", "_ins_label.npy", "_sem_label.npy")  # next to the vertices of a scene in VoteNet's layout
 VERTICES = "_vert.npy"
+FAR = 200.0  # metres; scenes of rooms in other units, or in coordinates of the earth, go beyond
 
 
 def run_predict(run: RunContext) -> dict[str, float]:
@@ -46,10 +47,10 @@ def run_predict(run: RunContext) -> dict[str, float]:
         file for file in cloud_files(args.predict, what="--predict", recursive=True) if not file.name.endswith(UNCLOUDS)
     ]
     check_up(args.up)
+    if args.category:
+        raise UserError(f"--category {args.category}: is for part segmentation; leave it out")
     model = load_detector(run)
-    names = run.config.class_names
-    if names is None or len(names) != run.config.model.num_classes:
-        raise UserError(f"{args.ckpts}: does not name its classes; give class_names with --set")
+    _name_classes(run)
     if not files:
         raise UserError(f"--predict {args.predict}: holds no scenes; give a cloud, or a folder of clouds")
     folder = open_output(run, "predict")
@@ -79,18 +80,39 @@ def run_predict(run: RunContext) -> dict[str, float]:
     return {"scenes": summary["Scenes"], "boxes": summary["Boxes"], **found}
 
 
+def _name_classes(run: RunContext) -> None:
+    """Name the classes where the checkpoint does not, as public ones of ScanNet.
+
+    Raises:
+        UserError: they are not known.
+    """
+    config = run.config
+    if config.class_names is None and isinstance(_entry(run), ScanNetConfig):
+        config.class_names = list(CLASSES)
+    if config.class_names is None or len(config.class_names) != config.model.num_classes:
+        raise UserError(f"{run.args.ckpts}: does not name its classes; give class_names with --set")
+
+
+def _entry(run: RunContext) -> object:
+    """Return the set that says how many points a scene has."""
+    sets = run.config.dataset
+    return sets.test or sets.val or sets.train
+
+
 def _detect_file(
     run: RunContext, model: nn.Module, file: Path, shape: Shape, name: str, folder: Path
 ) -> tuple[GalleryItem, list[str]]:
     """Detect objects in one scene and write its files; returns its row of the gallery and the classes of its boxes."""
-    names, entry = run.config.class_names, run.config.dataset.test or run.config.dataset.val or run.config.dataset.train
-    count = getattr(entry, "npoints", 0) or 40_000
+    names, count = run.config.class_names, getattr(_entry(run), "npoints", 0) or 40_000
     points = (shape.points if shape.faces is None else shape.sample(count)[0]).astype(np.float32)
     points = points if file.name.endswith(VERTICES) else _along_z(points, run.args.up)
     if len(points) < run.config.model.preenc_npoints:
         raise UserError(
             f"{printable(name)}: has {len(points):,} points, fewer than the {run.config.model.preenc_npoints:,} centres of the model"
         )
+    largest = float(np.abs(points).max())
+    if largest > FAR:
+        run.log.warning(f"{printable(name)}: has coordinates up to {largest:g}; scenes are in metres, near the origin")
     colors = _colors(file, shape) if run.config.model.use_color else None
     inputs = _inputs(run.device, points, colors, count)
     (result,) = scene_results(inputs, predict(run, model, inputs), Rules())

@@ -32,6 +32,10 @@ def run_detection(run: RunContext) -> dict[str, float]:
     if args.test_svm or args.corruptions or run.config.transfer != "full":
         flag = "--test_svm" if args.test_svm else "--corruptions" if args.corruptions else "--transfer"
         raise UserError(f"{flag}: is not for detection; leave it out, or use another recipe")
+    if run.config.held_out is not None:
+        raise UserError(
+            "held_out: takes a part of each class, and a scene has several; use --select last, or best_test, without --held_out"
+        )
     if args.predict:
         from detection.predict import run_predict
 

@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,7 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_time", action="store_true", help="count only, train nothing")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda if there, else cpu)")
     parser.add_argument("--format", choices=FORMS, default="terminal", help="of the table (default: terminal)")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="file that receives all numbers as well")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="JSON",
+        help="file that receives all numbers as well; with --all, what it has is kept",
+    )
     return parser
 
 
@@ -121,12 +126,14 @@ def _run(args: argparse.Namespace) -> None:
     for name in ("batch", "steps"):
         if getattr(args, name) < (2 if name == "batch" else 1):
             raise UserError(f"--{name} {getattr(args, name)}: is too few; give 2 clouds and 1 step at least")
-    device, found = choose_device(args.device), {}
+    device = choose_device(args.device)
     timed = None if args.no_time else (args.batch, args.steps)
+    known, found = _known(args.out, args.batch if timed else None) if args.all else {}, {}
     with _processes(args.all and timed is not None) as compute:
         for recipe in all_recipes() if args.all else [args.config]:
             path = ROOT / "cfgs" / recipe if args.all else recipe
-            found[recipe] = compute(_of_recipe, path, args.set, device, timed)
+            found[recipe] = known.get(recipe) or compute(_of_recipe, path, args.set, device, timed)
+            _write(args.out, known | found)
             if args.all:
                 say(f"{recipe}: done")
     headers, rows = table(found)
@@ -137,9 +144,22 @@ def _run(args: argparse.Namespace) -> None:
             "\n"
             + FORMS[args.format](["part", "parameters"], [[part, f"{count:,}"] for part, count in only.parts.items()])
         )
-    if args.out is not None:
-        text = json.dumps({name: asdict(row) for name, row in found.items()}, indent=1) + "\n"
-        write_atomic(args.out, lambda file: file.write(text.encode()))
+
+
+def _known(path: Path | None, batch: int | None) -> dict[str, Cost]:
+    """Return what a file of an earlier command has, of the recipes that were timed with as many clouds."""
+    if path is None or not path.is_file():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["recipes"]
+    return {name: Cost(**row) for name, row in rows.items() if row["batch"] == batch}
+
+
+def _write(path: Path | None, rows: Mapping[str, Cost]) -> None:
+    if path is None:
+        return
+    recipes = {name: asdict(row) for name, row in rows.items()}
+    content = {"unit": "GFLOPs a sample, two a multiply-add", "threads": torch.get_num_threads(), "recipes": recipes}
+    write_atomic(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
 
 
 @contextlib.contextmanager

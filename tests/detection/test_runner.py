@@ -107,6 +107,11 @@ def test_own_scenes(with_whole, tmp_path, capsys):
     ]
     for box in json.loads((folder / "boxes" / "scene0_vert.npy.json").read_text())["boxes"]:
         assert box["class"] in scenes.class_names and min(box["size"]) > 0 and len(box["center"]) == 3
+    flags = ["--predict", str(own / "millimetres.npy"), "--ckpts", checkpoint]
+    np.save(own / "millimetres.npy", 1000 * scenes.points[0])
+    assert main.main(arguments("own", *flags, "--up", "z")) == 0
+    assert "millimetres.npy: has coordinates up to" in capsys.readouterr().err
+    assert main.main(arguments("own", *flags, "--category", "chair")) == 2
     np.savetxt(own / "few.xyz", scenes.points[0, :50])
     assert main.main(arguments("few", "--predict", str(own / "few.xyz"), "--ckpts", checkpoint)) == 2
     assert "few.xyz: has 50 points, fewer than the 128 centres" in capsys.readouterr().err
@@ -162,6 +167,7 @@ def test_two_processes_draw_what_one_does(with_whole, monkeypatch):
     ("setting", "message"),
     [
         ("model.num_classes=18", "has 12 classes; use --set model.num_classes=12"),
+        ("select=held_out", "a scene has several; use --select last"),
         ("augmentation=rotate", "rotate does not know boxes; choose cuboid or none"),
         ("model.preenc_npoints=1500", "1024 points a scene are fewer than the 1500 centres"),
         ("model.nqueries=500", "500 of 64 tokens"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 import main
 from datasets import build_dataset
 from datasets.prepare import main as prepare
+from datasets.scannet import CLASSES
 from datasets.scenes import MEAN_COLOR
 from detection import predict
 from detection.evaluate import check_set
@@ -114,6 +116,19 @@ def test_own_scenes_with_colors(with_trained, tmp_path, monkeypatch, capsys):
         np.save(own / name, array)
         assert detect("own", "--predict", str(own / name), "--ckpts", with_trained) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_public_checkpoint_names_the_classes_of_scannet(with_trained, tmp_path):
+    """It holds weights under `model`, the flags of its program, and no configuration."""
+    weights = read_checkpoint(with_trained)["base_model"]
+    public = {"model": weights, "args": Namespace(nqueries=32), "epoch": 1079, "best_val_metrics": {}}
+    torch.save(public, tmp_path / "public.pth")
+    assert (
+        detect("public", "--predict", str(SCENES / "scene0001_00_vert.npy"), "--ckpts", str(tmp_path / "public.pth"))
+        == 0
+    )
+    (found,) = FOLDER.glob("public/predict_*/boxes/*.json")
+    assert {box["class"] for box in json.loads(found.read_text())["boxes"]} <= set(CLASSES)
 
 
 def test_pre_training_takes_no_colors(with_trained, capsys):

@@ -89,7 +89,27 @@ def test_command(tmp_path, capsys):
     assert cost.main([*flags, "--format", "csv"]) == 0
     text = capsys.readouterr().out
     assert "GMACs forward" in text and "MAE_encoder" in text
-    [row] = json.loads(out.read_text()).values()
+    [row] = json.loads(out.read_text())["recipes"].values()
     assert row["parameters"] == sum(row["parts"].values()) and row["samples_per_second"] is None
     assert cost.main([*flags, "--batch", "1"]) == 2 and "2 clouds" in capsys.readouterr().err
     assert len(cost.all_recipes()) > 20
+
+
+def test_the_table_of_all_goes_on(tmp_path, monkeypatch, capsys):
+    """What the file has is not computed again, unless other clouds were timed."""
+    counted = []
+    row = {"model": "A", "points": 1, "parameters": 1, "parts": {}, "published_parameters": None, "forward": 1.0}
+    row |= {"step": 3.0, "features": None, "published_forward": None, "batch": None}
+
+    def of_recipe(recipe, overrides, device, timed):
+        counted.append(Path(recipe).name)
+        if counted == ["a.yaml", "b.yaml"]:
+            raise ValueError("no memory")
+        return cost.Cost(**row)
+
+    monkeypatch.setattr(cost, "all_recipes", lambda: ["a.yaml", "b.yaml"])
+    monkeypatch.setattr(cost, "_of_recipe", of_recipe)
+    flags = ["--all", "--no_time", "--device", "cpu", "--out", str(tmp_path / "cost.json")]
+    assert cost.main(flags) == 2 and cost.main(flags) == 0 and counted == ["a.yaml", "b.yaml", "b.yaml"]
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert list(cost._known(tmp_path / "cost.json", 2)) == []

@@ -78,7 +78,8 @@ def _add_task(group) -> None:
     group.add_argument(
         "--predict",
         metavar="PATH",
-        help="name the parts of own clouds, a file or a folder, with the part segmenter in --ckpts",
+        help="name the parts of own clouds, or find the objects in own scenes, a file or a folder, with the part segmenter or detector in "
+        "--ckpts",
     )
     group.add_argument(
         "--category",
@@ -345,7 +346,7 @@ def _check_predict(args: argparse.Namespace) -> None:
     if not args.predict:
         return
     if args.ckpts is None:
-        raise UserError("--predict needs --ckpts with a trained part segmenter; add --ckpts PATH")
+        raise UserError("--predict needs --ckpts with a trained part segmenter or detector; add --ckpts PATH")
     for name in ("test", "test_svm", "resume", "finetune_model", "scratch_model", "vote"):
         if getattr(args, name):
             raise UserError(f"--predict and --{name} contradict each other; leave one out")
