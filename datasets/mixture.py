@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from datasets.clouds import CloudSet, check_subset
+from datasets.fractions import FractionKeys
 from datasets.registry import DATASETS
 from utils.errors import UserError
 
 
 @dataclass
-class MixtureConfig:
+class MixtureConfig(FractionKeys):
     """Keys of Mixture. All clouds come to stand along `UP_AXIS`; several sets lose their labels, as their classes differ."""
 
     NAME: str = "Mixture"

@@ -14,6 +14,7 @@ import numpy as np
 from datasets.cache import Recipe, cached
 from datasets.clouds import CloudSet
 from datasets.formats.arrays import load_npy
+from datasets.fractions import FractionKeys
 from datasets.paths import require
 from datasets.registry import DATASETS
 from datasets.scenes import MOST_BOXES
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("m2ae.data")
 
 
 @dataclass
-class ScanNetConfig:
+class ScanNetConfig(FractionKeys):
     """Keys of ScanNet. Scenes stay where and as large as they are, in metres, z up."""
 
     NAME: str = "ScanNet"

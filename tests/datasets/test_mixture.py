@@ -39,6 +39,15 @@ def test_one_set_keeps_its_labels_and_its_name(modelnet):
     assert turned.name == "ModelNet10" and turned.class_names == alone.class_names
 
 
+def test_a_part_of_a_mixture(modelnet):
+    """Limited data to pre-train on: of all clouds, whichever set they are from."""
+    keys = {"NAME": "Mixture", "sets": [modelnet[1], OBJECTS], "npoints": 32}
+    whole, half = build_dataset(keys), build_dataset({**keys, "cloud_fraction": 0.5})
+    rows = [whole.names.index(name) for name in half.names]
+    assert len(half) == 12 and rows == sorted(rows)  # of 23
+    np.testing.assert_array_equal(half.points, whole.points[rows])
+
+
 @pytest.mark.parametrize(
     ("sets", "message"),
     [

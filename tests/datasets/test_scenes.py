@@ -200,6 +200,15 @@ def test_damaged_scenes_are_named(part, change, message, scannet):
         build_dataset(entry(scannet))
 
 
+def test_a_part_of_the_scenes_keeps_their_boxes(scannet):
+    whole, part = build_dataset(entry(scannet)), build_dataset(entry(scannet, cloud_fraction=0.25))
+    (row,) = (whole.names.index(name) for name in part.names)
+    assert np.array_equal(part.boxes[0], whole.boxes[row]) and part.counts[0] == whole.counts[row]
+    assert np.array_equal(part.colors[0], whole.colors[row])
+    with pytest.raises(UserError, match="no labels; use cloud_fraction"):
+        build_dataset(entry(scannet, label_fraction=0.5))
+
+
 def test_lists(scannet):
     listing = scannet / "scannet" / "meta_data" / "scannetv2_train.txt"
     listing.write_text(listing.read_text() + "scene9999_00\n")
