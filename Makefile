@@ -15,7 +15,7 @@ quickstart: $(VENV)/.installed native
 	$(RUN) main.py --config cfgs/quickstart/point-m2ae.yaml --exp_name quickstart --val_freq 2 --overwrite
 	$(RUN) -m tools.quickstart experiments/quickstart/point-m2ae/quickstart
 
-# The pictures of README and docs, from the small weights, built-in clouds and one run of half a minute: a few minutes of one core.
+# The pictures of README and docs, from the small weights, built-in clouds and two runs of half a minute: a few minutes of one core.
 figures: $(VENV)/.installed native
 	$(RUN) -m benchmarks.figures
 

@@ -24,4 +24,5 @@ FIGURES: dict[str, Callable[[int], Image]] = {
     "scene": tasks.scene,
     "difficulty": trained.difficulty,
     "depth": trained.depth_maps,
+    "retrieval": trained.retrieval,
 }

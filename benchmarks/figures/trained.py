@@ -1,4 +1,4 @@
-"""What methods without small weights learn in a run of seconds: difficulty; and depth maps, which need no run."""
+"""What methods without small weights learn in a run of seconds: difficulty, retrieval; and depth maps, which need no run."""
 
 import logging
 from argparse import Namespace
@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.figures.canvas import Block, Cell, Photo, block
-from benchmarks.figures.features import SHOWN, heights
+from benchmarks.figures.canvas import GREY, INK, Block, Cell, Photo, block
+from benchmarks.figures.features import SHOWN, WRONG, heights
 from benchmarks.figures.shapes import Shape, shapes
 from datasets import DATASETS, build_dataset
 from datasets.batches import Batches
 from models import MODELS, build_model
 from models.base import PointModel
 from models.images.projection import draw_depth, fit_frame, turn_to_views
+from tools import retrieval as scores
 from tools.context import RunContext
 from tools.guides.base import Guide, build_guide
 from tools.look.sheets import ramp
@@ -28,6 +29,8 @@ from utils.seed import generator, seed_everything
 RECIPES = Path(__file__).parents[2] / "cfgs" / "debug"
 POINTS, PATCHES, CLOUDS, BATCH, RATE = 512, 32, 128, 32, 2e-3
 DIFFICULTY_EPOCHS = (0, 4, 16, 48)
+RETRIEVAL_EPOCHS, TESTED, NEAREST = 60, 80, 5
+ASKED = (*SHOWN, "bottle", "car", "guitar", "mug")
 IMAGE = 224  # pixels of a depth map
 
 
@@ -96,6 +99,28 @@ def _difficulty(clouds: Sequence[Shape], model: PointModel) -> list[Cell]:
         nearest = ((cloud.points[:, None] - places) ** 2).sum(2).argmin(1)
         cells.append(Cell(cloud.points, ramp(rank[nearest], 0, PATCHES - 1)))
     return cells
+
+
+def retrieval(side: int) -> Image.Image:
+    """Draw pictures of clouds, and the clouds whose features Inter-MAE finds most similar; grey where the class is another."""
+    tested = (f"dataset.svm.test.clouds={TESTED}", f"dataset.svm.test.num_points={POINTS}")
+    model, guide = pre_train("inter-mae", RETRIEVAL_EPOCHS, "model.contrast_weight=0.1", *tested, categories=ASKED)
+    pairs = guide.pairs(model)
+    rows = []
+    for name in SHOWN:
+        query = next(index for index in range(len(pairs.clouds)) if pairs.caption(index) == name)
+        line = [Photo(Image.fromarray(pairs.pictures[query].permute(1, 2, 0).numpy()), name)]
+        for other in pairs.cosines[query].argsort(descending=True)[:NEAREST].tolist():
+            points, category = np.array(pairs.clouds.points[other]), pairs.caption(other)
+            right = category == name
+            colors = heights(points, points) if right else np.tile(GREY, (len(points), 1))
+            line.append(Cell(points, colors, category, ink=INK if right else WRONG))
+        rows.append(line)
+    found = scores.retrieval(pairs.cosines, pairs.labels)
+    right, chance = found["same class"], found["same class, chance"]
+    title = f"The nearest cloud is of the class of the picture: {right:.0f}%, by chance {chance:.0f}%"
+    heads = ["picture", *(f"neighbour {rank}" for rank in range(1, NEAREST + 1))]
+    return block(Block(rows, {0: title}, heads), round(side * 0.8))
 
 
 def depth_maps(side: int) -> Image.Image:
