@@ -26,6 +26,7 @@ SETTLE = """async () => {
     galleryView.items.some((item) => item.onScreen && item.dirty));
   for (let i = 0; i < 2 || (i < 30 && waits()); i++) await new Promise(requestAnimationFrame);
 }"""
+TALLEST = 8000  # pixels of a screenshot; Chromium begins anew after 8,192
 SCREENSHOTS = Path(__file__).parent / "screenshots"  # ignored by git
 
 
@@ -160,14 +161,15 @@ def axe_serious(page):
 
 
 def screenshot(page, name):
-    """Save the whole page as `tests/screenshots/NAME.png`; returns the path. Clouds are drawn only inside the window."""
+    """Save the page, down to TALLEST, as `tests/screenshots/NAME.png`; returns the path. Clouds are drawn only inside the window."""
     SCREENSHOTS.mkdir(exist_ok=True)
     path = SCREENSHOTS / f"{name}.png"
     window, height = page.viewport_size, page.evaluate("document.documentElement.scrollHeight")
-    page.set_viewport_size({"width": window["width"], "height": height})
+    page.set_viewport_size({"width": window["width"], "height": min(height, TALLEST)})
+    page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     page.wait_for_timeout(100)
     settle(page)
-    page.screenshot(path=path, full_page=True)
+    page.screenshot(path=path)
     page.set_viewport_size(window)
     settle(page)
     return path

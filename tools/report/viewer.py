@@ -125,7 +125,7 @@ def _count_text(cloud: Cloud) -> str:
 
 def _height_legend(rows: list[Row], differ: bool) -> str:
     """Return what colours by height mean on all rows; where their heights `differ` each row gives its own."""
-    low, high = ("lowest", "highest of the first cloud of a row") if differ else _heights(rows[0])
+    low, high = ("lowest", "highest") if differ else _heights(rows[0])
     plain = "" if all(row.has_values for row in rows) else " unvalued"
     return _ramp(f"by-height{plain}", "height, in the unit of the cloud", low, high, HEIGHT_SCALE)
 
