@@ -222,7 +222,7 @@ def table(rows: dict[str, Cost]) -> tuple[list[str], list[list[str]]]:
         "published G": lambda name, row: "" if row.published_forward is None else f"{row.published_forward:g}",
         "batch": lambda name, row: "" if row.batch is None else str(row.batch),
         "memory, MB": lambda name, row: "" if row.memory_mb is None else f"{row.memory_mb:.0f}",
-        "samples/s": lambda name, row: "" if row.samples_per_second is None else f"{row.samples_per_second:.1f}",
+        "samples/s": lambda name, row: "" if row.samples_per_second is None else f"{row.samples_per_second:.3g}",
     }
     shown = {name: cell for name, cell in columns.items() if any(cell(*item) for item in rows.items())}
     return list(shown), [[cell(*item) for cell in shown.values()] for item in rows.items()]

@@ -22,6 +22,7 @@ from datasets.preparing.check import look
 from datasets.preparing.layouts import find
 from tools.published.numbers import Number, numbers
 from tools.report.tables import FORMS
+from tools.results import check_weights
 from tools.run_folder import experiment_folder
 from tools.statistics import interval
 from tools.sweep_command import read_seeds
@@ -158,17 +159,13 @@ def _check_weights(last: Sequence[Step]) -> None:
     """Raise where a complete run started from other weights than it would now.
 
     Raises:
-        UserError: naming the file of results and both.
+        UserError: as `check_weights`.
     """
     for step in last:
         path = step.result()
-        if path is None:
-            continue
-        path = path if path.name == "result.json" else next(step.folder.glob("fold*/result.json"), path)
-        before = json.loads(path.read_text(encoding="utf-8")).get("checkpoint")
-        now = step.arguments[step.arguments.index("--ckpts") + 1]
-        if before is not None and Path(before).resolve() != Path(now).resolve():
-            raise UserError(f"{path}: is from {before}, not from {now}; remove {step.folder}, or give --ckpts {before}")
+        if path is not None:
+            path = path if path.name == "result.json" else next(step.folder.glob("fold*/result.json"), path)
+            check_weights(path, step.arguments[step.arguments.index("--ckpts") + 1])
 
 
 def begun(number: Number, args: argparse.Namespace) -> list[int]:

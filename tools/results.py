@@ -9,6 +9,7 @@ import numpy as np
 
 from datasets import CloudSet
 from tools.context import RunContext
+from utils.errors import UserError
 from utils.files import write_atomic
 from utils.provenance import provenance
 
@@ -66,6 +67,22 @@ def write_result(run: RunContext, results: dict[str, float]) -> Path:
     text = json.dumps(content, indent=1) + "\n"
     write_atomic(path, lambda file: file.write(text.encode("utf-8")))
     return path
+
+
+def check_weights(path: Path, now: str | None) -> None:
+    """Raise where the run of a `result.json` started from other weights than `now`, a checkpoint or None for random weights.
+
+    Raises:
+        UserError: naming both.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    before = content.get("checkpoint")
+    same = before == now if before is None or now is None else Path(before).resolve() == Path(now).resolve()
+    if "checkpoint" in content and not same:
+        shown = [text or "random weights" for text in (before, now)]
+        raise UserError(
+            f"{path}: its run started from {shown[0]}, not from {shown[1]}; give --ckpts of that run, another name, or remove {path.parent}"
+        )
 
 
 def write_predictions(folder: Path, clouds: CloudSet, predictions: np.ndarray) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from models import build_model
-from tools.launch import load_recipe, overrides_of
+from tools.launch import load_recipe, overrides_of, weights_file
 from tools.published.paths import find_recipe
+from tools.results import check_weights
 from tools.resume import changes, serious_changes
 from tools.run_folder import experiment_folder
 from tools.summary_runs import Run, flat_keys, read_run
@@ -31,6 +32,7 @@ class Row:
         folder: where its runs `seed0`, `seed1` ... are.
         arguments: the command line of the main program, without seeds.
         config: the resolved recipe as plain data; of a run that takes weights without its model, which they may change.
+        weights: the checkpoint that runs start from, or None.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Row:
     folder: Path
     arguments: tuple[str, ...]
     config: Mapping = field(compare=False, repr=False)
+    weights: str | None = None
 
     def run(self, seed: int) -> Run | None:
         """Return the complete run of a seed, or None where there is none yet."""
@@ -49,12 +52,14 @@ class Row:
         return None if run.note or "max_epoch" in changes(read_yaml(folder / "config.yaml"), self.config) else run
 
     def check_same(self, seeds: Sequence[int]) -> None:
-        """Raise where a run of the row was begun with another configuration than its recipe and the flags now give.
+        """Raise where a run of the row was begun with another configuration, or other weights, than its recipe and the flags now give.
 
         Raises:
             UserError: naming the folder and the keys.
         """
         for seed in seeds:
+            if (self.folder / f"seed{seed}" / "result.json").is_file():
+                check_weights(self.folder / f"seed{seed}" / "result.json", self.weights)
             path = self.folder / f"seed{seed}" / "config.yaml"
             found = serious_changes(changes(read_yaml(path), self.config)) if path.is_file() else []
             if found:
@@ -86,9 +91,10 @@ def read_rows(folder: Path, *, name: str, flags: Sequence[str]) -> list[Row]:
         keys = dict(flat_keys(config))
         base = keys if base is None else base
         place = experiment_folder(args, find_recipe(path).path)
-        if args.ckpts:
+        weights = str(weights_file(args.ckpts, path, args.method)) if args.ckpts else None
+        if weights:
             config.pop("model")
-        rows.append(Row(path.stem, path, _changes(base, keys), place, tuple(arguments), config))
+        rows.append(Row(path.stem, path, _changes(base, keys), place, tuple(arguments), config, weights))
     return rows
 
 

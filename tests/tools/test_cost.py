@@ -113,3 +113,15 @@ def test_the_table_of_all_goes_on(tmp_path, monkeypatch, capsys):
     assert cost.main(flags) == 2 and cost.main(flags) == 0 and counted == ["a.yaml", "b.yaml", "b.yaml"]
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert list(cost._known(tmp_path / "cost.json", 2)) == []
+
+
+@pytest.mark.slow
+def test_each_recipe_of_the_table_has_a_process(tmp_path, monkeypatch):
+    recipes = ["fine-tuning/point-m2ae/debug.yaml", "debug/point-mae.yaml"]
+    monkeypatch.setattr(cost, "all_recipes", lambda: recipes)
+    flags = ["--all", "--batch", "2", "--steps", "1", "--device", "cpu", "--out", str(tmp_path / "cost.json")]
+    assert cost.main(flags) == 0
+    rows = json.loads((tmp_path / "cost.json").read_text())["recipes"]
+    assert list(rows) == recipes and all(
+        row["samples_per_second"] > 0 and row["memory_mb"] > 100 for row in rows.values()
+    )

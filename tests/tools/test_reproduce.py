@@ -77,7 +77,7 @@ def test_from_nothing_to_a_verdict_on_fixtures(tmp_path, monkeypatch, capsys, in
     assert "pre-trained, 1 of 1 seeds" in capsys.readouterr().out
     assert reproduce.main([*flags, "--ckpts", str(ROOT / "README.md"), *FLAGS]) == 2 and not inside
     message = capsys.readouterr().err
-    assert "seed0/ckpt-last.pth, not from" in message and "or give --ckpts" in message
+    assert "seed0/ckpt-last.pth, not from" in message and "README.md; give --ckpts of that run" in message
 
 
 def test_nothing_runs_without_data(tmp_path, monkeypatch, capsys, inside):

@@ -110,6 +110,22 @@ def test_no_differences_before_the_base_is_complete(recipes, ran, monkeypatch, c
     assert "81.83 ± 0.76" in out and "+" not in out and "no differences before base is complete" in out
 
 
+def test_runs_from_other_weights_are_not_taken(recipes, ran, capsys):
+    assert main([str(recipes)]) == 0
+    ran.clear()
+    for row in ("base", "deep"):
+        path = Path("experiments", "rows", row, "sweep", "seed0", "result.json")
+        path.write_text(json.dumps({"checkpoint": "a.pth"}))
+    for name in ("a.pth", "b.pth"):
+        Path(name).write_bytes(b"")
+    flags = [str(recipes), "--", "--finetune_model", "--ckpts"]
+    assert main([*flags, "b.pth"]) == 2 and not ran
+    assert "base/sweep/seed0/result.json: its run started from a.pth, not from b.pth" in capsys.readouterr().err
+    assert main([str(recipes)]) == 2 and "a.pth, not from random weights" in capsys.readouterr().err
+    assert main([*flags, "a.pth"]) == 0 and not ran
+    assert main([*flags, "none.pth"]) == 2 and "none.pth" in capsys.readouterr().err
+
+
 def test_runs_of_another_configuration_are_not_taken(recipes, ran, capsys):
     assert main([str(recipes)]) == 0
     ran.clear()
