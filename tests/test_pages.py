@@ -124,7 +124,7 @@ KINDS = {
     **{make.__name__: make for make in (classifier, parts, scenes, look, folds, comparison)},
 }
 WITHOUT_CLOUDS = ("folds", "comparison")
-SLOW = ("i2p-mae", "inter-mae")  # as their image models are
+SLOW = ("i2p-mae", "inter-mae", "scenes")  # which take long to make
 
 
 @pytest.fixture(scope="module")
