@@ -6,24 +6,24 @@ from pathlib import Path
 import pytest
 
 from benchmarks.studies.ablation import PUBLISHED, agreement, main, table
+from tools.launch import load_recipe
+from utils.config.merge import to_dict
 
 ROOT = Path(__file__).parent.parent.parent.parent
 FOLDER = ROOT / "cfgs" / "ablation" / "point-m2ae" / "modelnet10-mini"
 
 
-def write_run(folder, accuracy, seed):
+def write_run(name, accuracy, seed):
+    """Write a complete run of a row as the main program leaves it."""
+    folder = Path("experiments/ablation/point-m2ae/modelnet10-mini", name, "sweep", f"seed{seed}")
     folder.mkdir(parents=True)
-    config = {
-        "model": {"NAME": "Point_M2AE"},
-        "dataset": {"train": {"NAME": "ModelNet10"}},
-        "seed": seed,
-        "max_epoch": 0,
-    }
+    config = to_dict(load_recipe(FOLDER / f"{name}.yaml", overrides=[f"seed={seed}"]))
     (folder / "config.yaml").write_text(json.dumps(config))
+    last = config["max_epoch"] - 1
     rows = [
         {"kind": "svm", "epoch": None, "accuracy": 0.5},
-        {"kind": "epoch", "epoch": 0, "loss": 1.0, "seconds": 60.0},
-        {"kind": "svm", "epoch": 0, "accuracy": accuracy, "chosen_accuracy": accuracy + 0.1},
+        *({"kind": "epoch", "epoch": epoch, "loss": 1.0, "seconds": 60.0} for epoch in range(last + 1)),
+        {"kind": "svm", "epoch": last, "accuracy": accuracy, "chosen_accuracy": accuracy + 0.1},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "result.json").write_text("{}")
@@ -31,10 +31,9 @@ def write_run(folder, accuracy, seed):
 
 def test_study_of_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    place = Path("experiments/ablation/point-m2ae/modelnet10-mini")
     for seed in range(3):
-        write_run(place / "base" / "sweep" / f"seed{seed}", 0.70 + seed / 100, seed)
-        write_run(place / "no-multi-scale-mask" / "sweep" / f"seed{seed}", 0.60 + seed / 100, seed)
+        write_run("base", 0.70 + seed / 100, seed)
+        write_run("no-multi-scale-mask", 0.60 + seed / 100, seed)
     assert main([str(FOLDER), "--out", "study.json"]) == 0
     study = json.loads(Path("study.json").read_text())
     assert set(study["rows"]) == {"base", "no-multi-scale-mask"}  # the others have no runs
