@@ -29,6 +29,7 @@ KEYS = (
     ("parts", "accuracy", "point accuracy"),
     ("detection", "ap25", "AP25"),
     ("detection", "ap50", "AP50"),
+    ("detection", "ar25", "AR25"),
 )
 NOT_KEPT = ("kind", "best", "samples_per_second", "data", "rounds")
 DIGITS = 6  # significant ones of a number that is kept
