@@ -46,6 +46,7 @@ from utils.config.schema import RunConfig
 from utils.device import choose_device, peak_memory_mb
 from utils.errors import UserError, run_command, say
 from utils.files import write_atomic
+from utils.reading import read_json
 
 # Recipes of the table of all methods; a method need not have all of them.
 RECIPES = (
@@ -147,11 +148,19 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _known(path: Path | None, batch: int | None) -> dict[str, Cost]:
-    """Return what a file of an earlier command has, of the recipes that were timed with as many clouds."""
+    """Return what a file of an earlier command has, of the recipes that were timed with as many clouds.
+
+    Raises:
+        UserError: it is another file, which would be overwritten.
+    """
     if path is None or not path.is_file():
         return {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["recipes"]
-    return {name: Cost(**row) for name, row in rows.items() if row["batch"] == batch}
+    content = read_json(path, "what tools.cost --all has written")
+    try:
+        rows = {name: Cost(**row) for name, row in content["recipes"].items()}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"--out {path}: was not written by tools.cost --all; give another file") from None
+    return {name: row for name, row in rows.items() if row.batch == batch}
 
 
 def _write(path: Path | None, rows: Mapping[str, Cost]) -> None:

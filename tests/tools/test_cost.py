@@ -115,6 +115,14 @@ def test_the_table_of_all_goes_on(tmp_path, monkeypatch, capsys):
     assert list(cost._known(tmp_path / "cost.json", 2)) == []
 
 
+@pytest.mark.parametrize("content", ["[]", "no JSON", '{"recipes": {"a.yaml": {"other": 1}}}'])
+def test_another_file_is_not_overwritten(tmp_path, capsys, content):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    assert cost.main(["--all", "--no_time", "--device", "cpu", "--out", str(path)]) == 2
+    assert str(path) in capsys.readouterr().err and path.read_text() == content
+
+
 @pytest.mark.slow
 def test_each_recipe_of_the_table_has_a_process(tmp_path, monkeypatch):
     recipes = ["fine-tuning/point-m2ae/debug.yaml", "debug/point-mae.yaml"]
