@@ -117,8 +117,17 @@ def turn_up(points: Tensor, axis: str, to: str = "y") -> Tensor:
 
 
 def _checked(who: str, points: Tensor) -> Tensor:
+    if not isinstance(points, Tensor):
+        raise ValueError(f"{who}: points must be a tensor, got {type(points).__name__}; convert it by torch.as_tensor")
     if points.dim() != 3 or points.shape[2] != 3 or not points.is_floating_point() or not points.shape[1]:
         raise ValueError(
             f"{who}: points must be (B, N, 3) of floating point with N > 0, got {tuple(points.shape)} {points.dtype}"
+        )
+    broken = (~points.isfinite()).any(dim=2).sum(dim=1)  # (B,)
+    if broken.any():
+        first = int(broken.argmax())
+        raise ValueError(
+            f"{who}: cloud {first} holds {int(broken[first])} points that are not finite, as depth cameras write; leave them out: "
+            "cloud[cloud.isfinite().all(dim=-1)]"
         )
     return points

@@ -109,6 +109,8 @@ def test_the_command_explains_itself(capsys):
     assert capsys.readouterr().out == f"m2ae {__version__}\n"
     assert cli.main(["pretrian"]) == 2
     assert "did you mean pretrain?" in capsys.readouterr().err
+    assert cli.main(["frobnicate"]) == 2
+    assert capsys.readouterr().err == "error: m2ae frobnicate: is no command; m2ae --help lists them\n"
 
 
 @pytest.mark.parametrize("name", ["pretrain", "svm", "segment"])

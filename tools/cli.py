@@ -140,7 +140,9 @@ def _run(name: str, *flags: str) -> int:
         print(completion(*flags))
         return 0
     if name not in COMMANDS:
-        raise UserError(f"m2ae {name}: is no command; {suggest(name, COMMANDS)} m2ae --help lists them")
+        close = suggest(name, COMMANDS)
+        hint = close if close.startswith("did you mean") else "m2ae --help lists them"
+        raise UserError(f"m2ae {name}: is no command; {hint}")
     command = COMMANDS[name]
     given = {flag.partition("=")[0] for flag in flags}
     added = () if given & {*command.instead, "--help", "-h"} else command.flags

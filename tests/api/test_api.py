@@ -200,3 +200,9 @@ def test_transforms_of_own_clouds():
         transforms.turn_up(points, "up")
     with pytest.raises(ValueError, match=r"centre: points must be \(B, N, 3\)"):
         transforms.centre(points[0])
+    with pytest.raises(ValueError, match=r"centre: .* got ndarray; convert it by torch\.as_tensor"):
+        transforms.scale(points.numpy())
+    two = points.repeat(2, 1, 1)
+    two[1, 2, 0] = two[1, 3] = torch.nan
+    with pytest.raises(ValueError, match="turn_up: cloud 1 holds 2 points that are not finite"):
+        transforms.Expected()(two)

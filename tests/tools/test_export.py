@@ -83,6 +83,7 @@ def test_a_safetensors_file_is_a_checkpoint(tmp_path, monkeypatch, capsys):
         (["--out", "a.pth", "--half"], "--half: is for safetensors, not for pth"),
         (["--out", "a.safetensors", "--clip", "c.pt"], "--clip: is for pth, not for safetensors"),
         (["--out", "nowhere/a.safetensors"], "the folder does not exist"),
+        (["--out", "a.onx"], "--out a.onx: ends in none of .pth, .safetensors, .onnx, .pt2; rename it"),
     ],
 )
 def test_safetensors_messages(tmp_path, monkeypatch, capsys, flags, remedy):

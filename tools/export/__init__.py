@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--ckpts", required=True, metavar="PTH", help="our checkpoint")
     add("--out", required=True, type=Path, metavar="FILE", help="file to write")
-    add("--to", choices=FORMATS, help="what to write (default: what the name of --out ends with, or pth)")
+    add("--to", choices=FORMATS, help="what to write (default: what the name of --out ends with)")
     add("--clip", metavar="FILE", help="pth, of a pre-trained I2P-MAE: OpenAI's archive or a published checkpoint")
     add("--half", action="store_true", help="safetensors: store matrices in half precision")
     add("--part", choices=("encoder", "classifier"), default="encoder", help="onnx, pt2: what of the model")
@@ -57,7 +57,9 @@ def _run(args: argparse.Namespace) -> None:
     from tools.weights.names import resolve
 
     known = {suffix: name for name, suffix in FORMATS.items()}
-    to = args.to or known.get(args.out.suffix, "pth")
+    to = args.to or known.get(args.out.suffix)
+    if to is None:
+        raise UserError(f"--out {args.out}: ends in none of {', '.join(known)}; rename it, or say what it is with --to")
     for flag, given, formats in (
         ("--clip", args.clip, ("pth",)),
         ("--half", args.half, ("safetensors",)),

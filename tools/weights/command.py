@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.weights.names import resolve
-from tools.weights.table import Entry, entries
+from tools.weights.table import MINI, Entry, entries
 from utils.errors import run_command
 from utils.log import console
 
@@ -63,7 +63,7 @@ def _list(args: argparse.Namespace) -> None:
 
     if args.json:
         print(as_json())
-    elif len(args.words) == 1 and args.words[0] in entries():
+    elif len(args.words) == 1 and args.words[0] in (*MINI, *entries()):
         print(in_full(args.words[0]))
     else:
         print(as_table(args.words))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,10 @@ def test_lists(server, capsys):
     out = capsys.readouterr().out
     assert "mini-point-mae" in out and "mini-point-m2ae" not in out and "toy" not in out
     assert main(["list", "toy"]) == 0 and "https://host.org/toy.pth" in capsys.readouterr().out
+    assert main(["list", "mini-point-mae"]) == 0
+    assert re.search(r"  place +\S+/mini-point-mae\.safetensors", capsys.readouterr().out)
+    assert main(["list", "point-mea"]) == 2
+    assert "point-mea: is in no name, method, task or system of the table; did you mean" in capsys.readouterr().err
     assert main(["list", "--json"]) == 0 and json.loads(capsys.readouterr().out)["toy"]["sha256"] == server.digest
 
 
