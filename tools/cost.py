@@ -129,12 +129,12 @@ def _run(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(args, name)}: is too few; give 2 clouds and 1 step at least")
     device = choose_device(args.device)
     timed = None if args.no_time else (args.batch, args.steps)
-    known, found = _known(args.out, args.batch if timed else None) if args.all else {}, {}
+    known, found = _known(args.out, args.set, args.batch if timed else None) if args.all else {}, {}
     with _processes(args.all and timed is not None) as compute:
         for recipe in all_recipes() if args.all else [args.config]:
             path = ROOT / "cfgs" / recipe if args.all else recipe
             found[recipe] = known.get(recipe) or compute(_of_recipe, path, args.set, device, timed)
-            _write(args.out, known | found)
+            _write(args.out, args.set, known | found)
             if args.all:
                 say(f"{recipe}: done")
     headers, rows = table(found)
@@ -147,11 +147,11 @@ def _run(args: argparse.Namespace) -> None:
         )
 
 
-def _known(path: Path | None, batch: int | None) -> dict[str, Cost]:
+def _known(path: Path | None, settings: Sequence[str], batch: int | None) -> dict[str, Cost]:
     """Return what a file of an earlier command has, of the recipes that were timed with as many clouds.
 
     Raises:
-        UserError: it is another file, which would be overwritten.
+        UserError: it is another file, or one of other settings, which would be overwritten.
     """
     if path is None or not path.is_file():
         return {}
@@ -160,14 +160,19 @@ def _known(path: Path | None, batch: int | None) -> dict[str, Cost]:
         rows = {name: Cost(**row) for name, row in content["recipes"].items()}
     except (AttributeError, KeyError, TypeError):
         raise UserError(f"--out {path}: was not written by tools.cost --all; give another file") from None
+    before = content.get("settings", [])
+    if before != list(settings):
+        given = " ".join(f"--set {setting}" for setting in before) or "without --set"
+        raise UserError(f"--out {path}: holds numbers of other settings ({given}); give another file")
     return {name: row for name, row in rows.items() if row.batch == batch}
 
 
-def _write(path: Path | None, rows: Mapping[str, Cost]) -> None:
+def _write(path: Path | None, settings: Sequence[str], rows: Mapping[str, Cost]) -> None:
     if path is None:
         return
     recipes = {name: asdict(row) for name, row in rows.items()}
-    content = {"unit": "GFLOPs a sample, two a multiply-add", "threads": torch.get_num_threads(), "recipes": recipes}
+    content = {"unit": "GFLOPs a sample, two a multiply-add", "threads": torch.get_num_threads()}
+    content |= {"settings": list(settings), "recipes": recipes}
     write_atomic(path, lambda file: file.write(f"{json.dumps(content, indent=1)}\n".encode()))
 
 

@@ -112,7 +112,10 @@ def test_the_table_of_all_goes_on(tmp_path, monkeypatch, capsys):
     flags = ["--all", "--no_time", "--device", "cpu", "--out", str(tmp_path / "cost.json")]
     assert cost.main(flags) == 2 and cost.main(flags) == 0 and counted == ["a.yaml", "b.yaml", "b.yaml"]
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert list(cost._known(tmp_path / "cost.json", 2)) == []
+    assert list(cost._known(tmp_path / "cost.json", [], 2)) == []
+    capsys.readouterr()
+    assert cost.main([*flags, "--set", "model.num_heads=2"]) == 2
+    assert "cost.json: holds numbers of other settings (without --set); give another file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "no JSON", '{"recipes": {"a.yaml": {"other": 1}}}'])
