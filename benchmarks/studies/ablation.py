@@ -11,17 +11,16 @@ open (the interval holds zero), or has the other one. `--score selected` of runs
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.studies.compare import write_study
 from tools.report.tables import FORMS
 from tools.statistics import compare_pairs, interval
 from tools.summary_table import HEADERS
 from tools.sweep_recipes import Row, read_rows
 from utils.errors import UserError, run_command
-from utils.files import write_atomic
 
 SCORES = ("last", "chosen", "selected", "best", "untrained", "minutes")
 PUBLISHED_BASE = 92.9
@@ -55,7 +54,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     study = {"score": HEADERS[args.score], "seeds": seeds, "rows": rows}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out, lambda file: file.write((json.dumps(study, indent=1) + "\n").encode()))
+    write_study(args.out, study)
     sys.stdout.write(table(rows, args.score))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from benchmarks.studies.compare import write_study
 from datasets import DATASETS
 from models import MODELS, build_model
 from tools.context import RunContext
@@ -51,8 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"{text}: expected NAME=FOLDER with runs in it, such as FOLDER/seed0/ckpt-last.pth")
         found[name] = summary([evaluate(run, published_C=args.published_C) for run in runs])
     study = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    text = json.dumps(study | {args.section: found}, indent=1) + "\n"
-    write_atomic(args.out, lambda file: file.write(text.encode()))
+    write_study(args.out, study | {args.section: found})
     print(table(found), end="")
 
 

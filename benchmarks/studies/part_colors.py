@@ -17,7 +17,6 @@ The same is done with the coordinates of the centres in place of features, and w
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.studies.compare import write_study
 from benchmarks.studies.frozen import spread
 from datasets import DATASETS, CloudSet, build_dataset
 from datasets.transforms import normalize_unit_sphere
@@ -34,7 +34,7 @@ from tools.look.capture import observe
 from tools.look.projection import principal_axes
 from tools.probes import logistic_probe
 from utils.config.load import saved_config
-from utils.files import read_checkpoint, write_atomic
+from utils.files import read_checkpoint
 from utils.seed import seed_everything
 
 POINTS = 1024
@@ -76,8 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
         for group, runs in groups.items():
             rows |= evaluate_group(group, runs, train, test)
         found[name] = rows
-    text = json.dumps(found, indent=1) + "\n"
-    write_atomic(args.out, lambda file: file.write(text.encode()))
+    write_study(args.out, found)
     print(table(found), end="")
 
 

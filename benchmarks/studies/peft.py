@@ -17,9 +17,10 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.studies.compare import write_study
 from tools.weights import resolve
 from utils import ROOT
-from utils.files import file_hash, write_atomic
+from utils.files import file_hash
 from utils.metrics_log import read_rows
 from utils.provenance import provenance
 
@@ -61,9 +62,8 @@ def main() -> None:
         "results": results,
         "made with": {name: value for name, value in provenance().items() if name != "Command"},
     }
-    text = json.dumps(known, indent=1) + "\n"
-    write_atomic(args.out, lambda file: file.write(text.encode()))
-    print(text)
+    write_study(args.out, known)
+    print(json.dumps(known, indent=1))
 
 
 def choose_rate(args: argparse.Namespace, kind: str) -> float:

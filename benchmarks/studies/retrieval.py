@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.studies.compare import write_study
 from datasets import DATASETS, build_dataset
 from models import MODELS, build_model
 from tools.context import RunContext
@@ -20,7 +21,7 @@ from tools.guides.inter_mae import PictureGuide, build
 from tools.retrieval import retrieval
 from tools.svm import LinearProbe
 from utils.config.load import saved_config
-from utils.files import read_checkpoint, write_atomic
+from utils.files import read_checkpoint
 from utils.seed import seed_everything
 
 
@@ -37,8 +38,7 @@ def main() -> None:
         name = f"{folder.parent.name}_{folder.name}"  # such as published_seed0
         found[name] = evaluate(folder, args.count, svm=args.svm)
         print(name, json.dumps(found[name]))
-    text = json.dumps(found, indent=1) + "\n"
-    write_atomic(args.out, lambda file: file.write(text.encode()))
+    write_study(args.out, found)
 
 
 def evaluate(folder: Path, count: int, *, svm: bool) -> dict:

@@ -9,16 +9,15 @@ Every run below the folders that was trained with `--held_out` and the published
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.studies.compare import write_study
 from tools.report.tables import FORMS
 from tools.statistics import interval
 from tools.summary_runs import Run, find_runs
 from utils.errors import UserError, run_command
-from utils.files import write_atomic
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +38,7 @@ def _run(folders: Sequence[Path], out: Path) -> None:
         )
     study = {folder: study_of(found) for folder, found in runs.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, lambda file: file.write((json.dumps(study, indent=1) + "\n").encode()))
+    write_study(out, study)
     sys.stdout.write(table(study))
 
 
