@@ -31,13 +31,17 @@ def group(points, about):
 
 
 def encode(path, points):
-    """Return the features (C,) of a cloud (N, 3), y up."""
+    """Return the features (C,) of a cloud (N, 3), y up, which is placed and thinned as in training."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["m2ae"])
+    if about["placing"] != "stored":
+        points = points - points.mean(0, dtype=np.float64)
     if about["placing"] == "sphere":
-        points = points - points.mean(0)
         points = points / np.linalg.norm(points, axis=1).max()
-    tensors = [tensor[None] for tensor in group(points.astype(np.float32), about)]
+    points = points.astype(np.float32)
+    if len(points) > about["points"]:
+        points = points[sample(points, about["points"], True)]
+    tensors = [tensor[None] for tensor in group(points, about)]
     return session.run(["features"], dict(zip(about["inputs"], tensors, strict=True)))[0][0]
 
 
