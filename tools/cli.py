@@ -140,8 +140,7 @@ def _run(name: str, *flags: str) -> int:
         print(completion(*flags))
         return 0
     if name not in COMMANDS:
-        close = suggest(name, COMMANDS)
-        hint = close if close.startswith("did you mean") else "m2ae --help lists them"
+        hint = suggest(name, COMMANDS, otherwise="m2ae --help lists them")
         raise UserError(f"m2ae {name}: is no command; {hint}")
     command = COMMANDS[name]
     given = {flag.partition("=")[0] for flag in flags}

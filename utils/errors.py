@@ -114,11 +114,11 @@ def printable(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def suggest(name: str, known: Iterable[str], *, what: str = "known") -> str:
-    """Return "did you mean ...?" with the close names, or the list of all `known` ones; for the end of a message."""
+def suggest(name: str, known: Iterable[str], *, what: str = "known", otherwise: str | None = None) -> str:
+    """Return "did you mean ...?" with the close names, else `otherwise` or the list of all `known` ones; for the end of a message."""
     known = sorted(str(entry) for entry in known)[:MOST_NAMES]
     by_lower = {entry.lower(): entry for entry in known}
     close = [by_lower[match] for match in difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"{what}: {', '.join(known) or 'none'}"
+    return otherwise or f"{what}: {', '.join(known) or 'none'}"

@@ -53,7 +53,6 @@ def _run(args: argparse.Namespace) -> None:
             f"{args.folder}: the base has not all seeds {args.seeds}; run python -m tools.sweep {args.folder} first"
         )
     study = {"score": HEADERS[args.score], "seeds": seeds, "rows": rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_study(args.out, study)
     sys.stdout.write(table(rows, args.score))
 

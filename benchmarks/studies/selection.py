@@ -37,7 +37,6 @@ def _run(folders: Sequence[Path], out: Path) -> None:
             f"{empty[0]}: has no run with both selections; train with --held_out 0.1 and --select best_test"
         )
     study = {folder: study_of(found) for folder, found in runs.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_study(out, study)
     sys.stdout.write(table(study))
 

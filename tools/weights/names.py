@@ -43,8 +43,7 @@ def entry_of(name: str) -> Entry:
         UserError: it is not in the table, with close names.
     """
     if name not in entries():
-        close = suggest(name, ["mini", *MINI, *entries()])
-        hint = close if close.startswith("did you mean") else "python -m tools.weights list names them"
+        hint = suggest(name, ["mini", *MINI, *entries()], otherwise="python -m tools.weights list names them")
         raise UserError(f"{name}: is neither a file nor the name of weights; {hint}")
     return entries()[name]
 

@@ -47,9 +47,8 @@ class Parser(argparse.ArgumentParser):
         if "." in name and equals:
             return f"{text}: is no flag; keys of the recipe are set with --set {name.lstrip('-')}={value}"
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
-        hint = suggest("--" + name.lstrip("-").replace("-", "_"), known)
-        close = hint if hint.startswith("did you mean") else f"{self.prog} --help lists the flags"
-        return f"{name}: is no flag; {close}"
+        wanted = "--" + name.lstrip("-").replace("-", "_")
+        return f"{name}: is no flag; {suggest(wanted, known, otherwise=f'{self.prog} --help lists the flags')}"
 
 
 def build_parser(prog: str | None = None) -> Parser:
