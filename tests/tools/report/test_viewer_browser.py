@@ -1,6 +1,7 @@
 """The viewer of the report's page in headless Chromium: it draws, turns, restores a link, and can be used by all."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -153,6 +154,10 @@ def test_on_a_phone(report, browser_page):
     cameras, top = page.evaluate(CAMERA), page.evaluate("scrollY")
     swipe(page, [[(x, y - 10 * step)] for step in range(12)])
     wait_until(page, f"scrollY > {top + 40}")  # another thread scrolls
+    before = None
+    while before != (now := page.evaluate("scrollY")):  # and goes on for a moment after the swipe
+        before = now
+        time.sleep(0.2)
     assert np.allclose(page.evaluate(CAMERA), cameras, atol=0.3)
     page.evaluate("(top) => scrollTo(0, top)", top)
     cameras = page.evaluate(CAMERA)
